@@ -1,0 +1,53 @@
+# fxtrace: `make demo` shows the main job, `make test` checks everything. Both set themselves up on a bare Python 3.11.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types stubs stubs-check pytest bench goldens clean
+
+demo: $(READY)
+	$(BIN)/fxtrace demo --out out
+
+test: lint types stubs-check pytest
+
+# One install, redone only when what is installed changes.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+pytest: $(READY)
+	$(BIN)/pytest
+
+STUBGEN = $(BIN)/python -m grpc_tools.protoc -I protos --python_out=$(1) --mypy_out=readable_stubs:$(1) \
+	$$(ls protos/fxtrace/v1/*.proto | sed 's,protos/,,') && \
+	$(BIN)/python -m grpc_tools.protoc -I protos --grpc_python_out=$(1) --mypy_grpc_out=$(1) fxtrace/v1/trace_service.proto
+
+# Regenerate the checked-in stubs from protos/.
+stubs: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH"; $(call STUBGEN,.)
+
+# The checked-in stubs are what protos/ gives, or this fails.
+stubs-check: $(READY)
+	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && PATH="$(CURDIR)/$(BIN):$$PATH" && $(call STUBGEN,"$$tmp") && \
+	diff -r -x __init__.py -x __pycache__ "$$tmp/fxtrace/v1" fxtrace/v1 && echo "stubs: up to date"
+
+# Measurements; the README's table is made of what this prints.
+bench: $(READY)
+	$(BIN)/python -m tests.benchmarks
+
+# Refresh the golden DOT sources after a wanted change of the pictures.
+goldens: $(READY)
+	$(BIN)/pytest tests/render --refresh-goldens
+
+clean:
+	rm -rf $(VENV) out

@@ -1,0 +1,217 @@
+"""Every error fxtrace raises on purpose.
+
+FxtraceError
+├── InvalidRequest                what was asked cannot be right; asking again will not help
+│   ├── ConfigurationError        a configuration field is unknown, or its value does not fit
+│   ├── InputError                an input tensor is unknown, or has a wrong dtype or shape
+│   ├── NameInvalid               a resource name or id is malformed
+│   ├── OptionInvalid             an option has a value outside its set or range
+│   ├── PageInvalid               a page size or page token is not usable
+│   ├── SliceInvalid              a slice is malformed or out of range
+│   └── ModelInvalid              a model file does not keep the model contract
+├── NotFound                      the request is well-formed, the thing it names does not exist
+│   ├── ModelNotFound
+│   ├── TraceNotFound
+│   ├── NodeNotFound              ... no such node, module or role in the graph
+│   ├── TensorNotFound
+│   └── SnapshotNotFound
+├── Unmet                         the thing exists, but its state does not allow what was asked
+│   ├── CaptureFailed             the model raised, or cannot be captured on the rung asked for
+│   ├── ValuesAbsent              the trace holds shapes only
+│   └── DependencyMissing         an optional package or program is not installed
+├── TooLarge                      the reply would pass a limit; ask for less, or stream
+├── Cancelled                     the caller gave up
+├── DeadlineExceeded              the caller's time ran out
+├── StoreDamaged                  stored data cannot be read back as it was written
+├── ServerUnavailable             no server answers at the address
+└── InternalError                 a defect in fxtrace
+
+Each class carries a machine-readable `reason`; each instance carries the dynamic values of its message in `metadata`
+and, where one field of the request is to blame, that field's path in `field`. The same class reaches the caller
+whether the work ran in this process or behind a server.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class FxtraceError(Exception):
+    """Base of every error fxtrace raises on purpose.
+
+    Args:
+        message: one sentence or two: what was expected, what came, where, and what to do.
+        field: path of the request field to blame, such as `configuration.d_model`; empty where there is none.
+        metadata: the message's dynamic values; each is kept as text.
+    """
+
+    reason: ClassVar[str] = "UNSPECIFIED"
+
+    def __init__(self, message: str, *, field: str = "", **metadata: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.metadata = {key: str(value) for key, value in metadata.items()}
+
+
+class InvalidRequest(FxtraceError):  # noqa: N818 - the tree reads better as plain words
+    """What was asked cannot be right."""
+
+    reason = "REQUEST_INVALID"
+
+
+class ConfigurationError(InvalidRequest):
+    """A configuration field is unknown, or its value does not fit."""
+
+    reason = "CONFIGURATION_INVALID"
+
+
+class InputError(InvalidRequest):
+    """An input tensor is unknown, or has a wrong dtype or shape."""
+
+    reason = "INPUT_INVALID"
+
+
+class NameInvalid(InvalidRequest):
+    """A resource name or id is malformed."""
+
+    reason = "NAME_INVALID"
+
+
+class OptionInvalid(InvalidRequest):
+    """An option has a value outside its set or range."""
+
+    reason = "OPTION_INVALID"
+
+
+class PageInvalid(InvalidRequest):
+    """A page size or page token is not usable."""
+
+    reason = "PAGE_INVALID"
+
+
+class SliceInvalid(InvalidRequest):
+    """A slice is malformed or out of range."""
+
+    reason = "SLICE_INVALID"
+
+
+class ModelInvalid(InvalidRequest):
+    """A model file does not keep the model contract."""
+
+    reason = "MODEL_INVALID"
+
+
+class NotFound(FxtraceError):  # noqa: N818
+    """The request is well-formed, the thing it names does not exist."""
+
+    reason = "NOT_FOUND"
+
+
+class ModelNotFound(NotFound):
+    """No model of that name."""
+
+    reason = "MODEL_NOT_FOUND"
+
+
+class TraceNotFound(NotFound):
+    """No trace of that id in the store."""
+
+    reason = "TRACE_NOT_FOUND"
+
+
+class NodeNotFound(NotFound):
+    """No such node, module or role in the graph."""
+
+    reason = "NODE_NOT_FOUND"
+
+
+class TensorNotFound(NotFound):
+    """No such tensor in the trace."""
+
+    reason = "TENSOR_NOT_FOUND"
+
+
+class SnapshotNotFound(NotFound):
+    """No snapshot of that number."""
+
+    reason = "SNAPSHOT_NOT_FOUND"
+
+
+class Unmet(FxtraceError):  # noqa: N818
+    """The thing exists, but its state does not allow what was asked."""
+
+    reason = "PRECONDITION_UNMET"
+
+
+class CaptureFailed(Unmet):
+    """The model raised, or cannot be captured on the rung asked for."""
+
+    reason = "CAPTURE_FAILED"
+
+
+class ValuesAbsent(Unmet):
+    """The trace holds shapes only."""
+
+    reason = "VALUES_ABSENT"
+
+
+class DependencyMissing(Unmet):
+    """An optional package or program is not installed."""
+
+    reason = "DEPENDENCY_MISSING"
+
+
+class TooLarge(FxtraceError):  # noqa: N818
+    """The reply would pass a limit; ask for less, or stream."""
+
+    reason = "TOO_LARGE"
+
+
+class Cancelled(FxtraceError):  # noqa: N818
+    """The caller gave up."""
+
+    reason = "CANCELLED"
+
+
+class DeadlineExceeded(FxtraceError):  # noqa: N818
+    """The caller's time ran out."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class StoreDamaged(FxtraceError):  # noqa: N818
+    """Stored data cannot be read back as it was written."""
+
+    reason = "STORE_DAMAGED"
+
+
+class ServerUnavailable(FxtraceError):  # noqa: N818
+    """No server answers at the address."""
+
+    reason = "SERVER_UNAVAILABLE"
+
+
+class InternalError(FxtraceError):
+    """A defect in fxtrace."""
+
+    reason = "INTERNAL"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known name most like `name`, or an empty string where none is near."""
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)), "")
+
+
+def unknown(what: str, name: str, known: Iterable[str], *, limit: int = 12) -> str:
+    """The message for a name that is not among `known`: the nearest one suggested, the known ones listed."""
+    names = list(known)
+    near = nearest(name, names)
+    listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+    return (
+        f"no {what} named '{name}'"
+        + (f"; did you mean '{near}'?" if near else "")
+        + (f" Known: {listed}." if names else f"; there is no {what} at all.")
+    )
