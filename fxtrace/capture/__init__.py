@@ -1,0 +1,5 @@
+"""Captures a module as a graph: picks the rung, runs it, and leaves the module as it was found."""
+
+from fxtrace.capture.capture import Capture, capture
+
+__all__ = ["Capture", "capture"]

@@ -1,0 +1,125 @@
+"""From a torch.fx graph, run once, to plain data."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from fxtrace.capture.kinds import function_kind, module_kind
+from fxtrace.graph import Arg, Graph, Module, Node, Parameter, Ref, SliceArg, Symbol, Value
+
+
+def to_graph(module: nn.Module, traced: fx.GraphModule, values: Mapping[fx.Node, tuple[Value, ...]]) -> Graph:
+    """The plain graph: one node for each of `traced`'s, with the leaves noted when it ran."""
+    nodes: dict[str, Node] = {}
+    for fx_node in traced.graph.nodes:
+        node = Node(
+            name=fx_node.name,
+            op=fx_node.op,
+            target=_target(fx_node),
+            kind="",
+            args=tuple(map(_arg, fx_node.args)) if fx_node.op != "placeholder" else (),
+            kwargs={name: _arg(value) for name, value in fx_node.kwargs.items()},
+            values=values[fx_node],
+            module=fx_node.meta["module"],
+            parameters=_parameters(module, fx_node),
+            source=fx_node.meta["source"],
+        )
+        nodes[node.name] = _with_kind(node, module, nodes)
+    return Graph(name=type(module).__name__, nodes=tuple(nodes.values()), modules=_modules(module))
+
+
+def _with_kind(node: Node, module: nn.Module, before: Mapping[str, Node]) -> Node:
+    match node.op:
+        case "placeholder":
+            kind = "input"
+        case "get_attr":
+            kind = "constant"
+        case "output":
+            kind = "output"
+        case _ if all(value.spec is None for value in node.values):
+            kind = "size"
+        case "call_module":
+            kind = module_kind(module.get_submodule(node.target))
+        case _:
+            kind = function_kind(node, before)
+    return Node(node.name, node.op, node.target, kind, *_rest(node))
+
+
+def _rest(node: Node) -> tuple[Any, ...]:
+    return (node.args, node.kwargs, node.values, node.module, node.parameters, node.source, node.roles)
+
+
+def _target(node: fx.Node) -> str:
+    if isinstance(node.target, str):
+        return node.target
+    return _function_name(node.target)
+
+
+def _function_name(function: Callable[..., Any]) -> str:
+    if getattr(operator, function.__name__, None) is function:
+        return f"operator.{function.__name__}"
+    for namespace in (torch, nn.functional):
+        if getattr(namespace, function.__name__, None) is function:
+            return f"{namespace.__name__}.{function.__name__}"
+    module = function.__module__ or ""
+    return f"{module}.{function.__qualname__}" if module and module != "builtins" else function.__qualname__
+
+
+def _arg(value: Any) -> Arg:
+    match value:
+        case fx.Node():
+            return Ref(value.name)
+        case None | bool() | int() | float() | str():
+            return value
+        case slice():
+            return SliceArg(_arg(value.start), _arg(value.stop), _arg(value.step))
+        case tuple() | list():
+            return tuple(map(_arg, value))
+        case dict():
+            return {str(key): _arg(item) for key, item in value.items()}
+        case _:
+            return Symbol("..." if value is ... else str(value))
+
+
+def _parameters(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
+    target = str(node.target)
+    if node.op == "get_attr":
+        return (target,)
+    if node.op == "call_module":
+        owned = module.get_submodule(target)
+        own = (*owned.named_parameters(), *owned.named_buffers())
+        return tuple(f"{target}.{name}" for name, _ in own)
+    return ()
+
+
+def _modules(root: nn.Module) -> tuple[Module, ...]:
+    first: dict[int, str] = {}
+    return tuple(
+        Module(path, type(module).__name__, _own_parameters(path, module, first))
+        for path, module in root.named_modules(remove_duplicate=False)
+    )
+
+
+def _own_parameters(path: str, module: nn.Module, first: dict[int, str]) -> tuple[Parameter, ...]:
+    found = []
+    for buffer, table in ((False, module._parameters), (True, module._buffers)):
+        for name, tensor in table.items():
+            if tensor is not None:
+                qualified = f"{path}.{name}" if path else name
+                owner = first.setdefault(id(tensor), qualified)
+                found.append(
+                    Parameter(
+                        name=qualified,
+                        shape=tuple(tensor.shape),
+                        dtype=str(tensor.dtype).removeprefix("torch."),
+                        trainable=tensor.requires_grad,
+                        buffer=buffer,
+                        same_as="" if owner == qualified else owner,
+                    )
+                )
+    return tuple(found)

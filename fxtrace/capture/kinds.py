@@ -1,0 +1,95 @@
+"""The kind of an op, from PyTorch's own names: modules by class, functions and methods by the name they share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from fxtrace.graph import Node, Ref
+
+_MODULES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
+    ((nn.Linear, nn.Bilinear), "linear"),
+    ((nn.Embedding, nn.EmbeddingBag), "embedding"),
+    ((nn.LayerNorm, nn.RMSNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.modules.batchnorm._NormBase), "norm"),
+    ((nn.Softmax,), "softmax"),
+    ((nn.MultiheadAttention,), "attention"),
+    ((nn.RNNBase, nn.RNNCellBase), "recurrent"),
+    ((nn.modules.conv._ConvNd,), "convolution"),
+    ((nn.modules.dropout._DropoutNd,), "dropout"),
+    ((nn.Flatten, nn.Unflatten, nn.Identity, nn.PixelShuffle), "view"),
+)
+
+_FUNCTIONS: dict[str, str] = {
+    name: kind
+    for kind, names in {
+        "linear": "linear bilinear",
+        "embedding": "embedding embedding_bag",
+        "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot",
+        "attention": "scaled_dot_product_attention multi_head_attention_forward",
+        "softmax": "softmax",
+        "norm": "layer_norm rms_norm group_norm batch_norm instance_norm normalize",
+        "activation": "relu relu6 gelu silu mish elu selu celu leaky_relu prelu glu sigmoid tanh hardswish hardtanh "
+        "hardsigmoid softplus softsign logsigmoid",
+        "dropout": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout",
+        "add": "add iadd",
+        "sub": "sub subtract isub rsub",
+        "mul": "mul multiply imul",
+        "div": "div divide truediv itruediv true_divide",
+        "mask": "masked_fill where",
+        "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
+        "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
+        "detach roll flip alias identity",
+        "join": "cat concat concatenate stack hstack vstack dstack",
+        "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
+        "diagonal masked_select",
+        "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
+        "create": "arange zeros ones full empty rand randn eye linspace tensor zeros_like ones_like full_like "
+        "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like",
+        "cast": "to type type_as float half bfloat16 double long int bool cpu cuda",
+        "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
+        "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
+        "addcmul addcdiv lerp floor_divide floordiv remainder mod",
+    }.items()
+    for name in names.split()
+}
+
+
+def module_kind(module: nn.Module) -> str:
+    """The kind of a module that was not traced into."""
+    for classes, kind in _MODULES:
+        if isinstance(module, classes):
+            return kind
+    if type(module).__module__ == "torch.nn.modules.activation":
+        return "activation"
+    return "module"
+
+
+def function_kind(node: Node, before: Mapping[str, Node]) -> str:
+    """The kind of a function or method call, given the nodes before it.
+
+    In-place spellings (`add_`), operators (`__add__`) and functions of any namespace share one name. A matrix product
+    with a parameter is a `linear`, a parameter's rows chosen by a tensor of ids are an `embedding`.
+    """
+    if node.target == "getattr":
+        attribute = str(node.args[1]) if len(node.args) > 1 else ""
+        return _FUNCTIONS.get(attribute, "view" if attribute in ("T", "H", "mH") else "other")
+    name = node.target.rpartition(".")[2]
+    kind = _FUNCTIONS.get(name) or _FUNCTIONS.get(name.strip("_"), "other")
+    tensors = [before[name] for name in node.inputs if before[name].kind != "size"]
+    if kind == "matmul" and any(_is_parameter(each, before) for each in tensors):
+        return "linear"
+    if node.target == "operator.getitem" and len(node.args) > 1:
+        index = node.args[1]
+        by_ids = isinstance(index, Ref) and before[index.node].kind != "size"
+        if by_ids and tensors and _is_parameter(tensors[0], before):
+            return "embedding"
+    return kind
+
+
+def _is_parameter(node: Node, before: Mapping[str, Node]) -> bool:
+    """Whether a node is a parameter, seen through transposes and the like."""
+    while node.kind == "view" and node.inputs:
+        node = before[node.inputs[0]]
+    return node.kind == "constant"
