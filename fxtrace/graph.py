@@ -270,6 +270,11 @@ class Graph:
         return {module.path: module for module in self.modules}
 
     @cached_property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Parameters and buffers of all modules, by qualified name."""
+        return {parameter.name: parameter for module in self.modules for parameter in module.parameters}
+
+    @cached_property
     def by_role(self) -> Mapping[str, Node]:
         """Nodes by role name. A role belongs to one node; a node may have several roles."""
         return {str(role): node for node in self.nodes for role in node.roles}
