@@ -1,5 +1,5 @@
 """Captures a module as a graph: picks the rung, runs it, and leaves the module as it was found."""
 
-from fxtrace.capture.capture import Capture, capture
+from fxtrace.capture.capture import Capture, capture, model_errors
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "capture", "model_errors"]

@@ -84,11 +84,11 @@ def capture(
         eager: object = None
         if values:
             report(Progress("run"))
-            with _model_errors("the model raised"):
+            with model_errors("the model raised"):
                 eager = module(**_copies(inputs))
             rewind()
         report(Progress("capture"))
-        with _model_errors("symbolic tracing cannot follow this model"):
+        with model_errors("symbolic tracing cannot follow this model"):
             traced = trace_symbolically(module, tuple(inputs))
         rewind()
 
@@ -106,7 +106,7 @@ def capture(
         if not values:
             mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
             given = {name: fake.from_tensor(tensor) for name, tensor in given.items()}
-        with _model_errors("the captured graph raised"), mode:
+        with model_errors("the captured graph raised"), mode:
             result = interpreter.run(*(given[name] for name in placeholders))
         graph = to_graph(module, traced, interpreter.values)
     return Capture(
@@ -159,8 +159,12 @@ def _check_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
 
 
 @contextmanager
-def _model_errors(what: str) -> Iterator[None]:
-    """Reports an exception of the user's code with the user's line; fxtrace's own pass through."""
+def model_errors(what: str) -> Iterator[None]:
+    """Reports an exception of the user's code with the user's line; fxtrace's own pass through.
+
+    Raises:
+        CaptureFailed: in place of any exception that is not an `FxtraceError`; `what` begins its message.
+    """
     try:
         yield
     except FxtraceError:
