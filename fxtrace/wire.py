@@ -1,0 +1,344 @@
+"""The only conversion between fxtrace's plain data and the messages of `fxtrace.v1`, both ways.
+
+`encode_x` makes a message and `decode_x` gives an equal value back. Most of them are `fxtrace.records.Record`s, which
+need nothing but the two classes. Absent stays absent (None), empty stays empty. The rest is met here, once:
+
+* `google.protobuf.Struct` holds every number as a double. Integers within ±2**53 come back as integers; greater ones
+  are refused rather than changed. Its maps keep no order, so keys come back sorted.
+* `Argument.int_value` has 64 bits. A greater integer becomes a symbol with the same digits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import cast
+
+from google.protobuf.empty_pb2 import Empty
+from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fxtrace.errors import ConfigurationError, InputError, NameInvalid, OptionInvalid
+from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg, Snapshot, Symbol, TensorSpec
+from fxtrace.records import Codec, Record, enum_codec
+from fxtrace.trace import (
+    IMAGE_FORMATS,
+    RUNGS,
+    Json,
+    ModelInfo,
+    Progress,
+    RenderOptions,
+    Rung,
+    TensorData,
+    Trace,
+    TraceRequest,
+)
+from fxtrace.v1 import graph_pb2 as pb
+from fxtrace.v1 import trace_service_pb2 as rpc
+
+_TRACE_NAME = re.compile(r"traces/([0-9a-f]{32})")
+_MODEL_NAME = re.compile(r"models/([^/\s]+)(?<!\.py)")  # never a path: a server runs no file that a request names
+_EXACT = 2**53  # a double holds every integer up to here
+
+
+def trace_name(trace_id: str) -> str:
+    """A trace's resource name: `traces/{id}`."""
+    return f"traces/{trace_id}"
+
+
+def model_name(model: str) -> str:
+    """A model's resource name: `models/{name}`."""
+    return f"models/{model}"
+
+
+def parse_trace_name(name: str, field: str) -> str:
+    """The id in `traces/{id}`.
+
+    Raises:
+        NameInvalid: it has another form; the request's `field` is blamed.
+    """
+    return _parse_name(_TRACE_NAME, name, field, "'traces/' and 32 lowercase hexadecimal digits")
+
+
+def parse_model_name(name: str, field: str) -> str:
+    """The model's name in `models/{name}`.
+
+    Raises:
+        NameInvalid: it has another form, or is a file's; the request's `field` is blamed.
+    """
+    return _parse_name(_MODEL_NAME, name, field, "'models/' and the name of a model on offer (not a file)")
+
+
+def _parse_name(form: re.Pattern[str], name: str, field: str, expected: str) -> str:
+    match = form.fullmatch(name)
+    if match is None:
+        raise NameInvalid(f"{field}: expected {expected}; got '{name}'", field=field, name=name)
+    return match[1]
+
+
+def encode_json(value: Json, field: str) -> Value:
+    """A JSON value.
+
+    Raises:
+        ConfigurationError: it is no JSON, or an integer that a double does not hold exactly.
+    """
+    match value:
+        case None:
+            return Value(null_value=NullValue.NULL_VALUE)
+        case bool():
+            return Value(bool_value=value)
+        case int() if abs(value) > _EXACT:
+            raise ConfigurationError(
+                f"{field}: expected an integer within ±2**53, which a JSON number holds exactly; got {value}",
+                field=field,
+                value=value,
+            )
+        case int() | float():
+            return Value(number_value=value)
+        case str():
+            return Value(string_value=value)
+        case list():
+            items = (encode_json(item, f"{field}.{i}") for i, item in enumerate(value))
+            return Value(list_value=ListValue(values=items))
+        case dict():
+            return Value(struct_value=encode_struct(value, field))
+    raise ConfigurationError(
+        f"{field}: expected a JSON value (null, a bool, a number, text, a list or an object); "
+        f"got {type(value).__name__}",
+        field=field,
+    )
+
+
+def encode_struct(values: Mapping[str, Json], field: str) -> Struct:
+    """A JSON object; see `encode_json`."""
+    return Struct(fields={key: encode_json(value, f"{field}.{key}") for key, value in values.items()})
+
+
+def decode_json(value: Value) -> Json:
+    """The JSON value; a whole number that a double holds exactly is an integer."""
+    match value.WhichOneof("kind"):
+        case "bool_value":
+            return value.bool_value
+        case "number_value":
+            number = value.number_value
+            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+        case "string_value":
+            return value.string_value
+        case "list_value":
+            return [decode_json(item) for item in value.list_value.values]
+        case "struct_value":
+            return decode_struct(value.struct_value)
+        case _:
+            return None
+
+
+def decode_struct(values: Struct) -> dict[str, Json]:
+    """The JSON object, its keys sorted."""
+    return {key: decode_json(values.fields[key]) for key in sorted(values.fields)}
+
+
+def encode_argument(arg: Arg) -> pb.Argument:
+    """An argument of a call."""
+    match arg:
+        case None:
+            return pb.Argument(none=Empty())
+        case bool():
+            return pb.Argument(bool_value=arg)
+        case int() if -(2**63) <= arg < 2**63:
+            return pb.Argument(int_value=arg)
+        case int():
+            return pb.Argument(symbol=str(arg))
+        case float():
+            return pb.Argument(double_value=arg)
+        case str():
+            return pb.Argument(string_value=arg)
+        case Ref(node):
+            return pb.Argument(node=node)
+        case Symbol(text):
+            return pb.Argument(symbol=text)
+        case SliceArg(start, stop, step):
+            return pb.Argument(slice=pb.ArgumentList(items=map(encode_argument, (start, stop, step))))
+        case tuple():
+            return pb.Argument(list=pb.ArgumentList(items=map(encode_argument, arg)))
+        case dict():
+            return pb.Argument(map=pb.ArgumentMap(entries=_encode_named(arg)))
+
+
+def decode_argument(arg: pb.Argument) -> Arg:
+    """An argument of a call."""
+    match kind := arg.WhichOneof("kind"):
+        case None:
+            return Symbol("?")  # of a kind that only a newer server knows
+        case "none":
+            return None
+        case "node":
+            return Ref(arg.node)
+        case "symbol":
+            return Symbol(arg.symbol)
+        case "list":
+            return tuple(map(decode_argument, arg.list.items))
+        case "map":
+            return _decode_named(arg.map.entries)
+        case "slice":
+            return SliceArg(*map(decode_argument, arg.slice.items))
+        case _:
+            return cast(bool | int | float | str, getattr(arg, kind))
+
+
+def _encode_named(args: Mapping[str, Arg]) -> list[pb.NamedArgument]:
+    return [pb.NamedArgument(name=name, value=encode_argument(arg)) for name, arg in args.items()]
+
+
+def _decode_named(entries: Iterable[pb.NamedArgument]) -> dict[str, Arg]:
+    return {entry.name: decode_argument(entry.value) for entry in entries}
+
+
+def _encode_time(time: datetime) -> Timestamp:
+    stamp = Timestamp()
+    stamp.FromDatetime(time)
+    return stamp
+
+
+_BY_TYPE = {
+    "fxtrace.v1.Argument": Codec(encode_argument, decode_argument),
+    "fxtrace.v1.NamedArgument": Codec(_encode_named, _decode_named, whole=True),
+    "google.protobuf.Struct": Codec(lambda values: encode_struct(values, "configuration"), decode_struct),
+    "google.protobuf.Value": Codec(lambda value: encode_json(value, "default"), decode_json, whole=True),
+    "google.protobuf.Timestamp": Codec(_encode_time, lambda stamp: stamp.ToDatetime(UTC)),
+}
+_MODEL_NAME_CODEC = Codec(model_name, lambda name: name.removeprefix("models/"))
+
+_GRAPH = Record(Graph, pb.Graph, _BY_TYPE)
+_MODEL = Record(
+    ModelInfo,
+    rpc.Model,
+    _BY_TYPE,
+    name=("name", _MODEL_NAME_CODEC),
+    schema=("schema", Codec(lambda values: encode_struct(values, "schema"), decode_struct)),
+)
+_PROGRESS = Record(Progress, rpc.Progress, _BY_TYPE)
+_RENDER_OPTIONS = Record(
+    RenderOptions,
+    rpc.RenderOptions,
+    _BY_TYPE,
+    path="options.",
+    fold_layers=("unfold_layers", Codec(lambda fold: not fold, lambda unfold: not unfold)),
+)
+_SNAPSHOT = Record(Snapshot, pb.Snapshot, _BY_TYPE)
+_SPEC = Record(TensorSpec, pb.TensorSpec, _BY_TYPE)
+_TENSOR = Record(TensorData, rpc.TensorData, _BY_TYPE)
+_TRACE = Record(
+    Trace,
+    rpc.Trace,
+    _BY_TYPE,
+    id=("name", Codec(trace_name, lambda name: name.removeprefix("traces/"))),
+    model=("model", _MODEL_NAME_CODEC),
+    created=("create_time", _BY_TYPE["google.protobuf.Timestamp"]),
+)
+_IMAGE_FORMAT = enum_codec(rpc.ImageFormat.DESCRIPTOR, IMAGE_FORMATS, default="svg", field="format")
+_RUNG = enum_codec(rpc.Rung.DESCRIPTOR, RUNGS, default="", field="rung")
+
+encode_image_format, decode_image_format = _IMAGE_FORMAT.encode, _IMAGE_FORMAT.decode
+encode_model, decode_model = _MODEL.encode, _MODEL.decode
+encode_progress, decode_progress = _PROGRESS.encode, _PROGRESS.decode
+encode_render_options, decode_render_options = _RENDER_OPTIONS.encode, _RENDER_OPTIONS.decode
+encode_snapshot, decode_snapshot = _SNAPSHOT.encode, _SNAPSHOT.decode
+encode_spec, decode_spec = _SPEC.encode, _SPEC.decode
+encode_trace, decode_trace = _TRACE.encode, _TRACE.decode
+
+
+def encode_graph(graph: Graph, start: int = 0, stop: int | None = None, *, basic: bool = False) -> pb.Graph:
+    """The graph's nodes from `start` to `stop`; modules, dims and refusals go with the first.
+
+    `basic` leaves out arguments, users, parameters, source lines, and what showed the roles.
+    """
+    nodes = graph.nodes[start:stop]
+    page = replace(graph, nodes=tuple(map(_basic, nodes)) if basic else nodes)
+    message = _GRAPH.encode(page if start == 0 else replace(page, modules=(), dims=(), refusals=()))
+    for node, encoded in zip(nodes, message.nodes, strict=True):
+        for role, encoded_role in zip(node.roles, encoded.roles, strict=True):
+            encoded_role.name = str(role)
+        if not basic:
+            encoded.users.extend(graph.users[node.name])
+    return message
+
+
+def _basic(node: Node) -> Node:
+    roles = tuple(replace(role, evidence="", checks=()) for role in node.roles)
+    return replace(node, args=(), kwargs={}, parameters=(), source=None, roles=roles)
+
+
+def decode_graph(pages: Iterable[pb.Graph]) -> Graph:
+    """The graph whose pages these are, in order; at least one."""
+    first, *others = map(_GRAPH.decode, pages)
+    return (
+        replace(first, nodes=first.nodes + tuple(node for page in others for node in page.nodes)) if others else first
+    )
+
+
+def fit(value: int, bits: int, field: str) -> int:
+    """`value`, where a signed integer of so many bits holds it.
+
+    Raises:
+        OptionInvalid: it does not.
+    """
+    if not -(2 ** (bits - 1)) <= value < 2 ** (bits - 1):
+        raise OptionInvalid(f"{field}: expected an integer of at most {bits} bits; got {value}", field=field)
+    return value
+
+
+def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
+    """What is to be traced.
+
+    Raises:
+        ConfigurationError: a configuration value is no JSON, or an integer beyond ±2**53.
+        OptionInvalid: an unknown rung, or a seed or size beyond 64 bits.
+    """
+    given = [rpc.InputOverride(name=name, tensor=_TENSOR.encode(tensor)) for name, tensor in request.inputs.items()]
+    drawn = [
+        rpc.InputOverride(name=name, shape=rpc.InputShape(sizes=[fit(n, 64, f"input_shapes.{name}") for n in shape]))
+        for name, shape in request.input_shapes.items()
+    ]
+    return rpc.CreateTraceRequest(
+        model=model_name(request.model),
+        configuration=encode_struct(request.configuration, "configuration"),
+        inputs=given + drawn,
+        rung=_RUNG.encode(request.rung),
+        shapes_only=not request.values,
+        training=request.training,
+        seed=fit(request.seed, 64, "seed"),
+    )
+
+
+def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
+    """What is to be traced.
+
+    Raises:
+        NameInvalid: the model's name is not `models/{name}`.
+        InputError: an override has neither tensor nor shape, or an input has two of one kind.
+        OptionInvalid: an unknown rung.
+    """
+    inputs: dict[str, TensorData] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i, override in enumerate(request.inputs):
+        kind, name, field = override.WhichOneof("source"), override.name, f"inputs.{i}"
+        if kind is None:
+            raise InputError(f"{field}: input '{name}' has neither tensor nor shape", field=field, input=name)
+        if name in (inputs if kind == "tensor" else shapes):
+            raise InputError(f"{field}: input '{name}' is given twice", field=field, input=name)
+        if kind == "tensor":
+            inputs[name] = _TENSOR.decode(override.tensor)
+        else:
+            shapes[name] = tuple(override.shape.sizes)
+    return TraceRequest(
+        model=parse_model_name(request.model, "model"),
+        configuration=decode_struct(request.configuration),
+        inputs=inputs,
+        input_shapes=shapes,
+        rung=cast(Rung, _RUNG.decode(request.rung)),
+        values=not request.shapes_only,
+        training=request.training,
+        seed=request.seed,
+    )
