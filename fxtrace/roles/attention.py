@@ -1,0 +1,284 @@
+"""Finds attention: a softmax (or one fused call) between two products of computed tensors.
+
+    query ─▶ query heads ─┐
+                          ├─▶ product ─▶ scale ─▶ scores ─▶ mask ─▶ softmax = weights ─┐
+    key ───▶ key heads ───┘                                                            ├─▶ head outputs
+    value ─▶ value heads ──────────────────────────────────────────────────────────────┘   ─▶ concat ─▶ output
+
+(Vaswani et al. 2017, section 3.2.) Nothing here looks at the name of a module or a variable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from fxtrace.graph import Arg, Node, Ref
+from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
+
+Factor = tuple[str, float | str]
+"""A scaling: `mul` or `div`, and by what number or by which scalar node's value."""
+
+
+@dataclass
+class Attention:
+    """One attention, as far as its dataflow shows it. What could not be found is in `refused`, by part, with why."""
+
+    core: Node
+    """The softmax, or the fused call."""
+    fused: bool
+    heads: dict[str, Node] = field(default_factory=dict)
+    """`query_heads`, `key_heads`, `value_heads`: what enters the products, before scaling and transposing."""
+    projected: dict[str, Node] = field(default_factory=dict)
+    """`query`, `key`, `value`: what the projections give, before the split into heads."""
+    projections: dict[str, Node] = field(default_factory=dict)
+    """The parametrised op behind each of `query`, `key` and `value`."""
+    sources: dict[str, Node] = field(default_factory=dict)
+    """What each of those ops reads."""
+    scores: Node | None = None
+    mask: Node | None = None
+    mask_op: Node | None = None
+    weights: Node | None = None
+    head_outputs: Node | None = None
+    concat: Node | None = None
+    output: Node | None = None
+    factors: list[Factor] = field(default_factory=list)
+    """The scalings between the heads and the scores."""
+    causal_flag: bool = False
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """The way from the product to the softmax: scalings, then masks, in execution order."""
+
+    product: Node
+    scores: Node
+    factors: tuple[Factor, ...]
+    masks: tuple[tuple[Node, Node], ...]
+    """(the op that applies it, the mask)."""
+
+
+def find_attentions(flow: Flow) -> tuple[list[Attention], dict[str, str]]:
+    """Every attention in execution order, and for each softmax or fused call that is none, its name and why."""
+    found: list[Attention] = []
+    refused: dict[str, str] = {}
+    for node in flow.graph.nodes:
+        if node.kind == "softmax":
+            result = _explicit(flow, node)
+        elif node.kind == "attention":
+            result = _fused(flow, node)
+        else:
+            continue
+        if isinstance(result, str):
+            refused[node.name] = result
+        else:
+            _trace_heads(flow, result)
+            _trace_output(flow, result)
+            found.append(result)
+    return found, refused
+
+
+def _explicit(flow: Flow, softmax: Node) -> Attention | str:
+    entry = flow.data_input(softmax)
+    chain = _to_product(flow, entry) if entry is not None else None
+    if chain is None:
+        return "no product of two computed tensors leads to this softmax through scalings and masks alone"
+    path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
+    operands = product_operands(path[-1]) if path else None
+    if path is None or operands is None or operands[0] != path[-2].name:
+        return "no product has this softmax's output as its left factor"
+    if len(chain.masks) > 1:
+        return "more than one mask or bias is applied to the scores"
+    left, right = product_operands(chain.product) or ("", "")
+    attention = Attention(softmax, fused=False, weights=softmax, head_outputs=path[-1], scores=chain.scores)
+    if chain.masks:
+        attention.mask_op, attention.mask = chain.masks[0]
+    by_name = flow.graph.by_name
+    query, query_factors = _unscaled(flow, by_name[left])
+    key, key_factors = _unscaled(flow, by_name[right])
+    untransposed = _untransposed(flow, key, explicit_sum=chain.product.target.endswith("einsum"))
+    if untransposed is None:
+        attention.refused["key_heads"] = (
+            f"'{key.name}' lays the keys out transposed in one step: no tensor has them as length × d_head"
+        )
+        attention.heads["key"] = key
+    else:
+        key, more = _unscaled(flow, untransposed)
+        key_factors += more
+        attention.heads["key"] = key
+    attention.heads |= {"query": query, "value": by_name[operands[1]]}
+    attention.factors = [*query_factors, *key_factors, *chain.factors]
+    return attention
+
+
+def _fused(flow: Flow, call: Node) -> Attention | str:
+    if not call.target.endswith("scaled_dot_product_attention"):
+        return "the whole attention is one opaque call: what happens inside is not in this graph"
+    names = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal", "scale")
+    given: dict[str, Arg] = dict(zip(names, call.args, strict=False)) | call.kwargs
+    nodes = {name: flow.graph.by_name[arg.node] for name, arg in given.items() if isinstance(arg, Ref)}
+    if not {"query", "key", "value"} <= nodes.keys():
+        return "its query, key and value are not all tensors of this graph"
+    attention = Attention(call, fused=True, head_outputs=call, mask=nodes.get("attn_mask"), mask_op=call)
+    if attention.mask is None:
+        attention.mask_op = None
+    attention.heads = {part: nodes[part] for part in ("query", "key", "value")}
+    attention.causal_flag = given.get("is_causal") is True
+    scale, width = given.get("scale"), shape_of(nodes["query"])
+    if isinstance(scale, int | float):
+        attention.factors = [("mul", float(scale))]
+    elif width is not None:
+        attention.factors = [("mul", width[-1] ** -0.5)]
+    kernel = f"'{call.name}' is one fused kernel: "
+    attention.refused["scores"] = kernel + "no tensor of the graph holds the scores"
+    attention.refused["weights"] = kernel + "no tensor of the graph holds the weights"
+    attention.refused["masked_scores"] = attention.refused["scores"]
+    if attention.causal_flag and attention.mask is None:
+        attention.refused["mask"] = kernel + "its causal mask is a flag, not a tensor"
+    return attention
+
+
+def product_operands(node: Node) -> tuple[str, str] | None:
+    """Names of the left and the right factor of a matrix product."""
+    args = [arg.node for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Ref)]
+    if node.target.rpartition(".")[2] in ("baddbmm", "addbmm", "addmm"):
+        args = args[1:]
+    return (args[0], args[1]) if len(args) == 2 else None
+
+
+def _to_product(flow: Flow, node: Node) -> _Chain | None:
+    """Follows the scores back from a softmax's input to the product they come from."""
+    if node.kind == "matmul":
+        operands = product_operands(node)
+        both = operands is not None and all(flow.computed(flow.graph.by_name[name]) for name in operands)
+        return _Chain(node, node, (), ()) if both else None
+    inputs = [each for each in flow.inputs(node) if each.spec is not None]
+    if node.kind in MOVES and inputs:
+        chain = _to_product(flow, inputs[0])
+        return chain and _extend(chain, node)
+    factor = scaling(flow, node)
+    if factor is not None:
+        chain = _to_product(flow, factor[0])
+        return chain and _extend(chain, node, factor=factor[1])
+    if node.kind == "add" and len(inputs) == 2:
+        chains = [(_to_product(flow, each), other) for each, other in (inputs, reversed(inputs))]
+        ways = [(chain, other) for chain, other in chains if chain is not None]
+        return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
+    if node.kind == "mask" and len(inputs) >= 2:
+        # masked_fill(scores, mask, value) and where(mask, scores, value) name the scores first and second.
+        scores, mask = (
+            (inputs[0], inputs[1]) if node.target.endswith(("masked_fill", "masked_fill_")) else inputs[1::-1]
+        )
+        chain = _to_product(flow, scores)
+        return chain and _extend(chain, node, mask=mask)
+    return None
+
+
+def _extend(chain: _Chain, node: Node, *, factor: Factor | None = None, mask: Node | None = None) -> _Chain:
+    if mask is not None:
+        return _Chain(chain.product, chain.scores, chain.factors, (*chain.masks, (node, mask)))
+    if chain.masks:
+        return chain  # the scores are what there is before the first mask
+    return _Chain(chain.product, node, (*chain.factors, factor) if factor else chain.factors, ())
+
+
+def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
+    """(what is scaled, by what) where a node multiplies or divides a tensor by a number or a constant scalar."""
+    if node.kind not in ("mul", "div") or len(node.args) != 2:
+        return None
+    left, right = node.args
+    for tensor, other in ((left, right), (right, left)):
+        if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
+            continue
+        base = flow.graph.by_name[tensor.node]
+        if not flow.computed(base):
+            continue
+        if isinstance(other, int | float) and not isinstance(other, bool):
+            return base, (node.kind, float(other))
+        if isinstance(other, Ref) and not flow.computed(flow.graph.by_name[other.node]):
+            constant = flow.graph.by_name[other.node]
+            if constant.kind == "size":
+                return base, (node.kind, float(constant.values[0].text))
+            if numel(constant) == 1:
+                return base, (node.kind, constant.name)
+    return None
+
+
+def _unscaled(flow: Flow, node: Node) -> tuple[Node, list[Factor]]:
+    factors: list[Factor] = []
+    while (found := scaling(flow, node)) is not None:
+        node, factor = found
+        factors.insert(0, factor)
+    return node, factors
+
+
+def _untransposed(flow: Flow, node: Node, *, explicit_sum: bool) -> Node | None:
+    """What a factor was before its last two dimensions were swapped; None where no such tensor exists."""
+    if explicit_sum:  # an einsum swaps in its equation
+        return node
+    before = flow.data_input(node)
+    rank = len(shape_of(node) or ())
+    if node.kind != "view" or before is None or len(shape_of(before) or ()) != rank:
+        return None
+    name = node.target.rpartition(".")[2]
+    dims = [arg % rank for arg in node.args[1:] if isinstance(arg, int)]
+    if name in ("transpose", "swapaxes", "swapdims") and sorted(dims) == [rank - 2, rank - 1]:
+        return before
+    if name in ("mT", "adjoint") or (name == "getattr" and "mT" in node.args) or (name in ("t", "T") and rank == 2):
+        return before
+    order = node.args[1] if name == "permute" and len(node.args) == 2 else tuple(dims)
+    if name == "permute" and isinstance(order, tuple):
+        swapped = (*range(rank - 2), rank - 1, rank - 2)
+        if tuple(d % rank for d in order if isinstance(d, int)) == swapped:
+            return before
+    return None
+
+
+def _trace_heads(flow: Flow, attention: Attention) -> None:
+    """From each factor back to its projection."""
+    for part, heads in list(attention.heads.items()):
+        linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS)
+        if len(linears) != 1 or not complete:
+            attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
+                f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
+            )
+            continue
+        linear = linears[0]
+        attention.projections[part] = linear
+        source = flow.data_input(linear)
+        if source is not None:
+            attention.sources[part] = source
+        projected = _before_split(flow, linear, heads)
+        if projected is None:
+            attention.refused[part] = (
+                f"it is a part of '{linear.name}', cut out after the split into heads: no tensor holds it alone before"
+            )
+        else:
+            attention.projected[part] = projected
+        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()):
+            attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
+
+
+def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
+    """The first tensor from the projection on that holds just these heads, not yet split."""
+    rank, size = len(shape_of(linear) or ()), numel(heads)
+    for node in flow.path_back(heads, linear):
+        if numel(node) == size and len(shape_of(node) or ()) == rank:
+            return node
+    return None
+
+
+def _trace_output(flow: Flow, attention: Attention) -> None:
+    """From the heads' outputs forward to the output projection."""
+    assert attention.head_outputs is not None
+    path = flow.forward(attention.head_outputs, MOVES, lambda user: user.kind in PROJECTIONS)
+    if path is None:
+        attention.refused["concat"] = "no projection follows the heads' outputs"
+        attention.refused["output"] = attention.refused["concat"]
+        return
+    attention.concat, attention.output = path[-2], path[-1]
+    if attention.concat is attention.head_outputs:
+        attention.refused["concat"] = (
+            f"'{attention.concat.name}' is projected as it is: there are no heads to concatenate"
+        )
+        attention.concat = None

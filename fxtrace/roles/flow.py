@@ -1,0 +1,151 @@
+"""Dataflow over a graph: who feeds whom, which model inputs a value depends on, and walks back and forth.
+
+Size arithmetic is left out: a reshape is fed by the tensor it reshapes, not by the integers that say how.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+
+from fxtrace.graph import Graph, Node
+
+# Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
+MOVES = frozenset({"view", "select", "cast", "dropout"})
+# Ops between a projection and the tensor that enters a matrix product: rotations, scalings, norms of query and key.
+ADJUSTS = MOVES | {"add", "sub", "mul", "div", "join", "elementwise", "norm"}
+# Ops with parameters that mix features: where a projection ends.
+PROJECTIONS = frozenset({"linear", "convolution"})
+
+
+class Flow:
+    """A graph's dataflow.
+
+    `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.index = {node.name: i for i, node in enumerate(graph.nodes)}
+        self._inputs: dict[str, tuple[Node, ...]] = {}
+        self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
+        self.inputs_of: dict[str, int] = {}
+        bit = 1
+        for node in graph.nodes:
+            inputs = tuple(graph.by_name[name] for name in node.inputs)
+            self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
+            depends = 0
+            for each in self._inputs[node.name]:
+                self._users[each.name].append(node)
+                depends |= self.inputs_of[each.name]
+            if node.kind == "input":
+                depends, bit = bit, bit << 1
+            self.inputs_of[node.name] = depends
+
+    def inputs(self, node: Node) -> tuple[Node, ...]:
+        """The nodes whose tensors a node reads, in the order of its arguments."""
+        return self._inputs[node.name]
+
+    def users(self, node: Node) -> tuple[Node, ...]:
+        """The nodes that read a node's tensor, in execution order; size queries are left out."""
+        return tuple(user for user in self._users[node.name] if user.kind != "size")
+
+    def computed(self, node: Node) -> bool:
+        """Whether a value depends on the model's inputs, rather than on parameters and constants alone."""
+        return self.inputs_of[node.name] != 0
+
+    def data_input(self, node: Node) -> Node | None:
+        """The first input that depends on the model's inputs."""
+        return next((each for each in self.inputs(node) if self.computed(each)), None)
+
+    def back(self, node: Node, through: Collection[str]) -> Iterator[Node]:
+        """The node, then its data input, and so on back, as long as the node left behind is of a kind in `through`."""
+        here: Node | None = node
+        while here is not None:
+            yield here
+            here = self.data_input(here) if here.kind in through else None
+
+    def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
+        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
+
+        Returns them in execution order, and whether every path ended at one (constants end a path too).
+        """
+        found: dict[str, Node] = {}
+        complete = True
+        seen: set[str] = set()
+        stack = [node]
+        while stack:
+            here = stack.pop()
+            if here.name in seen or not self.computed(here):
+                continue
+            seen.add(here.name)
+            if here.kind in stop:
+                found[here.name] = here
+            elif here.kind in through:
+                stack.extend(self.inputs(here))
+            else:
+                complete = False
+        return sorted(found.values(), key=lambda each: self.index[each.name]), complete
+
+    def forward(self, node: Node, through: Collection[str], stop: Callable[[Node], bool]) -> list[Node] | None:
+        """The shortest path of users from a node to one that `stop` accepts, both ends included, or None.
+
+        Only nodes of a kind in `through` are passed.
+        """
+        paths = [[node]]
+        seen = {node.name}
+        while paths:
+            path = paths.pop(0)
+            for user in self.users(path[-1]):
+                if stop(user):
+                    return [*path, user]
+                if user.kind in through and user.name not in seen:
+                    seen.add(user.name)
+                    paths.append([*path, user])
+        return None
+
+    def path_back(self, node: Node, to: Node) -> list[Node]:
+        """A shortest path of inputs from `to` forward to `node`, both included; empty where there is none."""
+        first = self.index[to.name]
+        paths = [[node]]
+        seen = {node.name}
+        while paths:
+            path = paths.pop(0)
+            if path[0].name == to.name:
+                return path
+            for each in self.inputs(path[0]):
+                if each.name not in seen and self.index[each.name] >= first:
+                    seen.add(each.name)
+                    paths.append([each, *path])
+        return []
+
+    def is_ancestor(self, ancestor: Node, node: Node) -> bool:
+        """Whether a node's value depends on another's. Every value depends on itself."""
+        return bool(self.path_back(node, ancestor))
+
+    def ancestors(self, node: Node) -> Iterator[Node]:
+        """Every node that a value depends on, the nearest first."""
+        seen = {node.name}
+        queue = [node]
+        while queue:
+            here = queue.pop(0)
+            for each in self.inputs(here):
+                if each.name not in seen:
+                    seen.add(each.name)
+                    queue.append(each)
+                    yield each
+
+
+def shape_of(node: Node) -> tuple[int, ...] | None:
+    """The shape of a node's tensor; None where it returns no tensor, or several."""
+    return node.spec.shape if node.spec is not None else None
+
+
+def numel(node: Node) -> int | None:
+    """The number of elements of a node's tensor; None where it returns no tensor, or several."""
+    shape = shape_of(node)
+    if shape is None:
+        return None
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,339 @@
+"""The identities that make a role true, tried on the captured values.
+
+Each function gives a `Check`. What is compared was computed twice, by the model and here from other captured values, so
+a difference of a few rounding steps is allowed and anything more is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from fxtrace.graph import Check, Node, Ref
+from fxtrace.roles.attention import Attention, Factor, product_operands
+
+# Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
+_STEPS = 64
+
+
+class Unavailable(Exception):  # noqa: N818 - not an error: the identity is not tried
+    """A value that an identity needs is not there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """The captured values by node name, and the module's state by parameter name."""
+
+    captured: Mapping[str, Tensor]
+    state: Mapping[str, Tensor]
+
+    def __call__(self, node: Node) -> Tensor:
+        """A node's tensor.
+
+        Raises:
+            Unavailable: it was not captured.
+        """
+        tensor = self.captured.get(node.name)
+        if tensor is None and node.kind == "constant":
+            tensor = self.state.get(node.target)
+        if tensor is None:
+            raise Unavailable("no values: shapes only")
+        return tensor
+
+    def table(self, name: str) -> Tensor:
+        """A parameter of the module.
+
+        Raises:
+            Unavailable: it is not among the module's state.
+        """
+        tensor = self.state.get(name)
+        if tensor is None:
+            raise Unavailable(f"'{name}' is not among the module's state")
+        return tensor
+
+    def number(self, factor: str | float) -> float:
+        """The number that a scaling uses, which may be a scalar node's value."""
+        if not isinstance(factor, str):
+            return factor
+        tensor = self.captured.get(factor)
+        if tensor is None or tensor.numel() != 1:
+            raise Unavailable(f"the value of '{factor}' was not captured")
+        return float(tensor)
+
+
+def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+    try:
+        actual, expected = compute()
+    except Unavailable as reason:
+        return Check(name, statement, None, str(reason))
+    if actual.shape != expected.shape:
+        return Check(name, statement, False, f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}")
+    if not (actual.is_floating_point() and expected.is_floating_point()):
+        held = torch.equal(actual, expected)
+        return Check(name, statement, held, "equal" if held else "not equal")
+    coarsest = max(torch.finfo(actual.dtype).eps, torch.finfo(expected.dtype).eps)
+    actual, expected = actual.double(), expected.double()
+    finite = expected.isfinite()
+    same_elsewhere = torch.equal(finite, actual.isfinite()) and torch.equal(
+        actual[~finite].nan_to_num(), expected[~finite].nan_to_num()
+    )
+    scale = float(expected[finite].abs().max()) if bool(finite.any()) else 0.0
+    allowed = _STEPS * coarsest * max(scale, 1e-6)
+    difference = float((actual - expected)[finite].abs().max()) if bool(finite.any()) else 0.0
+    return Check(
+        name,
+        statement,
+        same_elsewhere and difference <= allowed,
+        f"largest difference {difference:.1e}, allowed {allowed:.1e}"
+        + ("" if same_elsewhere else "; infinities or NaNs in other places"),
+    )
+
+
+def equal(name: str, statement: str, value: Values, a: Node, b: Callable[[], Tensor]) -> Check:
+    """Whether a node's value is what `b` computes."""
+    return _compare(name, statement, lambda: (value(a), b()))
+
+
+def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
+    """Embeddings are the table's rows at the ids."""
+
+    def compute() -> tuple[Tensor, Tensor]:
+        rows = value.table(table)[value(ids)]
+        return value(found), rows.reshape(value(found).shape)
+
+    return _compare("lookup", "token_embeddings = table[tokens]", compute)
+
+
+def total(value: Values, a: Node, b: Node, result: Node, statement: str) -> Check:
+    """A sum of two tensors, the smaller one broadcast."""
+    return _compare("sum", statement, lambda: (value(result), value(a) + value(b)))
+
+
+def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
+    """A projection: y = x Wᵀ + b."""
+
+    def compute() -> tuple[Tensor, Tensor]:
+        weight, bias = _weight_and_bias(value, node)
+        return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
+
+    return _compare("linear", statement, compute)
+
+
+def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+    if node.op == "call_module":
+        weight, bias = value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
+        if weight is None or weight.dim() != 2:
+            raise Unavailable(f"'{node.target}' is not a linear map with a weight matrix")
+        return weight, bias
+    name = node.target.rpartition(".")[2]
+    given = [arg.node for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Ref)]
+    tensors = [value.captured.get(each) for each in given]
+    if name == "linear" and len(given) in (2, 3) and tensors[1] is not None:
+        return tensors[1], tensors[2] if len(given) == 3 else None
+    operands = product_operands(node)
+    if name in ("matmul", "mm", "bmm", "addmm") and operands is not None:
+        weight = value.captured.get(operands[1])
+        if weight is not None and weight.dim() == 2:
+            return weight.T, tensors[0] if name == "addmm" else None
+    raise Unavailable(f"the weight of '{node.name}' was not captured")
+
+
+def norm(value: Values, source: Node, result: Node) -> Check:
+    """A layer norm or RMS norm: each row is the input, centred or not, times one positive number, then γ and β.
+
+    The number is read off the row rather than computed, so that ε need not be known: it may not exceed 1/σ.
+    (Ba et al. 2016, "Layer Normalization"; Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".)
+    """
+
+    def compute(centred: bool) -> tuple[Tensor, Tensor]:
+        x, y = value(source), value(result)
+        gamma, beta = _gamma_and_beta(value, result)
+        x = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
+        z = x if gamma is None else x * gamma.double()
+        w = y.double() if beta is None else y.double() - beta.double()
+        factor = (w * z).sum(-1, keepdim=True) / (z * z).sum(-1, keepdim=True).clamp_min(1e-300)
+        largest = x.square().mean(-1, keepdim=True).clamp_min(1e-300).rsqrt()
+        factor = torch.minimum(factor.clamp_min(0), largest)
+        expected = z * factor + (0 if beta is None else beta.double())
+        return y, expected.to(y.dtype)
+
+    layer = _compare("norm", "norm_output = (s − mean(s)) / σ(s) · γ + β, with s = residual_sum", lambda: compute(True))
+    if layer.held is not False:
+        return layer
+    rms = _compare("norm", "norm_output = s / rms(s) · γ, with s = residual_sum", lambda: compute(False))
+    return rms if rms.held else layer
+
+
+def _gamma_and_beta(value: Values, node: Node) -> tuple[Tensor | None, Tensor | None]:
+    if node.op == "call_module":
+        return value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
+    names = ("input", "normalized_shape", "weight", "bias")
+    arguments = dict(zip(names, node.args, strict=False)) | node.kwargs
+    gamma, beta = (
+        value.captured.get(argument.node) if isinstance(argument := arguments.get(part), Ref) else None
+        for part in ("weight", "bias")
+    )
+    return gamma, beta
+
+
+def split_heads(value: Values, part: str, whole: Node, heads: Node) -> Check:
+    """Heads are the projected features cut into n_heads pieces of d_head, the head dimension moved forward."""
+
+    def compute() -> tuple[Tensor, Tensor]:
+        x, y = value(whole), value(heads)
+        if y.dim() != x.dim() + 1:
+            raise Unavailable("the heads are not laid out as batch × heads × length × d_head")
+        return y, x.reshape(*x.shape[:-1], y.shape[-3], y.shape[-1]).transpose(-3, -2)
+
+    return _compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
+
+
+def concat_heads(value: Values, heads: Node, joined: Node) -> Check:
+    """The concatenation has the heads' outputs side by side."""
+
+    def compute() -> tuple[Tensor, Tensor]:
+        x, y = value(heads), value(joined)
+        if x.dim() != y.dim() + 1:
+            raise Unavailable("the heads' outputs are not laid out as batch × heads × length × d_head")
+        return y, x.transpose(-3, -2).flatten(-2)
+
+    return _compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
+
+
+def scale_of(value: Values, factors: list[Factor]) -> float:
+    """The scalings of an attention multiplied out."""
+    scale = 1.0
+    for op, by in factors:
+        scale = scale * value.number(by) if op == "mul" else scale / value.number(by)
+    return scale
+
+
+def scores(value: Values, attention: Attention) -> Check:
+    """Scores are the scaled products of queries and keys."""
+    assert attention.scores is not None
+    result = attention.scores
+
+    def compute() -> tuple[Tensor, Tensor]:
+        query, key = value(attention.heads["query"]), value(attention.heads["key"])
+        if "key_heads" not in attention.refused:
+            key = key.transpose(-2, -1)
+        product = query @ key * scale_of(value, attention.factors)
+        return value(result), product.reshape(value(result).shape)
+
+    try:
+        factor = f" · {scale_of(value, attention.factors):.4g}" if attention.factors else ""
+    except Unavailable:
+        factor = " · scale"
+    return _compare("scores", f"scores = query_heads · key_headsᵀ{factor}", compute)
+
+
+def masked(value: Values, attention: Attention) -> Check:
+    """Masked scores are the scores plus the mask."""
+    assert attention.scores is not None
+    assert attention.mask is not None
+    assert attention.mask_op is not None
+    before, mask, after = attention.scores, attention.mask, attention.mask_op
+    if after.kind == "add":
+        return total(value, before, mask, after, "masked_scores = scores + mask")
+
+    def compute() -> tuple[Tensor, Tensor]:
+        hidden = hidden_by(attention, value(mask)).expand(value(before).shape)
+        return value(after)[~hidden], value(before)[~hidden]
+
+    return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
+
+
+def softmax(value: Values, entry: Node, weights: Node, masked: bool) -> Check:
+    """Weights are the softmax of the (masked) scores, so that each row sums to 1."""
+    what = "scores + mask" if masked else "scores"
+    return _compare(
+        "softmax",
+        f"weights = softmax({what}), rows sum to 1",
+        lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
+    )
+
+
+def causal_weights(value: Values, weights: Node) -> Check:
+    """No position attends to a later one: the weights are exactly 0 above the diagonal."""
+    return _compare(
+        "causal",
+        "weights[i,j] = 0 exactly where j > i",
+        lambda: (value(weights), value(weights).tril()),
+    )
+
+
+def causal_mask(value: Values, attention: Attention) -> Check:
+    """The mask hides all that lies above the diagonal."""
+    assert attention.mask is not None
+    mask = attention.mask
+
+    def compute() -> tuple[Tensor, Tensor]:
+        hidden = hidden_by(attention, value(mask))
+        return hidden, hidden | torch.ones_like(hidden).triu(1)
+
+    return _compare("mask", "mask[i,j] hides every j > i", compute)
+
+
+def hidden_by(attention: Attention, mask: Tensor) -> Tensor:
+    """Where a mask hides the scores, as booleans of the mask's shape.
+
+    An added mask hides with a very negative number; `masked_fill` hides where it is true; `where(mask, scores, …)` and
+    scaled_dot_product_attention hide where it is false.
+    """
+    if mask.dtype != torch.bool:
+        return mask <= -1e4
+    assert attention.mask_op is not None
+    return mask if attention.mask_op.target.rstrip("_").endswith("masked_fill") else ~mask
+
+
+def head_outputs(value: Values, attention: Attention) -> Check:
+    """Each head's output is the mean of the values, weighted."""
+    assert attention.head_outputs is not None
+    result = attention.head_outputs
+    if attention.weights is not None:
+        weights = attention.weights
+        return _compare(
+            "mix",
+            "head_outputs = weights · value_heads",
+            lambda: (value(result), (value(weights) @ value(attention.heads["value"])).reshape(value(result).shape)),
+        )
+
+    def compute() -> tuple[Tensor, Tensor]:
+        query, key, values = (value(attention.heads[part]) for part in ("query", "key", "value"))
+        if query.shape[:-2] != key.shape[:-2]:
+            raise Unavailable("query and key have different heads")
+        score = query @ key.transpose(-2, -1) * scale_of(value, attention.factors)
+        if attention.causal_flag:
+            score = score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), float("-inf"))
+        if attention.mask is not None:
+            mask = value(attention.mask)
+            score = score.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else score + mask
+        return value(result), score.softmax(-1) @ values
+
+    what = "query_heads · key_headsᵀ · scale" + (
+        " + mask" if attention.mask is not None or attention.causal_flag else ""
+    )
+    return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
+
+
+def is_causal(value: Values, attention: Attention) -> bool | str:
+    """Whether an attention hides later positions; a reason where that cannot be told."""
+    if attention.causal_flag:
+        return True
+    if attention.mask is None:
+        return False
+    try:
+        hidden = hidden_by(attention, value(attention.mask))
+    except Unavailable:
+        return "whether its mask is causal cannot be told without values"
+    rows, columns = hidden.shape[-2:] if hidden.dim() >= 2 else (1, hidden.shape[-1])
+    if rows != columns:
+        return False
+    if rows == 1:
+        return "with a single position a causal mask cannot be told from none"
+    above = torch.ones(rows, columns, dtype=torch.bool, device=hidden.device).triu(1)
+    return bool(hidden[..., above].all()) and not bool(hidden.diagonal(dim1=-2, dim2=-1).all())

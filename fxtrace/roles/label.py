@@ -1,0 +1,307 @@
+"""Gives nodes their roles.
+
+Structure proposes, identities decide: a role that dataflow suggests is kept unless an identity it implies fails on the
+captured values; then it is refused, with the failure as the reason. What dataflow does not show is refused too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
+from fxtrace.roles import identities as identity
+from fxtrace.roles.attention import Attention, find_attentions
+from fxtrace.roles.blocks import Block, FeedForward, find_blocks
+from fxtrace.roles.flow import MOVES, Flow, shape_of
+from fxtrace.roles.identities import Values
+from fxtrace.roles.snapshots import take_snapshots
+from fxtrace.roles.stacks import Head, Layer, Stack, Streams, attention_kind, find_head, find_stacks
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def label(
+    graph: Graph, values: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
+) -> tuple[Graph, tuple[Snapshot, ...]]:
+    """Finds the roles in a graph, and the numbered snapshots they define.
+
+    Args:
+        graph: as captured.
+        values: tensors by name, as captured. Where one is absent the identities that need it are not tried.
+        state: the module's parameters and buffers by qualified name.
+
+    Returns:
+        The graph with its nodes' roles, its named sizes and the refused roles; and all snapshots in order, those that
+        are not in this graph with the reason.
+    """
+    labels = _Labels(graph, Values(values, state or {}))
+    labels.find()
+    nodes = tuple(replace(node, roles=tuple(labels.roles.get(node.name, ()))) for node in graph.nodes)
+    labelled = replace(
+        graph, nodes=nodes, refusals=tuple(Refusal(role, reason) for role, reason in labels.refused.items())
+    )
+    dims, snapshots = take_snapshots(labelled, labels.tables)
+    return replace(labelled, dims=dims), snapshots
+
+
+class _Labels:
+    """Roles by node name and refusals by role name, as they are gathered."""
+
+    def __init__(self, graph: Graph, value: Values) -> None:
+        self.graph = graph
+        self.value = value
+        self.flow = Flow(graph)
+        self.roles: dict[str, list[Role]] = {}
+        self.refused: dict[str, str] = {}
+        self.tables: dict[str, tuple[int, ...]] = {}
+        """Shape of each stack's embedding table, by the stack's name."""
+
+    def find(self) -> None:
+        flow = self.flow
+        attentions, no_attention = find_attentions(flow)
+        blocks, no_block = find_blocks(flow, attentions)
+        streams = Streams(flow, blocks)
+        for name, reason in {**no_attention, **no_block}.items():
+            self.refused[f"block at '{name}'"] = reason
+        in_blocks = {id(block.core) for block in blocks}
+        for attention in attentions:
+            if id(attention) not in in_blocks:
+                self.refused[f"attention at '{attention.core.name}'"] = (
+                    "its output is not added back to a residual stream"
+                )
+        kinds: dict[str, str] = {}
+        kept = []
+        for block in blocks:
+            kind = self._kind(streams, block)
+            if kind.startswith(":"):
+                self.refused[f"attention at '{block.total.name}'"] = kind[2:]
+            else:
+                kinds[block.total.name] = kind
+                kept.append(block)
+        stacks = find_stacks(flow, streams, kept, kinds)
+        names = [stack.name for stack in stacks]
+        for stack in stacks:
+            if names.count(stack.name) > 1:
+                self.refused[f"{stack.name} at '{stack.embedding.result.name}'"] = (
+                    f"{names.count(stack.name)} residual streams look like an {stack.name}; their roles are not told apart"
+                )
+            elif not stack.regular:
+                self.refused[stack.name] = "its layers are not repeats of one another: " + "; ".join(
+                    ", ".join(layer.blocks) for layer in stack.layers
+                )
+            else:
+                self._stack(stack)
+        decoders = [stack for stack in stacks if stack.name == "decoder"] or stacks
+        self._head(find_head(flow, streams, decoders[0]) if len(decoders) == 1 else f"there are {len(stacks)} stacks")
+
+    def _kind(self, streams: Streams, block: Block) -> str:
+        """What kind of block it is; a reason after a colon where its core identity fails or it cannot be told."""
+        if isinstance(block.core, FeedForward):
+            return "feed_forward"
+        attention = block.core
+        checks = [identity.head_outputs(self.value, attention)]
+        if attention.scores is not None:
+            checks.append(identity.scores(self.value, attention))
+        if attention.weights is not None:
+            checks.append(self._softmax(attention))
+        failed = next((check for check in checks if check.held is False), None)
+        if failed is not None:
+            return f": {failed.statement} does not hold: {failed.detail}"
+        return attention_kind(self.flow, streams, block, lambda core: identity.is_causal(self.value, core))
+
+    def _softmax(self, attention: Attention) -> Check:
+        assert attention.weights is not None
+        entry = self.flow.data_input(attention.weights)
+        assert entry is not None
+        return identity.softmax(self.value, entry, attention.weights, attention.mask is not None)
+
+    def _stack(self, stack: Stack) -> None:
+        self._embedding(stack)
+        for number, layer in enumerate(stack.layers):
+            self._layer(stack.name, number, layer)
+            for kind, block in layer.blocks.items():
+                self._residual(stack.name, number, kind, block)
+                if isinstance(block.core, Attention):
+                    self._attention(stack.name, number, kind, block.core)
+                else:
+                    self._feed_forward(stack.name, number, block.core)
+
+    def _embedding(self, stack: Stack) -> None:
+        found, at = stack.embedding, _Place(stack.name, None, "embedding")
+        checks: list[Check] = []
+        if found.lookup is not None and found.tokens is not None:
+            checks = [identity.lookup(self.value, found.tokens, found.weight, found.lookup)]
+            self._give(
+                found.tokens, at("tokens"), f"a model input, the ids that '{found.lookup.name}' looks up", checks
+            )
+            self._give(found.lookup, at("token_embeddings"), f"rows of '{found.weight}' at the ids", checks)
+            table = next((p for m in self.graph.modules for p in m.parameters if p.name == found.weight), None)
+            if table is not None:
+                self.tables[stack.name] = table.shape
+        result_checks = checks
+        if found.lookup is not None and found.positions is not None and not found.scaled:
+            statement = "output = token_embeddings + positions"
+            result_checks = [identity.total(self.value, found.lookup, found.positions, found.result, statement)]
+        if found.positions is not None:
+            self._give(
+                found.positions, at("positions"), f"added to '{found.lookup and found.lookup.name}'", result_checks
+            )
+        self._give(found.result, at("output"), "what the first block of the stack reads", result_checks)
+        if found.weight_slice is not None:
+            part, weight = found.weight_slice, found.weight
+            corner = tuple(slice(0, size) for size in shape_of(part) or ())
+            check = identity.equal(
+                "slice",
+                f"weight_slice = table[{', '.join(f':{size}' for size in shape_of(part) or ())}]",
+                self.value,
+                part,
+                lambda: self.value.table(weight)[corner],
+            )
+            self._give(part, at("weight_slice"), f"a slice of '{weight}', the table that the ids look up", [check])
+        self._refuse(at, found.refused)
+
+    def _layer(self, stack: str, number: int, layer: Layer) -> None:
+        at = _Place(stack, number, "")
+        first = next(iter(layer.blocks.values()))
+        self._give(layer.source, at("input"), f"the residual stream where '{first.total.name}' adds to it")
+        self._give(layer.result, at("output"), "the residual stream after the layer's last block")
+
+    def _residual(self, stack: str, number: int, kind: str, block: Block) -> None:
+        at = _Place(stack, number, kind)
+        check = identity.total(
+            self.value, block.skip, block.branch, block.total, "residual_sum = residual_a + residual_b"
+        )
+        self._give(block.skip, at("residual_a"), "the stream, past the block", [check])
+        self._give(block.branch, at("residual_b"), "the block's own result", [check])
+        self._give(block.total, at("residual_sum"), "the sum of the two", [check])
+        if block.normed is None:
+            self._refuse(at, {"norm_output": f"no single norm reads the residual sum '{block.total.name}'"})
+        else:
+            where = "which opens the next block (pre-norm)" if block.pre_norm else "which closes the block (post-norm)"
+            self._give(
+                block.normed,
+                at("norm_output"),
+                f"the norm of the residual sum, {where}",
+                [identity.norm(self.value, block.total, block.normed)],
+            )
+        opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
+        self._give(block.source, at("input"), f"what the block's projections read: {opened}")
+
+    def _attention(self, stack: str, number: int, kind: str, found: Attention) -> None:
+        at, value = _Place(stack, number, kind), self.value
+        refused = dict(found.refused)
+        for part in ("query", "key", "value"):
+            projection, source = found.projections.get(part), found.sources.get(part)
+            whole = found.projected.get(part)
+            if projection is not None and source is not None and whole is not None:
+                fused = "" if whole.name == projection.name else f", a part of the fused projection '{projection.name}'"
+                check = identity.linear(value, projection, source, "projection = x Wᵀ + b")
+                self._give(whole, at(part), f"leads to the {part} of '{found.core.name}'{fused}", [check])
+            heads = f"{part}_heads"
+            if heads not in refused:
+                checks = []
+                if whole is not None and self._only_moved(found.heads[part], whole):
+                    checks = [identity.split_heads(value, part, whole, found.heads[part])]
+                self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
+        if kind == "cross_attention":
+            self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
+        masks: list[Check] = []
+        if found.mask is not None:
+            if kind == "masked_self_attention":
+                masks.append(identity.causal_mask(value, found))
+            self._give(found.mask, at("mask"), "applied to the scores", masks)
+        elif "mask" not in refused and kind == "masked_self_attention":
+            refused["mask"] = "no mask is applied to the scores"
+        if found.scores is not None:
+            self._give(
+                found.scores,
+                at("scores"),
+                "the scaled product of query and key heads, before any mask",
+                [identity.scores(value, found)],
+            )
+            if found.mask_op is not None:
+                self._give(
+                    found.mask_op, at("masked_scores"), "the scores with the mask", [identity.masked(value, found)]
+                )
+        if found.weights is not None:
+            checks = [self._softmax(found)]
+            if kind == "masked_self_attention":
+                checks.append(identity.causal_weights(value, found.weights))
+            self._give(found.weights, at("weights"), "the softmax between the two products", checks)
+        if found.head_outputs is not None:
+            self._give(
+                found.head_outputs,
+                at("head_outputs"),
+                "weights times value heads",
+                [identity.head_outputs(value, found)],
+            )
+        if found.concat is not None and found.head_outputs is not None:
+            check = identity.concat_heads(value, found.head_outputs, found.concat)
+            self._give(
+                found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
+            )
+        if found.output is not None and found.concat is not None:
+            check = identity.linear(value, found.output, found.concat, "output = concat Wᵀ + b")
+            self._give(found.output, at("output"), "the projection of the concatenated heads", [check])
+        self._refuse(at, refused)
+
+    def _only_moved(self, node: Node, source: Node) -> bool:
+        """Whether nothing but moves lies between two tensors: no rotation of queries and keys, no norm of them."""
+        return all(each.kind in MOVES for each in self.flow.path_back(node, source)[1:])
+
+    def _feed_forward(self, stack: str, number: int, found: FeedForward) -> None:
+        at, value = _Place(stack, number, "feed_forward"), self.value
+        if found.hidden is not None:
+            check = identity.linear(value, found.hidden, found.source, "hidden = input W₁ᵀ + b₁")
+            self._give(found.hidden, at("hidden"), "the first projection", [check])
+        self._give(found.activated, at("activation"), "what the last projection reads")
+        check = identity.linear(value, found.output, found.activated, "output = activation W₂ᵀ + b₂")
+        self._give(found.output, at("output"), "the last projection", [check])
+        self._refuse(at, found.refused)
+
+    def _head(self, found: Head | str) -> None:
+        at = _Place("", None, "output")
+        if isinstance(found, str):
+            self._refuse(at, dict.fromkeys(("hidden", "logits", "logits_slice"), found))
+            return
+        check = identity.linear(self.value, found.logits, found.hidden, "logits = hidden Wᵀ + b")
+        self._give(found.hidden, at("hidden"), "the last state, which the output projection reads", [check])
+        self._give(found.logits, at("logits"), "the projection of the last state that reaches the output", [check])
+        if found.logits_slice is None:
+            self._refuse(at, {"logits_slice": "the graph cuts no single vector out of the logits"})
+            return
+        part, length = found.logits_slice, (shape_of(found.logits_slice) or (0,))[0]
+        check = identity.equal(
+            "slice",
+            f"logits_slice = logits[0, …, 0, :{length}]",
+            self.value,
+            part,
+            lambda: self.value(found.logits).flatten(0, -2)[0, :length],
+        )
+        self._give(
+            part, at("logits_slice"), f"a vector of {show_shape(shape_of(part) or ())} cut out of the logits", [check]
+        )
+
+    def _give(self, node: Node, role: Role, evidence: str, checks: list[Check] | None = None) -> None:
+        failed = next((check for check in checks or () if check.held is False), None)
+        if failed is not None:
+            self.refused[str(role)] = f"at '{node.name}', {failed.statement} does not hold: {failed.detail}"
+        else:
+            self.roles.setdefault(node.name, []).append(replace(role, evidence=evidence, checks=tuple(checks or ())))
+
+    def _refuse(self, at: _Place, reasons: Mapping[str, str]) -> None:
+        for part, reason in reasons.items():
+            self.refused.setdefault(str(at(part)), reason)
+
+
+class _Place:
+    """A block's place; called with a part, the role there."""
+
+    def __init__(self, stack: str, layer: int | None, block: str) -> None:
+        self._place = (stack, layer, block)
+
+    def __call__(self, part: str) -> Role:
+        return Role(*self._place, part)

@@ -1,0 +1,246 @@
+"""Orders blocks into stacks and layers, and finds what stands before the first and after the last.
+
+A stack is one residual stream: the tensors that residual sums and norms hand on. A stream whose attention reads
+another stream is a decoder, the stream it reads is an encoder; a stream alone is a decoder if its attention is causal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from networkx.utils import UnionFind
+
+from fxtrace.graph import Node
+from fxtrace.roles.attention import Attention, scaling
+from fxtrace.roles.blocks import Block
+from fxtrace.roles.flow import MOVES, Flow, shape_of
+
+_PASSES = frozenset({"norm", "cast", "dropout"})
+
+
+@dataclass
+class Embedding:
+    """The way from token ids to the first block's input. `positions` is what is added to the looked-up rows."""
+
+    result: Node
+    lookup: Node | None = None
+    tokens: Node | None = None
+    positions: Node | None = None
+    scaled: bool = False
+    weight: str = ""
+    weight_slice: Node | None = None
+    refused: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Layer:
+    """Blocks from one self-attention up to the next, by kind."""
+
+    blocks: dict[str, Block]
+
+    @property
+    def source(self) -> Node:
+        """What the layer reads."""
+        return next(iter(self.blocks.values())).skip
+
+    @property
+    def result(self) -> Node:
+        """What the layer hands on."""
+        return list(self.blocks.values())[-1].result
+
+
+@dataclass
+class Stack:
+    """A residual stream with its layers."""
+
+    name: str
+    embedding: Embedding
+    layers: list[Layer]
+
+    @property
+    def regular(self) -> bool:
+        """Whether every layer has the same kinds of blocks in the same order."""
+        return len({tuple(layer.blocks) for layer in self.layers}) == 1
+
+
+@dataclass
+class Head:
+    """From a stack's last state to the logits."""
+
+    hidden: Node
+    logits: Node
+    logits_slice: Node | None
+
+
+class Streams:
+    """Which residual stream a tensor belongs to."""
+
+    def __init__(self, flow: Flow, blocks: list[Block]) -> None:
+        self._flow = flow
+        self._classes = UnionFind(node.name for node in flow.graph.nodes)
+        for block in blocks:
+            self._classes.union(block.total.name, block.skip.name)
+        for node in flow.graph.nodes:
+            before = flow.data_input(node) if node.kind in _PASSES else None
+            if before is not None:
+                self._classes.union(node.name, before.name)
+        self.residual = {self.of(block.total) for block in blocks}
+
+    def of(self, node: Node) -> str:
+        """The stream of a tensor, seen through reshapes; an opaque key."""
+        for each in self._flow.back(node, MOVES):
+            node = each
+        key: str = self._classes[node.name]
+        return key
+
+
+def attention_kind(flow: Flow, streams: Streams, block: Block, causal: Callable[[Attention], bool | str]) -> str:
+    """`self_attention`, `masked_self_attention` or `cross_attention`; or, after a colon, why it cannot be said.
+
+    Cross-attention reads its keys from another stack, or from inputs that its own stack does not start from. A
+    bottleneck on the way from the own stream to the keys changes nothing: that is self-attention.
+    """
+    core = block.core
+    assert isinstance(core, Attention)
+    memory, source = core.sources.get("key"), core.sources.get("query")
+    if memory is None or source is None:
+        return ": its keys and queries do not each come from one projection"
+    if core.sources.get("value", memory).name != memory.name and streams.of(core.sources["value"]) != streams.of(
+        memory
+    ):
+        return ": its keys and its values come from different streams"
+    own = streams.of(source)
+    if streams.of(memory) != own:
+        if streams.of(memory) in streams.residual:
+            return "cross_attention"
+        if not flow.inputs_of[memory.name] & flow.inputs_of[_start(flow, streams, own).name]:
+            return "cross_attention"
+        bottleneck = any(streams.of(each) == own for each in flow.ancestors(memory))
+        others = any(streams.of(each) in streams.residual - {own} for each in flow.ancestors(memory))
+        if not bottleneck or others:
+            return f": its keys come from '{memory.name}', which is neither of its own stack nor another stack's output"
+    masked = causal(core)
+    if isinstance(masked, str):
+        return f": {masked}"
+    return "masked_self_attention" if masked else "self_attention"
+
+
+def _start(flow: Flow, streams: Streams, stream: str) -> Node:
+    return next(node for node in flow.graph.nodes if flow.computed(node) and streams.of(node) == stream)
+
+
+def find_stacks(flow: Flow, streams: Streams, blocks: list[Block], kinds: dict[str, str]) -> list[Stack]:
+    """The stacks in execution order. `kinds` has each block's kind, by the name of its sum."""
+    by_stream: dict[str, list[Block]] = {}
+    for block in blocks:
+        by_stream.setdefault(streams.of(block.total), []).append(block)
+    read = {
+        streams.of(block.core.sources["key"])
+        for block in blocks
+        if isinstance(block.core, Attention) and kinds[block.total.name] == "cross_attention"
+    }
+    stacks = []
+    for stream, members in by_stream.items():
+        has = {kinds[block.total.name] for block in members}
+        decodes = "cross_attention" in has or (stream not in read and "masked_self_attention" in has)
+        name = "decoder" if decodes else "encoder"
+        stacks.append(Stack(name, find_embedding(flow, members[0]), _layers(members, kinds)))
+    return stacks
+
+
+def _layers(blocks: list[Block], kinds: dict[str, str]) -> list[Layer]:
+    """Cuts a stack's blocks into layers: one begins wherever a kind of block comes again."""
+    layers: list[Layer] = []
+    for block in blocks:
+        kind = kinds[block.total.name]
+        if not layers or kind in layers[-1].blocks:
+            layers.append(Layer({}))
+        layers[-1].blocks[kind] = block
+    return layers
+
+
+def find_embedding(flow: Flow, first: Block) -> Embedding:
+    """What stands before a stack's first block."""
+    result = first.skip
+    embedding = Embedding(result)
+    lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm"})
+    by_ids = [each for each in lookups if _token_ids(flow, each) is not None]
+    if len(by_ids) != 1:
+        why = "no tensor is looked up by token ids" if not by_ids else "several tables are looked up by ids"
+        embedding.refused |= dict.fromkeys(
+            ("tokens", "token_embeddings", "weight_slice"), f"{why} before '{result.name}'"
+        )
+        return embedding
+    embedding.lookup = lookup = by_ids[0]
+    embedding.tokens = _token_ids(flow, lookup)
+    path = flow.path_back(result, lookup)
+    sums = [node for node in path if node.kind == "add"]
+    embedding.scaled = any(scaling(flow, node) is not None for node in path)
+    if len(sums) == 1:
+        others = [each for each in flow.inputs(sums[0]) if all(each.name != on.name for on in path)]
+        embedding.positions = others[0] if len(others) == 1 else None
+    embedding.weight = _weight_of(flow, lookup)
+    slices = [node for node in flow.graph.nodes if _is_slice_of(flow, node, embedding.weight)]
+    if len(slices) == 1:
+        embedding.weight_slice = slices[0]
+    elif slices:
+        embedding.refused["weight_slice"] = f"the graph has {len(slices)} slices of the table '{embedding.weight}'"
+    return embedding
+
+
+def _token_ids(flow: Flow, lookup: Node) -> Node | None:
+    """The model input that a lookup's ids are, seen through reshapes; None where they are computed or constant."""
+    ids = [each for each in flow.inputs(lookup) if flow.computed(each)]
+    if len(ids) != 1:
+        return None
+    last = list(flow.back(ids[0], MOVES))[-1]
+    return last if last.kind == "input" else None
+
+
+def _weight_of(flow: Flow, lookup: Node) -> str:
+    if lookup.op == "call_module":
+        return lookup.parameters[0]
+    tables = [each for each in flow.inputs(lookup) if each.kind == "constant"]
+    return tables[0].target if tables else ""
+
+
+def _is_slice_of(flow: Flow, node: Node, weight: str) -> bool:
+    """Whether a node is a part of a parameter, cut out by selects alone, of the same rank."""
+    base = node
+    while base.kind == "select" and flow.inputs(base):
+        base = flow.inputs(base)[0]
+    whole, part = shape_of(base), shape_of(node)
+    if base is node or base.kind != "constant" or base.target != weight or whole is None or part is None:
+        return False
+    return len(part) == len(whole) and not any(user.kind == "select" for user in flow.users(node))
+
+
+def find_head(flow: Flow, streams: Streams, stack: Stack) -> Head | str:
+    """The projection from a stack's last state to the model's output, or why it cannot be told."""
+    last = list(stack.layers[-1].blocks.values())[-1]
+    stream, after = streams.of(last.total), flow.index[last.total.name]
+    found = [
+        node
+        for node in flow.graph.nodes
+        if node.kind == "linear"
+        and (entry := flow.data_input(node)) is not None
+        and flow.index[entry.name] >= after
+        and streams.of(entry) == stream
+        and flow.forward(node, MOVES, lambda user: user.kind == "output") is not None
+    ]
+    if len(found) != 1:
+        return f"{len(found) or 'no'} projection{'s' if len(found) > 1 else ''} of the last state reach the output"
+    logits = found[0]
+    hidden = flow.data_input(logits)
+    assert hidden is not None
+    slices = [node for node in flow.graph.nodes if _is_vector_of(flow, node, logits)]
+    return Head(hidden, logits, slices[0] if len(slices) == 1 else None)
+
+
+def _is_vector_of(flow: Flow, node: Node, logits: Node) -> bool:
+    """Whether a node is a vector cut out of the logits by selects alone, and not cut further."""
+    if node.kind != "select" or len(shape_of(node) or ()) != 1:
+        return False
+    *_, base = flow.back(node, {"select"})
+    return base.name == logits.name and not any(user.kind == "select" for user in flow.users(node))
