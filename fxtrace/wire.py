@@ -1,7 +1,7 @@
 """The only conversion between fxtrace's plain data and the messages of `fxtrace.v1`, both ways.
 
-`encode_x` makes a message and `decode_x` gives an equal value back. Most of them are `fxtrace.records.Record`s, which
-need nothing but the two classes. Absent stays absent (None), empty stays empty. The rest is met here, once:
+What has the same fields on both sides is a `fxtrace.records.Record`: `TRACE.encode(trace)` is its message, and
+`TRACE.decode` gives an equal trace back. Absent stays absent (None), empty stays empty. The rest is met here, once:
 
 * `google.protobuf.Struct` holds every number as a double. Integers within ±2**53 come back as integers; greater ones
   are refused rather than changed. Its maps keep no order, so keys come back sorted.
@@ -211,25 +211,25 @@ _BY_TYPE = {
 _MODEL_NAME_CODEC = Codec(model_name, lambda name: name.removeprefix("models/"))
 
 _GRAPH = Record(Graph, pb.Graph, _BY_TYPE)
-_MODEL = Record(
+MODEL = Record(
     ModelInfo,
     rpc.Model,
     _BY_TYPE,
     name=("name", _MODEL_NAME_CODEC),
     schema=("schema", Codec(lambda values: encode_struct(values, "schema"), decode_struct)),
 )
-_PROGRESS = Record(Progress, rpc.Progress, _BY_TYPE)
-_RENDER_OPTIONS = Record(
+PROGRESS = Record(Progress, rpc.Progress, _BY_TYPE)
+RENDER_OPTIONS = Record(
     RenderOptions,
     rpc.RenderOptions,
     _BY_TYPE,
     path="options.",
     fold_layers=("unfold_layers", Codec(lambda fold: not fold, lambda unfold: not unfold)),
 )
-_SNAPSHOT = Record(Snapshot, pb.Snapshot, _BY_TYPE)
-_SPEC = Record(TensorSpec, pb.TensorSpec, _BY_TYPE)
-_TENSOR = Record(TensorData, rpc.TensorData, _BY_TYPE)
-_TRACE = Record(
+SNAPSHOT = Record(Snapshot, pb.Snapshot, _BY_TYPE)
+SPEC = Record(TensorSpec, pb.TensorSpec, _BY_TYPE)
+TENSOR = Record(TensorData, rpc.TensorData, _BY_TYPE)
+TRACE = Record(
     Trace,
     rpc.Trace,
     _BY_TYPE,
@@ -237,16 +237,8 @@ _TRACE = Record(
     model=("model", _MODEL_NAME_CODEC),
     created=("create_time", _BY_TYPE["google.protobuf.Timestamp"]),
 )
-_IMAGE_FORMAT = enum_codec(rpc.ImageFormat.DESCRIPTOR, IMAGE_FORMATS, default="svg", field="format")
-_RUNG = enum_codec(rpc.Rung.DESCRIPTOR, RUNGS, default="", field="rung")
-
-encode_image_format, decode_image_format = _IMAGE_FORMAT.encode, _IMAGE_FORMAT.decode
-encode_model, decode_model = _MODEL.encode, _MODEL.decode
-encode_progress, decode_progress = _PROGRESS.encode, _PROGRESS.decode
-encode_render_options, decode_render_options = _RENDER_OPTIONS.encode, _RENDER_OPTIONS.decode
-encode_snapshot, decode_snapshot = _SNAPSHOT.encode, _SNAPSHOT.decode
-encode_spec, decode_spec = _SPEC.encode, _SPEC.decode
-encode_trace, decode_trace = _TRACE.encode, _TRACE.decode
+IMAGE_FORMAT = enum_codec(rpc.ImageFormat.DESCRIPTOR, IMAGE_FORMATS, default="svg", field="format")
+RUNG = enum_codec(rpc.Rung.DESCRIPTOR, RUNGS, default="", field="rung")
 
 
 def encode_graph(graph: Graph, start: int = 0, stop: int | None = None, *, basic: bool = False) -> pb.Graph:
@@ -296,7 +288,7 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         ConfigurationError: a configuration value is no JSON, or an integer beyond ±2**53.
         OptionInvalid: an unknown rung, or a seed or size beyond 64 bits.
     """
-    given = [rpc.InputOverride(name=name, tensor=_TENSOR.encode(tensor)) for name, tensor in request.inputs.items()]
+    given = [rpc.InputOverride(name=name, tensor=TENSOR.encode(tensor)) for name, tensor in request.inputs.items()]
     drawn = [
         rpc.InputOverride(name=name, shape=rpc.InputShape(sizes=[fit(n, 64, f"input_shapes.{name}") for n in shape]))
         for name, shape in request.input_shapes.items()
@@ -305,7 +297,7 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         model=model_name(request.model),
         configuration=encode_struct(request.configuration, "configuration"),
         inputs=given + drawn,
-        rung=_RUNG.encode(request.rung),
+        rung=RUNG.encode(request.rung),
         shapes_only=not request.values,
         training=request.training,
         seed=fit(request.seed, 64, "seed"),
@@ -329,7 +321,7 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         if name in (inputs if kind == "tensor" else shapes):
             raise InputError(f"{field}: input '{name}' is given twice", field=field, input=name)
         if kind == "tensor":
-            inputs[name] = _TENSOR.decode(override.tensor)
+            inputs[name] = TENSOR.decode(override.tensor)
         else:
             shapes[name] = tuple(override.shape.sizes)
     return TraceRequest(
@@ -337,7 +329,7 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         configuration=decode_struct(request.configuration),
         inputs=inputs,
         input_shapes=shapes,
-        rung=cast(Rung, _RUNG.decode(request.rung)),
+        rung=cast(Rung, RUNG.decode(request.rung)),
         values=not request.shapes_only,
         training=request.training,
         seed=request.seed,

@@ -197,13 +197,13 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
 @pytest.mark.parametrize(
     ("values", "encode", "decode"),
     [
-        (SNAPSHOTS, wire.encode_snapshot, wire.decode_snapshot),
-        (MODELS, wire.encode_model, wire.decode_model),
-        (TRACES, wire.encode_trace, wire.decode_trace),
+        (SNAPSHOTS, wire.SNAPSHOT.encode, wire.SNAPSHOT.decode),
+        (MODELS, wire.MODEL.encode, wire.MODEL.decode),
+        (TRACES, wire.TRACE.encode, wire.TRACE.decode),
         (REQUESTS, wire.encode_trace_request, wire.decode_trace_request),
-        (OPTIONS, wire.encode_render_options, wire.decode_render_options),
-        (PROGRESS, wire.encode_progress, wire.decode_progress),
-        (SPECS, wire.encode_spec, wire.decode_spec),
+        (OPTIONS, wire.RENDER_OPTIONS.encode, wire.RENDER_OPTIONS.decode),
+        (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
+        (SPECS, wire.SPEC.encode, wire.SPEC.decode),
     ],
 )
 def test_round_trip(values: SearchStrategy[Any], encode: Any, decode: Any) -> None:
@@ -267,10 +267,10 @@ def test_absent_and_empty_stay_apart() -> None:
         trace_id, "m", {"a": None, "b": "", "c": [], "d": {}, "e": 0, "f": False}, (), "symbolic", (), False, False, 0,
         "2", "1", None, 0, 0, 0, 0, 0, never, 0.0,
     )  # fmt: skip
-    back = wire.decode_trace(travel(wire.encode_trace(trace)))
+    back = wire.TRACE.decode(travel(wire.TRACE.encode(trace)))
     assert repr(back.configuration) == repr(trace.configuration)
     assert back.output_equal is None
-    assert wire.decode_trace(travel(wire.encode_trace(replace(trace, output_equal=False)))).output_equal is False
+    assert wire.TRACE.decode(travel(wire.TRACE.encode(replace(trace, output_equal=False)))).output_equal is False
 
 
 @pytest.mark.parametrize(
@@ -306,12 +306,12 @@ def test_names_round_trip() -> None:
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 def test_image_formats_round_trip(image_format: ImageFormat) -> None:
-    assert wire.decode_image_format(wire.encode_image_format(image_format)) == image_format
+    assert wire.IMAGE_FORMAT.decode(wire.IMAGE_FORMAT.encode(image_format)) == image_format
 
 
 def test_unspecified_enums_are_the_defaults() -> None:
-    assert wire.decode_image_format(rpc.IMAGE_FORMAT_UNSPECIFIED) == "svg"
-    assert wire.decode_render_options(rpc.RenderOptions()) == RenderOptions()
+    assert wire.IMAGE_FORMAT.decode(rpc.IMAGE_FORMAT_UNSPECIFIED) == "svg"
+    assert wire.RENDER_OPTIONS.decode(rpc.RenderOptions()) == RenderOptions()
     assert wire.decode_trace_request(rpc.CreateTraceRequest(model="models/m")) == TraceRequest("m")
 
 
@@ -348,10 +348,10 @@ def test_bad_requests_are_refused(
 @pytest.mark.parametrize(
     ("encode", "value", "field", "words"),
     [
-        (wire.encode_render_options, RenderOptions(depth=2**31), "options.depth", "out of range"),
-        (wire.encode_render_options, RenderOptions(theme="drak"), "options.theme", "did you mean 'dark'"),  # type: ignore[arg-type]
-        (wire.encode_render_options, RenderOptions(direction="UP"), "options.direction", "Known: TB, LR"),  # type: ignore[arg-type]
-        (wire.encode_image_format, "jpeg", "format", "Known: dot, svg, png, pdf"),
+        (wire.RENDER_OPTIONS.encode, RenderOptions(depth=2**31), "options.depth", "out of range"),
+        (wire.RENDER_OPTIONS.encode, RenderOptions(theme="drak"), "options.theme", "did you mean 'dark'"),  # type: ignore[arg-type]
+        (wire.RENDER_OPTIONS.encode, RenderOptions(direction="UP"), "options.direction", "Known: TB, LR"),  # type: ignore[arg-type]
+        (wire.IMAGE_FORMAT.encode, "jpeg", "format", "Known: dot, svg, png, pdf"),
         (wire.encode_trace_request, TraceRequest("m", seed=2**63), "seed", "at most 64 bits"),
         (wire.encode_trace_request, TraceRequest("m", input_shapes={"x": (2**63,)}), "input_shapes.x", "64 bits"),
         (wire.encode_trace_request, TraceRequest("m", rung="magic"), "rung", "Known: symbolic"),  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""What can be asked of fxtrace, in this process or of a server: `Engine` and `Client` both keep this protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Protocol, Self, TypeVar
+
+from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.trace import ImageFormat, ModelInfo, Progress, RenderOptions, Trace, TraceRequest
+
+Array_co = TypeVar("Array_co", covariant=True)
+
+
+class TensorReader(Protocol):
+    """A tensor, or a part of one, that is read piece by piece; close it, or use it in a `with` statement."""
+
+    @property
+    def tensor(self) -> str:
+        """The tensor's own name, also where it was asked for by its role."""
+
+    @property
+    def spec(self) -> TensorSpec:
+        """Of the whole tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the part."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of the part."""
+
+    def chunks(self, chunk_bytes: int = ...) -> Iterator[memoryview]:
+        """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element)."""
+
+    def close(self) -> None:
+        """Stops reading."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class TraceApi(Protocol[Array_co]):
+    """Traces models and answers questions about the traces.
+
+    Every method raises `fxtrace.errors.FxtraceError`s, and the same ones wherever the work is done. A trace that does
+    not exist is a TraceNotFound, a malformed id a NameInvalid. `Array_co` is the type of the arrays it gives.
+    """
+
+    def list_models(self) -> tuple[ModelInfo, ...]:
+        """The models on offer, sorted by name."""
+
+    def get_model(self, name: str) -> ModelInfo:
+        """A model and its configuration's fields; ModelNotFound where there is none of that name."""
+
+    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> Trace:
+        """Traces a model, or finds the trace that such a request made before; an error from `progress` stops it."""
+
+    def get_trace(self, trace_id: str) -> Trace:
+        """Where a trace came from and how much there is of it."""
+
+    def list_traces(self) -> Iterator[Trace]:
+        """Every trace, newest first."""
+
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+        """A page of traces, newest first, and the next page's token (empty on the last)."""
+
+    def delete_trace(self, trace_id: str) -> None:
+        """Removes a trace and its tensors."""
+
+    def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
+        """A trace's graph, or only its nodes of a module or of a role."""
+
+    def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
+        """A trace's numbered snapshots, or these of them; SnapshotNotFound where there is none of a number."""
+
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array_co:  # noqa: A002
+        """A tensor, by its name or its role's, or the part of it that NumPy's basic slicing says."""
+
+    def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> Sequence[Array_co]:
+        """Several (tensor, slice), in the order asked for."""
+
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
+        """A tensor, or a part of it, to be read piece by piece."""
+
+    def render_graph(
+        self,
+        trace_id: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+    ) -> bytes:
+        """The graph as a picture, or as DOT text."""
+
+    def close(self) -> None:
+        """Lets go of what is held open."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
