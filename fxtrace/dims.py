@@ -45,7 +45,8 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int | None:
 def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str, int]:
     """Sizes by name, read off (formula, shape) pairs; where two shapes disagree, the first one's size stands.
 
-    A shape may lack the formula's leading dimensions (an unbatched model): the two are aligned at their ends.
+    A shape may lack the formula's leading dimensions (an unbatched model), or have a batch before them: the two are
+    aligned at their ends.
 
     Example:
         >>> bind([(("batch", "src_len"), (1, 6)), (("src_len", "d_model"), (6, 128))])
@@ -60,7 +61,9 @@ def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str,
 
 
 def aligned(formula: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
-    """The formula's last dimensions, as many as the shape has."""
+    """The formula's last dimensions, as many as the shape has; with a batch in front where the shape has one more."""
+    if len(shape) == len(formula) + 1 and "batch" not in formula:
+        return ("batch", *formula)
     return formula[max(0, len(formula) - len(shape)) :]
 
 

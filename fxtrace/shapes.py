@@ -25,7 +25,8 @@ class ShapeInterpreter(fx.Interpreter):
     nests are taken apart leaf by leaf, and the numbers go to a sink. Run it under a `FakeTensorMode`, on fake inputs,
     for shapes with no compute.
 
-    After `run`, `values` holds for each fx node the leaves of what it returned.
+    After `run`, `values` holds for each fx node the leaves of what it returned, and `plain` the results without any
+    tensor, as they are.
 
     Example:
         >>> import torch
@@ -42,6 +43,7 @@ class ShapeInterpreter(fx.Interpreter):
         super().__init__(module)
         self.extra_traceback = False  # a model's error is reported with its own line, not with torch.fx's
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
+        self.plain: dict[fx.Node, Any] = {}
         self._sink = sink
         self._step = step
         self._total = len(module.graph.nodes)
@@ -57,6 +59,8 @@ class ShapeInterpreter(fx.Interpreter):
                 self._sink(n.name, result)
         else:
             self.values[n] = tuple(self._leaf(n.name, path, leaf) for path, leaf in leaves(result))
+            if all(value.spec is None for value in self.values[n]):
+                self.plain[n] = result
         if self._step is not None:
             self._step(len(self.values), self._total)
         return result

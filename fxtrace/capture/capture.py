@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
 from fxtrace.capture.restore import as_found
 from fxtrace.capture.source import user_source
@@ -37,12 +38,15 @@ class Capture:
     Attributes:
         graph: every node with its specs, kind, module and source line; no roles yet.
         values: every tensor as it was when it was produced, contiguous, by tensor name; empty without values.
+        known: what labelling may look at: `values`, or without them the tensors that the graph computes from
+            buffers and sizes alone, such as masks.
         rung: the rung that ran; `rung_notes` say what it cannot show.
         output_equal: whether the graph's output is bit-equal to the module's own; None without values.
     """
 
     graph: Graph
     values: Mapping[str, Tensor] = field(repr=False)
+    known: Mapping[str, Tensor] = field(repr=False)
     rung: Rung
     rung_notes: tuple[str, ...]
     output_equal: bool | None
@@ -108,10 +112,13 @@ def capture(
             given = {name: fake.from_tensor(tensor) for name, tensor in given.items()}
         with model_errors("the captured graph raised"), mode:
             result = interpreter.run(*(given[name] for name in placeholders))
+        with model_errors("the captured graph raised"):
+            known = kept if values else fold_constants(traced, interpreter.plain)
         graph = to_graph(module, traced, interpreter.values)
     return Capture(
         graph=graph,
         values=kept,
+        known=known,
         rung="symbolic",
         rung_notes=RUNG_NOTES["symbolic"],
         output_equal=bit_equal(eager, result) if values else None,

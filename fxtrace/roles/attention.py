@@ -44,6 +44,8 @@ class Attention:
     factors: list[Factor] = field(default_factory=list)
     """The scalings between the heads and the scores."""
     causal_flag: bool = False
+    key_is_transposed: bool = False
+    """Whether the keys are only there as d_head × length."""
     refused: dict[str, str] = field(default_factory=dict)
 
 
@@ -79,6 +81,9 @@ def find_attentions(flow: Flow) -> tuple[list[Attention], dict[str, str]]:
 
 
 def _explicit(flow: Flow, softmax: Node) -> Attention | str:
+    dim = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
+    if isinstance(dim, int) and dim not in (-1, len(shape_of(softmax) or ()) - 1):
+        return f"this softmax works along dimension {dim}, not along the last"
     entry = flow.data_input(softmax)
     chain = _to_product(flow, entry) if entry is not None else None
     if chain is None:
@@ -101,12 +106,14 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
         attention.refused["key_heads"] = (
             f"'{key.name}' lays the keys out transposed in one step: no tensor has them as length × d_head"
         )
-        attention.heads["key"] = key
+        attention.key_is_transposed = True
     else:
-        key, more = _unscaled(flow, untransposed)
+        key, more = _unscaled(flow, _unmerged(flow, untransposed))
         key_factors += more
-        attention.heads["key"] = key
-    attention.heads |= {"query": query, "value": by_name[operands[1]]}
+    query, more = _unscaled(flow, _unmerged(flow, query))
+    query_factors += more
+    attention.heads = {"query": query, "key": key, "value": _unmerged(flow, by_name[operands[1]])}
+    attention.head_outputs = _split_again(flow, path[-1], attention.heads["value"])
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
 
@@ -210,6 +217,23 @@ def _unscaled(flow: Flow, node: Node) -> tuple[Node, list[Factor]]:
         node, factor = found
         factors.insert(0, factor)
     return node, factors
+
+
+def _unmerged(flow: Flow, node: Node) -> Node:
+    """A factor before its batch and head dimensions were merged into one, where they were."""
+    before = flow.data_input(node)
+    merged, split = shape_of(node) or (), shape_of(before) if before is not None else None
+    if before is None or split is None or node.kind != "view" or len(split) != len(merged) + 1:
+        return node
+    return before if split[-2:] == merged[-2:] and split[0] * split[1] == merged[0] else node
+
+
+def _split_again(flow: Flow, product: Node, value: Node) -> Node:
+    """The heads' outputs with batch and heads apart again, where the product has them merged and the values do not."""
+    rank = len(shape_of(value) or ())
+    users = flow.users(product)
+    split = [user for user in users if user.kind == "view" and len(shape_of(user) or ()) == rank]
+    return split[0] if len(shape_of(product) or ()) != rank and len(users) == len(split) == 1 else product
 
 
 def _untransposed(flow: Flow, node: Node, *, explicit_sum: bool) -> Node | None:

@@ -219,7 +219,7 @@ def scores(value: Values, attention: Attention) -> Check:
 
     def compute() -> tuple[Tensor, Tensor]:
         query, key = value(attention.heads["query"]), value(attention.heads["key"])
-        if "key_heads" not in attention.refused:
+        if not attention.key_is_transposed:
             key = key.transpose(-2, -1)
         product = query @ key * scale_of(value, attention.factors)
         return value(result), product.reshape(value(result).shape)

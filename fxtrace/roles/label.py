@@ -86,7 +86,7 @@ class _Labels:
         for stack in stacks:
             if names.count(stack.name) > 1:
                 self.refused[f"{stack.name} at '{stack.embedding.result.name}'"] = (
-                    f"{names.count(stack.name)} residual streams look like an {stack.name}; their roles are not told apart"
+                    f"{names.count(stack.name)} residual streams look like an {stack.name} and are not told apart"
                 )
             elif not stack.regular:
                 self.refused[stack.name] = "its layers are not repeats of one another: " + "; ".join(

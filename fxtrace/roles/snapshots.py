@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import cache
 from importlib.resources import files
 
-from fxtrace.dims import bind, fit
+from fxtrace.dims import aligned, bind, fit
 from fxtrace.graph import Check, Dim, Graph, Node, Snapshot, SnapshotTensor, show_shape
 
 _ENCODER = "encoder.0.self_attention"
@@ -303,11 +303,14 @@ def _take(row: Snapshot, graph: Graph, sizes: Mapping[str, int], refusals: Mappi
 
 
 def _shape_check(formula: tuple[str, ...], dims: tuple[str, ...], tensors: tuple[SnapshotTensor, ...]) -> Check:
-    named = dims == formula[len(formula) - len(dims) :] and len({tensor.shape for tensor in tensors}) == 1
+    """Whether the shape is what the formula says, a size of 1 standing for any that is broadcast."""
+    expected = aligned(formula, tensors[0].shape)
     return Check(
         "shape",
-        f"shape = {show_shape(formula)}",
-        named,
+        f"shape = {show_shape(dims)}" + ("" if dims == expected else f", where {show_shape(expected)} is usual"),
+        len(dims) == len(expected)
+        and all(found in (usual, "1") for found, usual in zip(dims, expected, strict=True))
+        and len({tensor.shape for tensor in tensors}) == 1,
         " and ".join(dict.fromkeys(show_shape(tensor.shape) for tensor in tensors)),
     )
 

@@ -1,0 +1,51 @@
+"""What a graph computes from buffers and sizes alone: masks and tables, known even where nothing else is run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_any
+
+# Masks and tables are small; what is larger is not worth running.
+_LARGEST = 64 * 2**20
+
+
+class _Unknown:
+    """Stands for a value that depends on inputs or parameters."""
+
+
+_UNKNOWN = _Unknown()
+
+
+class _Folder(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, plain: Mapping[fx.Node, Any]) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self._plain = plain
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self._plain:
+            return self._plain[n]
+        if n.op not in ("get_attr", "call_function", "call_method") or "rand" in str(n.target):
+            return _UNKNOWN
+        args, kwargs = self.fetch_args_kwargs_from_env(n)
+        if tree_any(lambda leaf: leaf is _UNKNOWN, (args, kwargs)):
+            return _UNKNOWN
+        result = super().run_node(n)
+        too_large = isinstance(result, Tensor) and (result.is_meta or result.nbytes > _LARGEST)
+        return _UNKNOWN if isinstance(result, nn.Parameter) or too_large else result
+
+
+def fold_constants(module: fx.GraphModule, plain: Mapping[fx.Node, Any]) -> dict[str, Tensor]:
+    """The tensors, by name, that depend on no input and no parameter.
+
+    Args:
+        module: a captured graph.
+        plain: results of its nodes that are not tensors (sizes and the like), as a run on fake tensors gave them.
+    """
+    folder = _Folder(module, plain)
+    with torch.no_grad():
+        folder.run(*(_UNKNOWN for _ in module.graph.find_nodes(op="placeholder")))
+    return {node.name: value for node, value in folder.env.items() if isinstance(value, Tensor)}
