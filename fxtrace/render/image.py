@@ -1,0 +1,122 @@
+"""Images of DOT text, drawn by a Graphviz in a process of its own: `dot` on PATH, else the one in pygraphviz's wheel."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from math import sqrt
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+from fxtrace.errors import DependencyMissing, InternalError, InvalidRequest, OptionInvalid, TooLarge, unknown
+from fxtrace.trace import IMAGE_FORMATS, ImageFormat
+
+DPI = 144
+"""A PNG's resolution, in pixels an inch of 72 points; less where the picture would pass the limits below."""
+
+_MAX_PIXELS = 64e6
+_MAX_SIDE = 30_000  # Cairo draws up to 32,767 pixels
+
+TIMEOUT = 120.0
+"""Seconds one run of Graphviz may take."""
+
+_FONTS = Path(__file__).parent / "fonts"
+
+# The carried font under the names pictures ask for; the machine's own only for scripts that it lacks. With hinting,
+# letters would be set to whole pixels of a small size and look unevenly spaced.
+_FONT_CONFIG = """<?xml version="1.0"?>
+<!DOCTYPE fontconfig SYSTEM "fonts.dtd">
+<fontconfig>
+  <dir>{fonts}</dir>
+  <dir>/usr/share/fonts</dir>
+  <dir>/usr/local/share/fonts</dir>
+  <dir prefix="xdg">fonts</dir>
+  <cachedir prefix="xdg">fontconfig</cachedir>
+  <cachedir>{cache}</cachedir>
+  <match target="font"><edit name="hinting" mode="assign"><bool>false</bool></edit></match>
+  <alias binding="same"><family>Helvetica</family><prefer><family>Arimo</family></prefer></alias>
+  <alias binding="same"><family>Arial</family><prefer><family>Arimo</family></prefer></alias>
+  <alias binding="same"><family>sans-serif</family><prefer><family>Arimo</family></prefer></alias>
+</fontconfig>
+"""
+
+
+def to_image(dot: str, format: ImageFormat) -> bytes:  # noqa: A002 - the word for it everywhere
+    """DOT text as an image.
+
+    Args:
+        dot: DOT text, as of `to_dot`.
+        format: `svg`, `png` or `pdf`; `dot` gives the text itself.
+
+    Raises:
+        OptionInvalid: an unknown format.
+        InvalidRequest: the text is not DOT.
+        DependencyMissing: neither `dot` nor pygraphviz is installed.
+        TooLarge: the layout takes longer than `TIMEOUT`.
+        InternalError: Graphviz failed.
+    """
+    if format not in IMAGE_FORMATS:
+        raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
+    if format == "dot":
+        return dot.encode()
+    command = _command()
+    with tempfile.TemporaryDirectory(prefix="fxtrace-") as folder:
+        config = Path(folder, "fonts.conf")
+        config.write_text(_FONT_CONFIG.format(fonts=escape(str(_FONTS)), cache=escape(folder)), encoding="utf-8")
+        environment = {**os.environ, "FONTCONFIG_FILE": str(config)}
+        if format != "png":
+            return _run(command, ("dot", format, "72"), dot.encode(), environment)
+        # Laid out first, so that the resolution can be chosen by the size.
+        laid_out = _run(command, ("dot", "dot", "72"), dot.encode(), environment)
+        return _run(command, ("nop2", "png", f"{_resolution(laid_out):.0f}"), laid_out, environment)
+
+
+def _command() -> list[str]:
+    """The program to run, before its engine, format and resolution."""
+    if dot := shutil.which("dot"):
+        return [dot]
+    if importlib.util.find_spec("pygraphviz") is None:
+        raise DependencyMissing(
+            "drawing an image needs Graphviz: expected `dot` on PATH or the pygraphviz package, found neither; "
+            "install one with pip install 'fxtrace[images]', or ask for format 'dot', which needs neither",
+            field="format",
+            package="pygraphviz",
+        )
+    return [sys.executable, "-P", str(Path(__file__).with_name("bundled.py"))]
+
+
+def _run(command: list[str], how: tuple[str, str, str], dot: bytes, environment: Mapping[str, str]) -> bytes:
+    engine, image_format, dpi = how
+    bundled = len(command) > 1
+    arguments = [*command, *how] if bundled else [*command, f"-K{engine}", f"-T{image_format}", f"-Gdpi={dpi}"]
+    try:
+        done = subprocess.run(arguments, input=dot, capture_output=True, timeout=TIMEOUT, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        raise TooLarge(
+            f"the layout took longer than {TIMEOUT:.0f} s; draw less: fold layers, set a depth, or draw one module",
+            field="options",
+            seconds=TIMEOUT,
+        ) from None
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.decode(errors="replace").splitlines() if "Fontconfig" not in line]
+    said = " ".join(line.strip() for line in lines if line.strip())[-500:]
+    if "syntax error" in said:
+        raise InvalidRequest(f"not DOT text: Graphviz says {said}", field="dot")
+    raise InternalError(f"Graphviz failed with exit code {done.returncode}: {said or 'it said nothing'}")
+
+
+def _resolution(laid_out: bytes) -> float:
+    """Pixels an inch, so that the picture stays below the limits."""
+    box = re.search(rb'\bbb="([-\d.]+),([-\d.]+),([-\d.]+),([-\d.]+)"', laid_out)
+    if box is None:
+        return DPI
+    left, bottom, right, top = (float(number) / 72 for number in box.groups())
+    width, height = max(right - left, 1) + 1, max(top - bottom, 1) + 1
+    return max(min(DPI, sqrt(_MAX_PIXELS / (width * height)), _MAX_SIDE / max(width, height)), 1)

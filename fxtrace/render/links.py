@@ -1,0 +1,106 @@
+"""What links mean: residual connections, and what crosses from one stack to another. Both are read off the dataflow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+
+from fxtrace.render.view import Box, Link, View, prefixes, within
+
+# A residual connection goes around something that computes; x + x³ is no residual sum.
+_COMPUTING = frozenset({"linear", "matmul", "convolution", "recurrent", "attention", "module"})
+
+
+def mark(view: View) -> View:
+    """The view with its residual sums and connections, and the links between stacks, marked as such."""
+    return _mark_crossings(_mark_residuals(view))
+
+
+def _mark_residuals(view: View) -> View:
+    incoming = view.incoming()
+    place = {key: index for index, key in enumerate(view.boxes)}
+    boxes = dict(view.boxes)
+    skips: set[Link] = set()
+    for key, box in view.boxes.items():
+        if box.form != "pill" or box.node.kind != "add" or box.parameters:
+            continue
+        operands = [link for link in incoming[key] if view.boxes[link.tail].form != "note"]
+        if len(operands) != 2:
+            continue
+        named = any(role.part == "residual_sum" for role in box.node.roles)
+        skip = _skip(operands[0], operands[1], view, incoming, place, strict=not named)
+        if named or skip:
+            boxes[key] = replace(box, form="plus")
+        if skip:
+            skips.add(skip)
+    links = (replace(link, kind="residual") if link in skips else link for link in view.links)
+    return replace(view, boxes=boxes, links=tuple(links))
+
+
+def _skip(
+    a: Link, b: Link, view: View, incoming: Mapping[str, list[Link]], place: Mapping[str, int], *, strict: bool
+) -> Link | None:
+    """Of the two operands of a sum, the one that the other is computed from."""
+    early, late = sorted((a, b), key=lambda link: place[link.tail])
+    seen, todo, computes, reached = {early.tail}, [late.tail], False, False
+    if early.tail == late.tail:
+        return None
+    while todo:
+        key = todo.pop()
+        reached |= key == early.tail
+        if key in seen or place[key] < place[early.tail]:
+            continue
+        seen.add(key)
+        computes |= view.boxes[key].node.kind in _COMPUTING or bool(view.boxes[key].parameters)
+        todo += (link.tail for link in incoming[key])
+    return early if reached and (computes or not strict) else None
+
+
+def _mark_crossings(view: View) -> View:
+    """Marks a link from one stack into another that has a stream of its own: the encoder's output into the decoder.
+
+    The stacks are those of the two boxes' roles, or else the sibling modules they are in, if the one entered has
+    numbered layers. The link crosses when it brings an input that the stack's first box did not have.
+    """
+    reach: dict[str, frozenset[str]] = {}
+    incoming = view.incoming()
+    for key, box in view.boxes.items():
+        own = frozenset({key}) if box.form == "port" and not key.startswith("out:") else frozenset()
+        reach[key] = own.union(*(reach.get(link.tail, frozenset()) for link in incoming[key]))
+    begins: dict[str, frozenset[str]] = {}
+    for key, box in view.boxes.items():
+        if box.form not in ("port", "note"):
+            for name in _stack_names(box):
+                begins.setdefault(name, reach[key])
+
+    layered = {
+        path.rpartition(".")[0]
+        for module in view.graph.modules
+        for path in prefixes(module.path)
+        if path.rpartition(".")[2].isdigit()
+    }
+
+    def crosses(link: Link) -> bool:
+        tail, head = view.boxes[link.tail], view.boxes[link.head]
+        if tail.form == "note" or head.form == "port":
+            return False
+        if tail.form == "port" and not tail.key.startswith("in:"):
+            return False
+        stack = _entered_stack(tail, head, layered)
+        return bool(stack) and not reach[link.tail] <= begins.get(stack, reach[link.tail])
+
+    return replace(view, links=tuple(replace(link, kind="crossing") if crosses(link) else link for link in view.links))
+
+
+def _stack_names(box: Box) -> list[str]:
+    return [*prefixes(box.module), *(f"role {role.stack}" for role in box.node.roles)]
+
+
+def _entered_stack(tail: Box, head: Box, layered: Collection[str]) -> str:
+    """The stack that a link enters by leaving another; empty where it stays, or where they are not side by side."""
+    if tail.node.roles and head.node.roles:
+        ours, theirs = {role.stack for role in tail.node.roles}, head.node.roles[0].stack
+        return "" if theirs in ours else f"role {theirs}"
+    a, b = list(prefixes(tail.node.module)), list(prefixes(head.node.module))
+    entered = next((theirs for ours, theirs in zip(a, b, strict=False) if ours != theirs), "")
+    return entered if any(within(path, entered) for path in layered) else ""
