@@ -1,0 +1,467 @@
+"""What fxtrace does, without gRPC: trace a model, keep the trace, answer questions about it."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import dataclasses
+import hashlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import fxtrace
+from fxtrace.errors import (
+    FxtraceError,
+    NodeNotFound,
+    OptionInvalid,
+    PageInvalid,
+    SnapshotNotFound,
+    ValuesAbsent,
+    unknown,
+)
+from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.models import Model, Registry
+from fxtrace.slices import select
+from fxtrace.store import Store, default_folder
+from fxtrace.trace import (
+    IMAGE_FORMATS,
+    ImageFormat,
+    Json,
+    ModelInfo,
+    Progress,
+    RenderOptions,
+    Trace,
+    TracedInput,
+    TraceRequest,
+)
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 1000
+DEFAULT_CHUNK_BYTES = 1 << 20
+
+Report = Callable[[Progress], None]
+
+_GRAPHS_KEPT = 32
+_capture_lock = threading.Lock()
+"""One capture at a time: the random state and torch.fx's patches belong to the whole process."""
+
+
+class TensorReader:
+    """A stored tensor, or a part of one, to be read piece by piece without holding it whole.
+
+    Attributes:
+        tensor: the tensor's own name.
+        spec: of the whole tensor.
+        shape: of the part.
+        nbytes: of the part.
+    """
+
+    def __init__(self, tensor: str, spec: TensorSpec, array: NDArray[Any]) -> None:
+        self.tensor = tensor
+        self.spec = spec
+        self.shape = array.shape
+        self.nbytes = array.nbytes
+        self._array = array
+
+    def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
+        """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element).
+
+        Bytes that lie side by side on the disk are not copied.
+
+        Raises:
+            OptionInvalid: `chunk_bytes` is not positive.
+        """
+        if chunk_bytes < 1:
+            raise OptionInvalid(
+                f"expected chunks of at least 1 byte, came {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
+            )
+        if self._array.flags.c_contiguous:
+            data = self._array.reshape(-1).view(np.uint8).data
+            yield from (data[start : start + chunk_bytes] for start in range(0, self.nbytes, chunk_bytes))
+            return
+        # NumPy gathers scattered elements into a buffer of this many; the buffer is used again, so each is copied out.
+        elements = max(1, chunk_bytes // self._array.itemsize)
+        blocks: Iterable[Any] = np.nditer(
+            self._array, flags=["external_loop", "buffered"], order="C", buffersize=elements
+        )
+        yield from (memoryview(block.tobytes()) for block in blocks)
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the file; chunks that were read stay readable."""
+        self._array = self._array[:0] if self._array.ndim else np.empty(0)
+
+
+class Engine:
+    """Traces models and answers questions about the traces. Safe to use from several threads.
+
+    Args:
+        store: where the traces are kept; closed with the engine.
+        models: the models on offer.
+
+    Example:
+        with Engine.open() as engine:
+            trace = engine.create_trace(TraceRequest("reference"))
+            weights = engine.read_tensor(trace.id, "decoder.0.cross_attention.weights", "0,0")
+    """
+
+    def __init__(self, store: Store, models: Registry) -> None:
+        self._store = store
+        self._models = models
+        self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
+
+    @classmethod
+    def open(cls, folder: Path | None = None, models: Registry | None = None) -> Engine:
+        """An engine over the store in a folder (by default `fxtrace.store.default_folder()`) and the installed models.
+
+        Raises:
+            Unmet, StoreDamaged: the store cannot be opened.
+        """
+        return cls(Store(folder or default_folder()), Registry.installed() if models is None else models)
+
+    def close(self) -> None:
+        """Closes the store."""
+        self._store.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---------------------------------------------------------------------------------------------------- models
+
+    def list_models(self) -> tuple[ModelInfo, ...]:
+        """The models on offer, sorted by name. One that cannot be imported says so in its summary."""
+        return tuple(self._model_or_reason(name) for name in self._models.names())
+
+    def get_model(self, name: str) -> ModelInfo:
+        """A model's configuration.
+
+        Raises:
+            ModelNotFound, ModelInvalid
+        """
+        return self._models.get(name).info()
+
+    def _model_or_reason(self, name: str) -> ModelInfo:
+        try:
+            return self.get_model(name)
+        except FxtraceError as error:
+            return ModelInfo(name, f"cannot be used: {error.message}", (), {})
+
+    # ---------------------------------------------------------------------------------------------------- traces
+
+    def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> Trace:
+        """Traces a model, or finds the trace that a request like this one made before.
+
+        Args:
+            request: what is to be traced. Where `model` is the path of a Python file, that file is run.
+            progress: called as the work goes on; raise `Cancelled` from it to stop. Nothing half-done is kept.
+
+        Raises:
+            ModelNotFound, ModelInvalid, ConfigurationError, InputError, OptionInvalid, TooLarge: the request.
+            CaptureFailed: the model raised, or cannot be captured.
+            Unmet: the store cannot be written to.
+        """
+        report = progress or (lambda _: None)
+        model = self._models.load(request.model)
+        config = model.resolve(request.configuration)
+        fields = model.fields(config)
+        trace_id = _trace_id(model, fields, request)
+        found = self._store.find(trace_id)
+        if found is None:
+            with _capturing(report):
+                # Another thread may have made it while this one waited.
+                found = self._store.find(trace_id) or self._trace(trace_id, model, config, fields, request, report)
+        return found
+
+    def _trace(
+        self, trace_id: str, model: Model, config: Any, fields: dict[str, Json], request: TraceRequest, report: Report
+    ) -> Trace:
+        import torch
+
+        from fxtrace.capture import capture, model_errors
+        from fxtrace.roles import label
+        from fxtrace.service.inputs import make_inputs, seeded, to_numpy
+        from fxtrace.shapes import tensor_spec
+
+        start = time.perf_counter()
+        with seeded(request.seed):
+            report(Progress("build"))
+            with model_errors("building the model raised"):
+                module = model.build(config)
+                examples = model.example_inputs(config)
+            inputs = make_inputs(examples, request)
+            captured = capture(
+                module,
+                {name: each.tensor for name, each in inputs.items()},
+                rung=request.rung,
+                values=request.values,
+                training=request.training,
+                progress=report,
+            )
+        report(Progress("label"))
+        graph, snapshots = label(captured.graph, captured.known, module.state_dict())
+        specs = dict(graph.tensors())
+        trace = Trace(
+            id=trace_id,
+            model=model.name,
+            configuration=fields,
+            inputs=tuple(TracedInput(name, tensor_spec(each.tensor), each.fill) for name, each in inputs.items()),
+            rung=captured.rung,
+            rung_notes=captured.rung_notes,
+            values=request.values,
+            training=request.training,
+            seed=request.seed,
+            torch_version=torch.__version__,
+            fxtrace_version=fxtrace.__version__,
+            output_equal=captured.output_equal,
+            node_count=len(graph.nodes),
+            tensor_count=len(specs),
+            labelled_count=sum(bool(node.roles) for node in graph.nodes),
+            parameter_count=graph.parameter_count,
+            tensor_bytes=sum(spec.nbytes for spec in specs.values()),
+            created=datetime.now(UTC),
+            seconds=time.perf_counter() - start,
+        )
+        report(Progress("store"))
+        tensors = {name: to_numpy(tensor) for name, tensor in captured.values.items()}
+        return self._store.put(trace, graph, snapshots, tensors)
+
+    def get_trace(self, trace_id: str) -> Trace:
+        """Where a trace came from.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        return self._store.trace(trace_id)
+
+    def list_traces(self) -> Iterator[Trace]:
+        """Every trace, newest first."""
+        token = ""
+        while True:
+            traces, token = self.page_traces(0, token)
+            yield from traces
+            if not token:
+                return
+
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+        """A page of traces, newest first, and the token of the next page (empty on the last).
+
+        Args:
+            page_size: at most this many, up to `MAX_PAGE_SIZE`; 0 for the default.
+            page_token: as the page before gave it; empty for the first.
+
+        Raises:
+            PageInvalid
+        """
+        if not 0 <= page_size <= MAX_PAGE_SIZE:
+            raise PageInvalid(
+                f"expected a page size from 0 to {MAX_PAGE_SIZE}, came {page_size}",
+                field="page_size",
+                page_size=page_size,
+            )
+        size = page_size or DEFAULT_PAGE_SIZE
+        rows = self._store.traces(size + 1, before=_decode_token(page_token))
+        more = len(rows) > size
+        return tuple(trace for _, trace in rows[:size]), _encode_token(rows[size - 1][0]) if more else ""
+
+    def delete_trace(self, trace_id: str) -> None:
+        """Removes a trace and its tensors.
+
+        Raises:
+            NameInvalid, TraceNotFound
+        """
+        self._store.delete(trace_id)
+        self._recent_graph.cache_clear()
+
+    # ---------------------------------------------------------------------------------------------------- graph
+
+    def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
+        """A trace's labelled graph.
+
+        Args:
+            trace_id: the trace.
+            module: keep only nodes that ran in this module, or in one inside it.
+            role: keep only nodes with a role of this name, or one whose name goes on after it with a dot.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            NodeNotFound: no such module or role; the nearest is suggested.
+        """
+        return filter_nodes(self._graph(trace_id), module, role)
+
+    def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
+        """The numbered snapshots of a trace, or these of them, in the order of their numbers.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            SnapshotNotFound: there is none of such a number.
+        """
+        snapshots = self._store.snapshots(trace_id)
+        wanted, known = set(numbers), {snapshot.number for snapshot in snapshots}
+        if missing := sorted(wanted - known):
+            raise SnapshotNotFound(
+                f"no snapshot {missing[0]}; "
+                + (f"there are {min(known)} to {max(known)}" if known else "there is none"),
+                field="numbers",
+                number=missing[0],
+            )
+        return tuple(snapshot for snapshot in snapshots if not wanted or snapshot.number in wanted)
+
+    def render_graph(
+        self,
+        trace_id: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+    ) -> bytes:
+        """A trace's graph as a picture, or as DOT text.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            OptionInvalid, NodeNotFound, SnapshotNotFound: of the options.
+            DependencyMissing: Graphviz is not installed.
+        """
+        from fxtrace.render import to_dot, to_image
+
+        if format not in IMAGE_FORMATS:
+            raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
+        trace, graph = self._store.trace(trace_id), self._graph(trace_id)
+        dot = to_dot(
+            graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=_picture_title(trace)
+        )
+        return dot.encode() if format == "dot" else to_image(dot, format)
+
+    def _graph(self, trace_id: str) -> Graph:
+        self._store.require(trace_id)  # another process may have deleted it
+        return self._recent_graph(trace_id)
+
+    # ---------------------------------------------------------------------------------------------------- tensors
+
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> NDArray[Any]:  # noqa: A002
+        """A tensor's numbers, or a part of them, as an array of its own.
+
+        Args:
+            trace_id: the trace.
+            tensor: the tensor's name, or a role's.
+            slice: NumPy's basic slicing without the brackets; see `fxtrace.slices`.
+
+        Raises:
+            NameInvalid, TraceNotFound, TensorNotFound, SliceInvalid, StoreDamaged
+            ValuesAbsent: the trace holds shapes only.
+        """
+        return self.read_tensors(trace_id, [(tensor, slice)])[0]
+
+    def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[NDArray[Any]]:
+        """The numbers of several (tensor, slice), as `read_tensor` gives them, in the order asked for."""
+        return [array.copy() for _, _, array in self._parts(trace_id, reads)]
+
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
+        """A tensor, or a part of it, to be read piece by piece; arguments and errors are those of `read_tensor`."""
+        return TensorReader(*self._parts(trace_id, [(tensor, slice)])[0])
+
+    def _parts(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[tuple[str, TensorSpec, NDArray[Any]]]:
+        """(tensor's own name, spec, the part of the mapped array) of each read."""
+        graph = self._graph(trace_id)
+        named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
+        specs = {name: graph.tensor(name) for name, _ in named}
+        if not self._store.trace(trace_id).values:
+            raise ValuesAbsent(
+                f"trace {trace_id} holds shapes only; trace it again with values to read its tensors", trace=trace_id
+            )
+        arrays = self._store.read(trace_id, specs)
+        return [(name, specs[name], select(arrays[name], expression)) for name, expression in named]
+
+
+def filter_nodes(graph: Graph, module: str = "", role: str = "") -> Graph:
+    """The graph with only the nodes of a module and those inside it, and of a role or those that start with it.
+
+    Raises:
+        NodeNotFound: no such module or role; the nearest is suggested.
+    """
+    nodes = graph.nodes
+    if module:
+        if module not in graph.modules_by_path:
+            known = [path for path in graph.modules_by_path if path]
+            raise NodeNotFound(unknown("module", module, known), field="module", module=module)
+        nodes = tuple(node for node in nodes if _within(node.module, module))
+    if role:
+        if not any(_within(name, role) for name in graph.by_role):
+            raise NodeNotFound(unknown("role", role, graph.by_role), field="role", role=role)
+        nodes = tuple(node for node in nodes if any(_within(str(each), role) for each in node.roles))
+    return dataclasses.replace(graph, nodes=nodes)
+
+
+def _within(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
+
+
+@contextmanager
+def _capturing(report: Report) -> Iterator[None]:
+    while not _capture_lock.acquire(timeout=0.2):
+        report(Progress("wait"))  # so that the caller can give up while another capture runs
+    try:
+        yield
+    finally:
+        _capture_lock.release()
+
+
+def _trace_id(model: Model, fields: Mapping[str, Json], request: TraceRequest) -> str:
+    """Digest of everything that determines the result."""
+    import torch
+
+    parts = {
+        "model": [model.name, model.digest],
+        "configuration": fields,
+        "inputs": {
+            name: [given.dtype, given.shape, hashlib.sha256(given.data).hexdigest()]
+            for name, given in request.inputs.items()
+        },
+        "input_shapes": dict(request.input_shapes),
+        "rung": request.rung,
+        "values": request.values,
+        "training": request.training,
+        "seed": request.seed,
+        "torch": torch.__version__,
+        "fxtrace": fxtrace.__version__,
+    }
+    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _picture_title(trace: Trace) -> str:
+    return f"{trace.model} · {trace.node_count} nodes · {trace.parameter_count:,} parameters"
+
+
+def _encode_token(sequence: int) -> str:
+    return base64.urlsafe_b64encode(f"traces:{sequence}".encode()).decode()
+
+
+def _decode_token(token: str) -> int | None:
+    if not token:
+        return None
+    try:
+        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        text = ""
+    match = re.fullmatch(r"traces:([0-9]{1,18})", text)
+    if match is None:
+        raise PageInvalid(
+            f"expected the next_page_token of the page before, came '{token}'", field="page_token", page_token=token
+        )
+    return int(match[1])
