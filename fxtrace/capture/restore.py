@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -18,7 +19,7 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
     """
     attributes = {m: _shallow(m.__dict__) for m in module.modules()}
     training = {m: m.training for m in attributes}
-    buffers = [(b, b._version, b.detach().clone()) for b in module.buffers() if not b.is_meta]
+    buffers = [(b.detach(), b.detach().clone()) for b in module.buffers() if not b.is_meta]
 
     def rewind() -> None:
         for m, saved in attributes.items():
@@ -26,9 +27,9 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
             m.__dict__.clear()
             m.__dict__.update(_shallow(saved))
             m.training = mode
-        for buffer, version, value in buffers:
-            if buffer._version != version:
-                buffer.detach().copy_(value)
+        for buffer, value in buffers:
+            if not torch.equal(buffer, value):  # version counters miss what native kernels write (batch norm)
+                buffer.copy_(value)
 
     try:
         yield rewind

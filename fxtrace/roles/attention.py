@@ -38,6 +38,8 @@ class Attention:
     mask: Node | None = None
     mask_op: Node | None = None
     weights: Node | None = None
+    mixing: Node | None = None
+    """The weights as they enter the product: themselves, or after dropout."""
     head_outputs: Node | None = None
     concat: Node | None = None
     output: Node | None = None
@@ -89,13 +91,15 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     if chain is None:
         return "no product of two computed tensors leads to this softmax through scalings and masks alone"
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
+    if path is not None and not all(map(_keeps_rows, path[1:-1])):
+        path = None
     operands = product_operands(path[-1]) if path else None
     if path is None or operands is None or operands[0] != path[-2].name:
         return "no product has this softmax's output as its left factor"
     if len(chain.masks) > 1:
         return "more than one mask or bias is applied to the scores"
     left, right = product_operands(chain.product) or ("", "")
-    attention = Attention(softmax, fused=False, weights=softmax, head_outputs=path[-1], scores=chain.scores)
+    attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
     if chain.masks:
         attention.mask_op, attention.mask = chain.masks[0]
     by_name = flow.graph.by_name
@@ -160,7 +164,7 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
         both = operands is not None and all(flow.computed(flow.graph.by_name[name]) for name in operands)
         return _Chain(node, node, (), ()) if both else None
     inputs = [each for each in flow.inputs(node) if each.spec is not None]
-    if node.kind in MOVES and inputs:
+    if node.kind in MOVES and _keeps_rows(node) and inputs:
         chain = _to_product(flow, inputs[0])
         return chain and _extend(chain, node)
     factor = scaling(flow, node)
@@ -179,6 +183,31 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
         chain = _to_product(flow, scores)
         return chain and _extend(chain, node, mask=mask)
     return None
+
+
+_REORDERS = frozenset(
+    [
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "permute",
+        "movedim",
+        "t",
+        "T",
+        "H",
+        "mT",
+        "mH",
+        "adjoint",
+        "getattr",
+        "flip",
+        "roll",
+    ]
+)
+
+
+def _keeps_rows(node: Node) -> bool:
+    """Whether a move leaves the rows and columns of the scores what they are: it neither reorders nor cuts them."""
+    return node.kind != "select" and node.target.rpartition(".")[2] not in _REORDERS
 
 
 def _extend(chain: _Chain, node: Node, *, factor: Factor | None = None, mask: Node | None = None) -> _Chain:

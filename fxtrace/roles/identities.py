@@ -294,12 +294,13 @@ def head_outputs(value: Values, attention: Attention) -> Check:
     """Each head's output is the mean of the values, weighted."""
     assert attention.head_outputs is not None
     result = attention.head_outputs
-    if attention.weights is not None:
-        weights = attention.weights
+    if attention.mixing is not None:
+        mixing = attention.mixing
+        name = "weights" if mixing is attention.weights else "dropout(weights)"
         return _compare(
             "mix",
-            "head_outputs = weights · value_heads",
-            lambda: (value(result), (value(weights) @ value(attention.heads["value"])).reshape(value(result).shape)),
+            f"head_outputs = {name} · value_heads",
+            lambda: (value(result), (value(mixing) @ value(attention.heads["value"])).reshape(value(result).shape)),
         )
 
     def compute() -> tuple[Tensor, Tensor]:
