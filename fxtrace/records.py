@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from google.protobuf.descriptor import EnumDescriptor, FieldDescriptor
@@ -144,4 +145,6 @@ def _accessors(codec: Codec, hint: Any, field: FieldDescriptor) -> tuple[Callabl
             lambda value: None if value is None else encode(value),
             lambda message: decode(getattr(message, name)) if message.HasField(name) else None,
         )
+    if codec is _PLAIN:
+        return encode, attrgetter(name)
     return encode, lambda message: decode(getattr(message, name))

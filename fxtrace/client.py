@@ -1,0 +1,442 @@
+"""A client of an fxtrace server: the same methods, values and errors as the engine in this process, without PyTorch.
+
+from fxtrace.client import Client
+from fxtrace.trace import TraceRequest
+
+with Client("127.0.0.1:50051") as client:
+    trace = client.create_trace(TraceRequest("reference", {"d_model": 64}))
+    weights = client.read_tensor(trace.id, "decoder.0.cross_attention.weights")
+    print(weights.shape)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
+
+import grpc
+import numpy as np
+from google.rpc.status_pb2 import Status
+from grpc_status import rpc_status
+from numpy.typing import NDArray
+
+from fxtrace import wire
+from fxtrace.dtypes import numpy_dtype
+from fxtrace.errors import (
+    DeadlineExceeded,
+    DependencyMissing,
+    FxtraceError,
+    NameInvalid,
+    OptionInvalid,
+    ServerUnavailable,
+)
+from fxtrace.graph import Graph, Snapshot
+from fxtrace.remote import RemoteTensor
+from fxtrace.status import from_status
+from fxtrace.trace import ImageFormat, ModelInfo, Progress, RenderOptions, Trace, TraceRequest
+from fxtrace.v1 import trace_service_pb2 as rpc
+from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = TypeVar("Array")
+Q = TypeVar("Q")
+R = TypeVar("R")
+
+MAX_REPLY_BYTES = 64 << 20  # the largest page of a graph is some 10 MiB
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
+    ("grpc.max_send_message_length", -1),  # the server says what is too much
+    # A server that is gone without a word is found out while a call waits for it.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+_LOOPBACK = ("127.", "localhost:", "[::1]:")
+
+
+class Client(Generic[Array]):
+    """A connection to an fxtrace server.
+
+    Every method raises the `fxtrace.errors.FxtraceError` that the server's engine raised, with the same message;
+    besides, ServerUnavailable when no server answers, and DeadlineExceeded after `timeout`. Safe to use from several
+    threads. Close it, or use it in a `with` statement.
+
+    Args:
+        address: the server's `host:port`.
+        timeout: seconds that one call may take as a whole; None waits as long as it takes.
+        connect_timeout: seconds to wait for the server to answer at first.
+        arrays: what tensors come back as. `numpy` gives NumPy arrays, of `ml_dtypes` types for what NumPy lacks
+            (bfloat16, the float8s). `torch` gives PyTorch tensors. `auto` gives PyTorch tensors where PyTorch is
+            installed, else NumPy arrays.
+
+    Raises:
+        ServerUnavailable: no server answers at the address.
+        DependencyMissing: `arrays="torch"`, and PyTorch is not installed.
+
+    Example:
+        with Client("127.0.0.1:50051", arrays="numpy") as client:
+            for snapshot in client.list_snapshots(trace_id):
+                print(snapshot.number, snapshot.title, snapshot.dims)
+    """
+
+    @overload
+    def __init__(
+        self: Client[Any],
+        address: str,
+        *,
+        timeout: float | None = 60,
+        connect_timeout: float = 5,
+        arrays: Literal["auto"] = "auto",
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Client[NDArray[Any]],
+        address: str,
+        *,
+        timeout: float | None = 60,
+        connect_timeout: float = 5,
+        arrays: Literal["numpy"],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self: Client[Tensor],
+        address: str,
+        *,
+        timeout: float | None = 60,
+        connect_timeout: float = 5,
+        arrays: Literal["torch"],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float | None = 60,
+        connect_timeout: float = 5,
+        arrays: Literal["auto", "numpy", "torch"] = "auto",
+    ) -> None:
+        self.address = address
+        self._timeout = timeout
+        self._as_torch = _as_torch(arrays)
+        # A proxy for the world outside cannot reach this machine's own addresses.
+        options = (*_OPTIONS, *((("grpc.enable_http_proxy", 0),) if address.startswith(_LOOPBACK) else ()))
+        self._channel = grpc.insecure_channel(address, options)
+        self._stub = TraceServiceStub(self._channel)
+        # The stream of a tensor's bytes is parsed by hand, see `fxtrace.frames`.
+        self._read_tensor: grpc.UnaryStreamMultiCallable[rpc.ReadTensorRequest, bytes] = self._channel.unary_stream(
+            "/fxtrace.v1.TraceService/ReadTensor", request_serializer=rpc.ReadTensorRequest.SerializeToString
+        )
+        try:
+            grpc.channel_ready_future(self._channel).result(connect_timeout)
+        except grpc.FutureTimeoutError:
+            self._channel.close()
+            raise ServerUnavailable(
+                f"no fxtrace server answers at {address} within {connect_timeout:g} s; check the address, or start a "
+                "server with `fxtrace serve`",
+                address=address,
+            ) from None
+
+    def close(self) -> None:
+        """Closes the connection; calls under way are cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def list_models(self) -> tuple[ModelInfo, ...]:
+        """The models that the server offers, sorted by name.
+
+        Example:
+            >>> [model.name for model in client.list_models()]
+            ['reference']
+        """
+        models: list[ModelInfo] = []
+        token = ""
+        while True:
+            page = self._call(self._stub.ListModels, rpc.ListModelsRequest(page_token=token))
+            models += map(wire.MODEL.decode, page.models)
+            token = page.next_page_token
+            if not token:
+                return tuple(models)
+
+    def get_model(self, name: str) -> ModelInfo:
+        """A model, with its configuration's fields and their defaults.
+
+        Raises:
+            ModelNotFound: the server offers no such model; the nearest name is suggested.
+            NameInvalid: it is no name, or a file's.
+
+        Example:
+            >>> {field.name: field.default for field in client.get_model("reference").fields}["n_heads"]
+            4
+        """
+        reply = self._call(self._stub.GetModel, rpc.GetModelRequest(name=wire.model_name(name)))
+        return wire.MODEL.decode(reply.model)
+
+    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> Trace:
+        """Traces a model, or finds the trace that such a request made before.
+
+        Args:
+            request: what is to be traced. The model is one that the server offers; a file is traced by an Engine.
+            progress: called as the work goes on. An exception that it raises cancels the work and is raised here.
+
+        Raises:
+            ModelNotFound, NameInvalid, ConfigurationError, InputError, OptionInvalid: the request does not fit.
+            CaptureFailed: the model raised, or cannot be captured.
+
+        Example:
+            >>> trace = client.create_trace(TraceRequest("reference", {"d_model": 64}))
+            >>> trace.configuration["d_model"], trace.node_count > 0
+            (64, True)
+        """
+        if "/" in request.model or request.model.endswith(".py"):
+            raise NameInvalid(
+                f"model: expected the name of a model that the server offers; got '{request.model}', a file. A file "
+                "is traced in the process that reads it, without a server",
+                field="model",
+                name=request.model,
+            )
+        with self._stream(self._stub.CreateTrace, wire.encode_trace_request(request)) as events:
+            for event in events:
+                if event.WhichOneof("event") == "trace":
+                    return wire.TRACE.decode(event.trace)
+                if progress is not None:
+                    progress(wire.PROGRESS.decode(event.progress))
+        raise ServerUnavailable(f"the server at {self.address} ended the call without a trace", address=self.address)
+
+    def get_trace(self, trace_id: str) -> Trace:
+        """Where a trace came from and how much there is of it.
+
+        Raises:
+            TraceNotFound, NameInvalid
+        """
+        reply = self._call(self._stub.GetTrace, rpc.GetTraceRequest(name=wire.trace_name(trace_id)))
+        return wire.TRACE.decode(reply.trace)
+
+    def list_traces(self) -> Iterator[Trace]:
+        """Every trace, newest first; fetched page by page as they are asked for."""
+        token = ""
+        while True:
+            traces, token = self.page_traces(0, token)
+            yield from traces
+            if not token:
+                return
+
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+        """A page of traces, newest first, and the next page's token (empty on the last).
+
+        Raises:
+            PageInvalid: the size is negative or above 1000, or the token is none that a page gave.
+        """
+        request = rpc.ListTracesRequest(page_size=wire.fit(page_size, 32, "page_size"), page_token=page_token)
+        page = self._call(self._stub.ListTraces, request)
+        return tuple(map(wire.TRACE.decode, page.traces)), page.next_page_token
+
+    def delete_trace(self, trace_id: str) -> None:
+        """Removes a trace and its tensors.
+
+        Raises:
+            TraceNotFound, NameInvalid
+        """
+        self._call(self._stub.DeleteTrace, rpc.DeleteTraceRequest(name=wire.trace_name(trace_id)))
+
+    def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
+        """A trace's labelled graph, whole or filtered.
+
+        Args:
+            trace_id: the trace.
+            module: keep only nodes that ran in this module, or in one inside it.
+            role: keep only nodes with a role of this name, or one whose name goes on after it with a dot.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            NodeNotFound: no such module or role; the nearest is suggested.
+
+        Example:
+            >>> graph = client.get_graph(trace.id, role="decoder.0.cross_attention")
+            >>> graph.by_role["decoder.0.cross_attention.scores"].spec.shape
+            (1, 4, 5, 6)
+        """
+        request = rpc.GetGraphRequest(trace=wire.trace_name(trace_id), module=module, role=role)
+        pages = []
+        while True:
+            page = self._call(self._stub.GetGraph, request)
+            pages.append(page.graph)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return wire.decode_graph(pages)
+
+    def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
+        """A trace's numbered snapshots, or these of them, in the order of their numbers.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            SnapshotNotFound: there is none of such a number.
+
+        Example:
+            >>> (scores,) = client.list_snapshots(trace.id, [33])
+            >>> scores.title, scores.dims, scores.tensors[0].shape
+        """
+        request = rpc.ListSnapshotsRequest(
+            trace=wire.trace_name(trace_id), numbers=[wire.fit(number, 32, "numbers") for number in numbers]
+        )
+        return tuple(map(wire.SNAPSHOT.decode, self._call(self._stub.ListSnapshots, request).snapshots))
+
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array:  # noqa: A002
+        """A tensor, or a part of one, as an array of its own.
+
+        Args:
+            trace_id: the trace.
+            tensor: the tensor's name, or a role's.
+            slice: NumPy's basic slicing without the brackets: `0,0,:5`, `-1`, `::2`, `...,:3`.
+
+        Raises:
+            TraceNotFound, TensorNotFound, NameInvalid, SliceInvalid
+            ValuesAbsent: the trace holds shapes only.
+            StoreDamaged: the bytes that arrived are not the ones that were sent.
+
+        Example:
+            >>> client.read_tensor(trace.id, "decoder.0.cross_attention.weights", "0,0").shape
+            (5, 6)
+        """
+        with self.open_tensor(trace_id, tensor, slice) as reader:
+            data = np.empty(reader.nbytes, np.uint8)
+            view, position = data.data, 0
+            for chunk in reader.chunks():
+                view[position : position + len(chunk)] = chunk
+                position += len(chunk)
+        return self._array(data, reader.spec.dtype, reader.shape)
+
+    def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[Array]:
+        """Several small tensors in one call: (tensor, slice) each, in the order asked for.
+
+        Raises:
+            TooLarge: there are more than 64 of them, or more than 3 MiB in all.
+            TraceNotFound, TensorNotFound, NameInvalid, SliceInvalid, ValuesAbsent: as `read_tensor`.
+
+        Example:
+            >>> first, last = client.read_tensors(trace.id, [("src", "0"), ("src", "-1")])
+        """
+        request = rpc.BatchReadTensorsRequest(
+            trace=wire.trace_name(trace_id),
+            reads=[rpc.TensorRead(tensor=name, slice=rpc.TensorSlice(expression=part)) for name, part in reads],
+        )
+        reply = self._call(self._stub.BatchReadTensors, request)
+        return [
+            self._array(
+                np.frombuffer(bytearray(result.data), np.uint8), result.header.spec.dtype, tuple(result.header.shape)
+            )
+            for result in reply.results
+        ]
+
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> RemoteTensor:  # noqa: A002
+        """A tensor, or a part of one, to be read piece by piece as it arrives; for what is too large to hold.
+
+        Arguments and errors are those of `read_tensor`.
+
+        Example:
+            with client.open_tensor(trace.id, "encoder.0.feed_forward.hidden") as reader, open("hidden.raw", "wb") as f:
+                for chunk in reader.chunks():
+                    f.write(chunk)
+        """
+        request = rpc.ReadTensorRequest(
+            trace=wire.trace_name(trace_id), tensor=tensor, slice=rpc.TensorSlice(expression=slice)
+        )
+        return RemoteTensor(self._read_tensor(request, timeout=self._timeout), self._errors)
+
+    def render_graph(
+        self,
+        trace_id: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+    ) -> bytes:
+        """A trace's graph as a picture, or as DOT text.
+
+        Args:
+            trace_id: the trace.
+            format: dot, svg, png or pdf.
+            options: how to draw it.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            OptionInvalid, NodeNotFound, SnapshotNotFound: of the options.
+            DependencyMissing: the server has no Graphviz.
+
+        Example:
+            Path("model.svg").write_bytes(client.render_graph(trace.id, "svg", RenderOptions(depth=2)))
+        """
+        request = rpc.RenderGraphRequest(
+            trace=wire.trace_name(trace_id),
+            format=wire.IMAGE_FORMAT.encode(format),
+            options=wire.RENDER_OPTIONS.encode(options or RenderOptions()),
+        )
+        with self._stream(self._stub.RenderGraph, request) as parts:
+            return b"".join(part.chunk for part in parts)
+
+    def _call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
+        with self._errors():
+            return method(request, timeout=self._timeout)
+
+    @contextmanager
+    def _stream(self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q) -> Iterator[Iterator[R]]:
+        """The replies to a request; the call is cancelled when the block is left before their end."""
+        with self._errors():
+            call = method(request, timeout=self._timeout)
+            try:
+                yield iter(call)
+            finally:
+                call.cancel()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise self._error(error) from None
+
+    def _error(self, error: grpc.RpcError) -> FxtraceError:
+        status = rpc_status.from_call(error)
+        if status is not None:
+            return from_status(status)
+        # Not from TraceService, but from gRPC on one side or the other.
+        code, details = error.code(), error.details() or ""
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            return DeadlineExceeded(
+                f"no whole answer from {self.address} within {self._timeout:g} s; give the client a longer timeout",
+                address=self.address,
+                timeout=self._timeout,
+            )
+        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
+            what = "is gone" if code is grpc.StatusCode.UNAVAILABLE else "is none of fxtrace's, or of another version"
+            return ServerUnavailable(f"the server at {self.address} {what}: {details}", address=self.address)
+        return from_status(Status(code=code.value[0], message=f"{self.address}: {details}"))
+
+    def _array(self, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Array:
+        if not self._as_torch:
+            return cast(Array, data.view(numpy_dtype(dtype)).reshape(shape))
+        import torch
+
+        return cast(Array, torch.from_numpy(data).view(getattr(torch, dtype)).reshape(shape))
+
+
+def _as_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:
+    if arrays not in ("auto", "numpy", "torch"):
+        raise OptionInvalid(f"arrays: expected auto, numpy or torch; got '{arrays}'", field="arrays")
+    installed = importlib.util.find_spec("torch") is not None
+    if arrays == "torch" and not installed:
+        raise DependencyMissing(
+            "arrays: 'torch' needs PyTorch, which is not installed; install it, or ask for 'numpy'", package="torch"
+        )
+    return installed and arrays != "numpy"

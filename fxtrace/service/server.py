@@ -1,0 +1,157 @@
+"""The server: TraceService with health and reflection, on a loopback address, until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from fxtrace.api import TraceApi
+from fxtrace.errors import OptionInvalid, Unmet
+from fxtrace.service.interceptors import Edge
+from fxtrace.service.servicer import SERVICE, TraceServicer
+
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+MAX_REQUEST_BYTES = 64 << 20  # inputs come in one message
+MAX_CONCURRENT_RPCS = 256
+STOP_GRACE_SECONDS = 5.0
+
+_OPTIONS = (
+    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a partner
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
+    ("grpc.max_send_message_length", -1),  # replies are paged and chunked already
+    # A caller that is gone without a word is found out; callers may ask as often whether the server is there.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+def serve(
+    engine: TraceApi[Any], address: str = DEFAULT_ADDRESS, *, on_ready: Callable[[str], None] | None = None
+) -> None:
+    """Serves an engine until SIGINT or SIGTERM, then lets running calls end for a few seconds.
+
+    Args:
+        engine: answers the calls; it stays open.
+        address: `host:port` on this machine. Port 0 picks a free one.
+        on_ready: called with the actual address once calls are answered.
+
+    Raises:
+        OptionInvalid: the address is malformed or not a loopback address.
+        Unmet: the port is taken.
+    """
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, stop.set)
+        async with _running(engine, address) as actual:
+            if on_ready is not None:
+                on_ready(actual)
+            await stop.wait()
+
+    asyncio.run(run())
+
+
+@contextmanager
+def serving(engine: TraceApi[Any], address: str = "127.0.0.1:0") -> Iterator[str]:
+    """A server in a thread of this process, stopped when the `with` block ends.
+
+    Example:
+        with Engine.open(folder) as engine, serving(engine) as address, Client(address) as client:
+            client.list_models()
+
+    Yields:
+        The actual address.
+
+    Raises:
+        OptionInvalid, Unmet: as `serve`.
+    """
+    ready: Future[tuple[str, Callable[[], object]]] = Future()
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        try:
+            async with _running(engine, address) as actual:
+                ready.set_result((actual, lambda: loop.call_soon_threadsafe(stop.set)))
+                await stop.wait()
+        except Exception as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    thread = threading.Thread(target=lambda: asyncio.run(run()), name="fxtrace-server", daemon=True)
+    thread.start()
+    actual, stop = ready.result()
+    try:
+        yield actual
+    finally:
+        stop()
+        thread.join()
+
+
+@asynccontextmanager
+async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
+    """A server that answers, and its actual address."""
+    host = _loopback_host(address)
+    server = grpc.aio.server(interceptors=(Edge(),), options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
+    servicer = TraceServicer(engine)
+    handlers = servicer.handlers()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    server.add_registered_method_handlers(SERVICE.full_name, handlers)
+    healthy = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+    reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError:
+        servicer.close()
+        raise Unmet(
+            f"{address} cannot be listened on: another program is using it. Choose another port, or port 0 for a free "
+            "one",
+            address=address,
+        ) from None
+    await server.start()
+    try:
+        for name in ("", SERVICE.full_name):
+            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        yield f"{host}:{port}"
+    finally:
+        await healthy.enter_graceful_shutdown()
+        await server.stop(STOP_GRACE_SECONDS)
+        servicer.close()
+
+
+def _loopback_host(address: str) -> str:
+    """The host in `host:port`, where it is this machine's own."""
+    match = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>[0-9]{1,5})", address)
+    if match is None or int(match["port"]) > 65535:
+        raise OptionInvalid(
+            f"address: expected host:port, such as {DEFAULT_ADDRESS}; got '{address}'", field="address", address=address
+        )
+    host = match["host"]
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise OptionInvalid(
+            f"address: expected a loopback address (127.0.0.1, [::1] or localhost), since this version has no TLS and "
+            f"no log-in; got '{host}'. To reach it from elsewhere, forward the port over SSH",
+            field="address",
+            address=address,
+        )
+    return host

@@ -1,0 +1,288 @@
+"""TraceService over an engine: what a request asks is handed to a worker thread, what comes back is framed and paged.
+
+Nothing that takes time runs on the event loop. Captures, pictures and reads have threads of their own, so that none
+waits behind another kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from functools import partial
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+
+from fxtrace import wire
+from fxtrace.api import TensorReader, TraceApi
+from fxtrace.errors import Cancelled, OptionInvalid, TooLarge
+from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, chunk_frame, crc32
+from fxtrace.records import enum_codec
+from fxtrace.service.paging import page_size, page_start, page_token
+from fxtrace.service.replies import ReplyCache
+from fxtrace.trace import ImageFormat, Progress
+from fxtrace.v1 import trace_service_pb2 as rpc
+
+SERVICE = rpc.DESCRIPTOR.services_by_name["TraceService"]
+
+MAX_BATCH_READS = 64
+MAX_BATCH_BYTES = 3 << 20
+_REPLY_CACHE_BYTES = 128 << 20
+_VIEW = enum_codec(rpc.GraphView.DESCRIPTOR, ("basic", "full"), default="full", field="view")
+_MEDIA_TYPES: dict[ImageFormat, str] = {
+    "dot": "text/vnd.graphviz",
+    "svg": "image/svg+xml",
+    "png": "image/png",
+    "pdf": "application/pdf",
+}
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+
+class TraceServicer:
+    """The RPCs of TraceService. GetGraph and ReadTensor give messages that are serialised already.
+
+    Args:
+        engine: does the work; its methods are called from several threads.
+    """
+
+    def __init__(self, engine: TraceApi[Any]) -> None:
+        self._engine = engine
+        # torch.fx patches the process while it traces: one capture at a time.
+        self._captures = ThreadPoolExecutor(1, thread_name_prefix="fxtrace-capture")
+        self._pictures = ThreadPoolExecutor(2, thread_name_prefix="fxtrace-picture")
+        self._reads = ThreadPoolExecutor(8, thread_name_prefix="fxtrace-read")
+        self._graphs = ReplyCache(_REPLY_CACHE_BYTES)
+
+    def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
+        """How gRPC is to call each RPC of the service, by the RPC's name."""
+        return {
+            method.name: _handler(method.server_streaming)(
+                getattr(self, method.name),
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=_serialized,
+            )
+            for method in SERVICE.methods
+        }
+
+    def close(self) -> None:
+        """Takes no more work; what is running ends by itself."""
+        for pool in (self._captures, self._pictures, self._reads):
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def ListModels(self, request: rpc.ListModelsRequest, _: Context) -> rpc.ListModelsResponse:
+        size = page_size(request.page_size, default=100, maximum=1000)
+        start = page_start(request.page_token, "models")
+        models = await self._read(self._engine.list_models)
+        return rpc.ListModelsResponse(
+            models=map(wire.MODEL.encode, models[start : start + size]),
+            next_page_token=page_token(start + size, "models") if start + size < len(models) else "",
+        )
+
+    async def GetModel(self, request: rpc.GetModelRequest, _: Context) -> rpc.GetModelResponse:
+        name = wire.parse_model_name(request.name, "name")
+        return rpc.GetModelResponse(model=wire.MODEL.encode(await self._read(self._engine.get_model, name)))
+
+    async def CreateTrace(self, request: rpc.CreateTraceRequest, _: Context) -> AsyncIterator[rpc.CreateTraceResponse]:
+        asked = wire.decode_trace_request(request)
+        news = _News()
+        work = self._captures.submit(self._engine.create_trace, asked, progress=news.report)
+        work.add_done_callback(lambda _: news.end())
+        try:
+            async for progress in news:
+                yield rpc.CreateTraceResponse(progress=wire.PROGRESS.encode(progress))
+            yield rpc.CreateTraceResponse(trace=wire.TRACE.encode(work.result()))
+        finally:
+            # Also when the caller hung up or its time ran out: the next report stops the work.
+            news.stop()
+            work.cancel()
+
+    async def GetTrace(self, request: rpc.GetTraceRequest, _: Context) -> rpc.GetTraceResponse:
+        trace_id = wire.parse_trace_name(request.name, "name")
+        return rpc.GetTraceResponse(trace=wire.TRACE.encode(await self._read(self._engine.get_trace, trace_id)))
+
+    async def ListTraces(self, request: rpc.ListTracesRequest, _: Context) -> rpc.ListTracesResponse:
+        traces, token = await self._read(self._engine.page_traces, request.page_size, request.page_token)
+        return rpc.ListTracesResponse(traces=map(wire.TRACE.encode, traces), next_page_token=token)
+
+    async def DeleteTrace(self, request: rpc.DeleteTraceRequest, _: Context) -> rpc.DeleteTraceResponse:
+        trace_id = wire.parse_trace_name(request.name, "name")
+        try:
+            await self._read(self._engine.delete_trace, trace_id)
+        finally:
+            self._graphs.forget(trace_id)
+        return rpc.DeleteTraceResponse()
+
+    async def GetGraph(self, request: rpc.GetGraphRequest, _: Context) -> bytes:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        view = _VIEW.decode(request.view)
+        size = page_size(request.page_size, default=2000, maximum=5000)
+        query = (trace_id, view, request.module, request.role)
+        start = page_start(request.page_token, *query)
+
+        def make() -> bytes:
+            graph = self._engine.get_graph(trace_id, module=request.module, role=request.role)
+            stop = start + size
+            return rpc.GetGraphResponse(
+                graph=wire.encode_graph(graph, start, stop, basic=view == "basic"),
+                next_page_token=page_token(stop, *query) if stop < len(graph.nodes) else "",
+                total_nodes=len(graph.nodes),
+            ).SerializeToString()
+
+        return await self._graphs.get(trace_id, (query, start, size), partial(self._read, make))
+
+    async def ListSnapshots(self, request: rpc.ListSnapshotsRequest, _: Context) -> rpc.ListSnapshotsResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+
+        def make() -> rpc.ListSnapshotsResponse:
+            snapshots = self._engine.list_snapshots(trace_id, request.numbers)
+            return rpc.ListSnapshotsResponse(snapshots=map(wire.SNAPSHOT.encode, snapshots))
+
+        return await self._read(make)
+
+    async def ReadTensor(self, request: rpc.ReadTensorRequest, _: Context) -> AsyncIterator[bytes]:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        chunk_bytes = request.chunk_bytes or DEFAULT_CHUNK_BYTES
+        if not MIN_CHUNK_BYTES <= chunk_bytes <= MAX_CHUNK_BYTES:
+            raise OptionInvalid(
+                f"chunk_bytes: expected {MIN_CHUNK_BYTES} to {MAX_CHUNK_BYTES}, or 0 for {DEFAULT_CHUNK_BYTES}; "
+                f"got {chunk_bytes}",
+                field="chunk_bytes",
+                chunk_bytes=chunk_bytes,
+            )
+        opened = partial(self._engine.open_tensor, trace_id, request.tensor, request.slice.expression)
+        async with aclosing(_stepped(self._reads, _tensor_frames(opened, chunk_bytes))) as frames:
+            async for frame in frames:
+                yield frame
+
+    async def BatchReadTensors(self, request: rpc.BatchReadTensorsRequest, _: Context) -> rpc.BatchReadTensorsResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        if len(request.reads) > MAX_BATCH_READS:
+            raise TooLarge(
+                f"reads: expected at most {MAX_BATCH_READS} tensors; got {len(request.reads)}",
+                field="reads",
+                maximum=MAX_BATCH_READS,
+            )
+        return await self._read(_read_batch, self._engine, trace_id, request.reads)
+
+    async def RenderGraph(self, request: rpc.RenderGraphRequest, _: Context) -> AsyncIterator[rpc.RenderGraphResponse]:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        image_format = wire.IMAGE_FORMAT.decode(request.format)
+        options = wire.RENDER_OPTIONS.decode(request.options)
+        picture = await _in(self._pictures, self._engine.render_graph, trace_id, image_format, options)
+        first = rpc.RenderGraphResponse(media_type=_MEDIA_TYPES[image_format], nbytes=len(picture))
+        first.chunk = picture[:DEFAULT_CHUNK_BYTES]
+        yield first
+        for start in range(DEFAULT_CHUNK_BYTES, len(picture), DEFAULT_CHUNK_BYTES):
+            yield rpc.RenderGraphResponse(chunk=picture[start : start + DEFAULT_CHUNK_BYTES])
+
+    async def _read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await _in(self._reads, work, *args, **kwargs)
+
+
+class _News:
+    """What a capture reports from its thread, for one coroutine to read.
+
+    Of each stage only the latest report is kept, so a slow reader holds no backlog.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._latest: dict[str, Progress] = {}
+        self._changed = asyncio.Event()
+        self._ended = False
+        self._stopped = threading.Event()
+
+    def report(self, progress: Progress) -> None:
+        """In the capture's thread: more is done."""
+        if self._stopped.is_set():
+            raise Cancelled("the caller gave up")
+        self._loop.call_soon_threadsafe(self._note, progress)
+
+    def end(self) -> None:
+        """In any thread: nothing more will be reported."""
+        with suppress(RuntimeError):  # the loop is closed: the server stopped, nobody reads
+            self._loop.call_soon_threadsafe(self._note, None)
+
+    def stop(self) -> None:
+        """Makes the next report raise Cancelled in the capture's thread."""
+        self._stopped.set()
+
+    async def __aiter__(self) -> AsyncIterator[Progress]:
+        while not self._ended:
+            await self._changed.wait()
+            self._changed.clear()
+            while self._latest:
+                yield self._latest.pop(next(iter(self._latest)))
+
+    def _note(self, progress: Progress | None) -> None:
+        if progress is None:
+            self._ended = True
+        else:
+            self._latest[progress.stage] = progress
+        self._changed.set()
+
+
+async def _in(pool: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    return await asyncio.wrap_future(pool.submit(work, *args, **kwargs))
+
+
+async def _stepped(pool: Executor, items: Generator[T, None, None]) -> AsyncGenerator[T, None]:
+    """A generator's items, each made in the pool while the one before is being sent."""
+    step = pool.submit(next, items, None)
+    try:
+        while (item := await asyncio.wrap_future(step)) is not None:
+            step = pool.submit(next, items, None)
+            yield item
+    finally:
+        step.add_done_callback(lambda _: items.close())  # not while a thread is still in it
+
+
+def _tensor_frames(opened: Callable[[], TensorReader], chunk_bytes: int) -> Generator[bytes, None, None]:
+    """The messages of a ReadTensor stream, serialised."""
+    with opened() as reader:
+        yield rpc.ReadTensorResponse(header=_header(reader)).SerializeToString()
+        checksum = 0
+        for chunk in reader.chunks(chunk_bytes):
+            checksum = crc32(chunk, checksum)
+            yield chunk_frame(chunk)
+        yield rpc.ReadTensorResponse(crc32=checksum).SerializeToString()
+
+
+def _read_batch(engine: TraceApi[Any], trace_id: str, reads: Sequence[rpc.TensorRead]) -> rpc.BatchReadTensorsResponse:
+    response = rpc.BatchReadTensorsResponse()
+    total = 0
+    for read in reads:
+        with engine.open_tensor(trace_id, read.tensor, read.slice.expression) as reader:
+            total += reader.nbytes
+            if total > MAX_BATCH_BYTES:
+                raise TooLarge(
+                    f"reads: expected at most {MAX_BATCH_BYTES} bytes in all, passed by '{read.tensor}' with "
+                    f"{reader.nbytes}; read large tensors one by one with ReadTensor",
+                    field="reads",
+                    tensor=read.tensor,
+                    maximum=MAX_BATCH_BYTES,
+                )
+            response.results.add(header=_header(reader), data=b"".join(reader.chunks()))
+    return response
+
+
+def _header(reader: TensorReader) -> rpc.TensorHeader:
+    return rpc.TensorHeader(
+        tensor=reader.tensor, spec=wire.SPEC.encode(reader.spec), shape=reader.shape, nbytes=reader.nbytes
+    )
+
+
+def _handler(streaming: bool) -> Callable[..., grpc.RpcMethodHandler[Any, Any]]:
+    return grpc.unary_stream_rpc_method_handler if streaming else grpc.unary_unary_rpc_method_handler
+
+
+def _serialized(reply: Message | bytes) -> bytes:
+    return reply if isinstance(reply, bytes) else reply.SerializeToString()
