@@ -1,3 +1,74 @@
-"""Traces a PyTorch model into a graph whose every tensor has a shape, a role and a reason."""
+"""Trace a PyTorch model into a graph whose every tensor has a shape, a role and a reason.
+
+In this process:
+
+    from fxtrace import Engine, TraceRequest
+    with Engine.open() as engine:
+        trace = engine.create_trace(TraceRequest("reference"))
+        engine.read_tensor(trace.id, "decoder.0.cross_attention.weights")
+
+Behind a server, with the same methods and without PyTorch: `fxtrace.Client("127.0.0.1:50051")`. For a module at hand:
+`fxtrace.capture(module, inputs)` and `fxtrace.label(graph, values)`.
+
+Names are imported when they are first used, so that the client does not import PyTorch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxtrace.capture import Capture, capture
+    from fxtrace.client import Client
+    from fxtrace.errors import FxtraceError
+    from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
+    from fxtrace.roles import label
+    from fxtrace.service.engine import Engine
+    from fxtrace.trace import RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Capture": "fxtrace.capture",
+    "Client": "fxtrace.client",
+    "Engine": "fxtrace.service.engine",
+    "FxtraceError": "fxtrace.errors",
+    "Graph": "fxtrace.graph",
+    "Node": "fxtrace.graph",
+    "RenderOptions": "fxtrace.trace",
+    "Role": "fxtrace.graph",
+    "Snapshot": "fxtrace.graph",
+    "TensorSpec": "fxtrace.graph",
+    "Trace": "fxtrace.trace",
+    "TraceRequest": "fxtrace.trace",
+    "capture": "fxtrace.capture",
+    "label": "fxtrace.roles",
+}
+
+__all__ = [
+    "Capture",
+    "Client",
+    "Engine",
+    "FxtraceError",
+    "Graph",
+    "Node",
+    "RenderOptions",
+    "Role",
+    "Snapshot",
+    "TensorSpec",
+    "Trace",
+    "TraceRequest",
+    "capture",
+    "label",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fxtrace' has no attribute '{name}'")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

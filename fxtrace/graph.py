@@ -131,7 +131,7 @@ class Node:
     Attributes:
         name: unique in the graph; also the name of its tensor where it returns just one.
         op: torch.fx's opcode: placeholder, get_attr, call_function, call_method, call_module or output.
-        target: what is called, in words a person would type: `torch.matmul`, `softmax`, `layers.0.fc1`.
+        target: what is called, in words a person would type: `torch.matmul`, `softmax`, `blocks.0.linear`.
         kind: what the op does, independent of how it is spelled; one of `fxtrace.ops.KINDS`.
         args, kwargs: the call's arguments, nodes as `Ref`.
         values: what the node returns; empty for `output`.
