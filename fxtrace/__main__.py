@@ -1,0 +1,5 @@
+"""`python -m fxtrace` is the command `fxtrace`."""
+
+from fxtrace.cli import main
+
+main()

@@ -1,0 +1,140 @@
+"""What every command shares: where the traces are, which trace is meant, and how errors are told."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from fxtrace.errors import FxtraceError, NameInvalid, OptionInvalid, TraceNotFound
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fxtrace.api import TraceApi
+
+    Api = TraceApi[NDArray[Any]]
+
+_JSON = "fxtrace.json"
+
+
+def _note_json(context: typer.Context, wanted: bool) -> bool:
+    context.meta[_JSON] = wanted  # for errors, which are told outside the command
+    return wanted
+
+
+Server = Annotated[
+    str | None, typer.Option("--server", metavar="HOST:PORT", help="Ask this server instead of this machine's store.")
+]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--store", metavar="FOLDER", help="Folder of the traces [default: $FXTRACE_STORE, else the user's data folder]."
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.", callback=_note_json)]
+TraceArgument = Annotated[
+    str, typer.Argument(metavar="[TRACE]", help="A trace's id, the start of one, or 'latest'.", show_default=False)
+]
+TraceOption = Annotated[
+    str, typer.Option("--trace", metavar="TRACE", help="A trace's id, the start of one, or 'latest'.")
+]
+
+
+class Commands(TyperGroup):
+    """The group of all commands: tells errors in one line, or as JSON, and sets the exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Runs the command."""
+        from fxtrace.cli.output import echo_json, error_line
+
+        try:
+            return super().invoke(ctx)
+        except FxtraceError as error:
+            if ctx.meta.get(_JSON):
+                told = {"reason": error.reason, "message": error.message, "field": error.field}
+                echo_json({**told, "metadata": error.metadata}, err=True)
+            else:
+                error_line(error.message)
+            raise typer.Exit(1) from None
+        except KeyboardInterrupt:
+            error_line("interrupted")
+            raise typer.Exit(130) from None
+
+
+@contextmanager
+def connect(server: str | None, store: Path | None) -> Iterator[Api]:
+    """The engine over this machine's store, or the client of a server."""
+    if server is not None:
+        if store is not None:
+            raise typer.BadParameter("a server has a store of its own; give one of the two", param_hint="--store")
+        from fxtrace.client import Client
+
+        # No time limit: whoever waits at a terminal can interrupt.
+        with Client(server, timeout=None, arrays="numpy") as client:
+            yield client
+    else:
+        from fxtrace.service.engine import Engine
+
+        with Engine.open(store) as engine:
+            yield engine
+
+
+def resolve_trace(api: Api, text: str) -> str:
+    """The id that is meant by an id, by the start of one, or by `latest`.
+
+    Raises:
+        NameInvalid: it is none of these, or the start of several ids.
+        TraceNotFound: there is no such trace.
+    """
+    if text == "latest":
+        latest = next(api.list_traces(), None)
+        if latest is None:
+            raise TraceNotFound("there are no traces yet; `fxtrace trace reference` makes one", field="trace")
+        return latest.id
+    if not re.fullmatch(r"[0-9a-f]{1,32}", text):
+        raise NameInvalid(
+            f"expected a trace's id, the start of one, or 'latest'; came '{text}'", field="trace", trace=text
+        )
+    if len(text) == 32:
+        return text
+    ids = [trace.id for trace in api.list_traces() if trace.id.startswith(text)]
+    if not ids:
+        raise TraceNotFound(
+            f"no trace's id starts with '{text}'; `fxtrace traces` lists them", field="trace", trace=text
+        )
+    if len(ids) > 1:
+        raise NameInvalid(
+            f"'{text}' is the start of {len(ids)} traces' ids, such as {ids[0]} and {ids[1]}; give more digits",
+            field="trace",
+            trace=text,
+        )
+    return ids[0]
+
+
+def pairs(option: str, items: list[str] | None) -> dict[str, str]:
+    """The names and values of a repeated option of the form NAME=VALUE; the last of a name counts."""
+    result = {}
+    for item in items or []:
+        name, separator, value = item.partition("=")
+        if not (name and separator):
+            raise typer.BadParameter(f"expected NAME=VALUE, came '{item}'", param_hint=option)
+        result[name] = value
+    return result
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file that was asked for.
+
+    Raises:
+        OptionInvalid: it cannot be written.
+    """
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        raise OptionInvalid(f"cannot write {path}: {error.strerror}", field="out", out=path) from error

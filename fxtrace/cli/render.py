@@ -1,0 +1,66 @@
+"""`fxtrace render`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, resolve_trace, write_file
+from fxtrace.errors import OptionInvalid
+from fxtrace.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
+
+
+def render(
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FILE", help=f"The picture, {', '.join(IMAGE_FORMATS)} by its ending."),
+    ],
+    trace: TraceArgument = "latest",
+    depth: Annotated[int | None, typer.Option(min=0, help="Draw modules nested deeper as one box each.")] = None,
+    highlight: Annotated[
+        list[str] | None,
+        typer.Option(help="Bring out a role, a role's beginning, a node, or a snapshot as '#33'. Repeatable."),
+    ] = None,
+    module: Annotated[str, typer.Option(help="Draw only this module's inside.")] = "",
+    direction: Annotated[Direction, typer.Option(help="Top to bottom, or left to right.")] = "TB",
+    theme: Annotated[Theme, typer.Option(help="Colours.")] = "light",
+    views: Annotated[bool, typer.Option("--views", help="Draw ops that only move elements, too.")] = False,
+    unfold: Annotated[bool, typer.Option("--unfold", help="Draw every one of a run of identical layers.")] = False,
+    server: Server = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the graph."""
+    from fxtrace.cli.output import echo_json
+
+    image_format = _format(out)
+    options = RenderOptions(
+        depth=depth,
+        fold_layers=not unfold,
+        highlight=tuple(highlight or ()),
+        module=module,
+        direction=direction,
+        theme=theme,
+        views=views,
+    )
+    with connect(server, store) as api:
+        picture = api.render_graph(resolve_trace(api, trace), image_format, options)
+    write_file(out, picture)
+    if as_json:
+        echo_json({"file": str(out), "format": image_format, "nbytes": len(picture)})
+    else:
+        typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+
+
+def _format(file: Path) -> ImageFormat:
+    ending = file.suffix.removeprefix(".").lower()
+    for known in IMAGE_FORMATS:
+        if known == ending:
+            return known
+    raise OptionInvalid(
+        f"expected a file that ends in {', '.join(f'.{known}' for known in IMAGE_FORMATS)}, came '{file.name}'",
+        field="out",
+        out=file,
+    )

@@ -1,0 +1,47 @@
+"""`fxtrace serve`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxtrace.cli.common import Json, StoreFolder
+
+
+def serve(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 50051,
+    host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
+    models: Annotated[
+        list[Path] | None,
+        typer.Option("--model", metavar="FILE", help="Offer the model in this file, too. Repeatable."),
+    ] = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Serve the traces of a folder over gRPC, until Ctrl-C."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.errors import DependencyMissing
+    from fxtrace.models import Registry
+    from fxtrace.service.engine import Engine
+
+    try:
+        from fxtrace.service import server
+    except ModuleNotFoundError as error:
+        raise DependencyMissing(
+            f"serving needs {error.name}; install it with: pip install 'fxtrace[server]'", package=error.name
+        ) from error
+
+    offered = Registry.installed()
+    for file in models or []:
+        offered.add_file(file)
+
+    def ready(address: str) -> None:
+        if as_json:
+            echo_json({"address": address}, indent=None)  # a line, to be read as soon as it is there
+        else:
+            typer.echo(f"fxtrace serves {', '.join(offered.names())} at {address}; stop it with Ctrl-C")
+
+    with Engine.open(store, offered) as engine:
+        server.serve(engine, f"{host}:{port}", on_ready=ready)

@@ -1,0 +1,124 @@
+"""`fxtrace trace`, `traces` and `delete`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, pairs, resolve_trace
+from fxtrace.errors import InputError
+from fxtrace.trace import Json as JsonValue
+from fxtrace.trace import Rung, TensorData, TraceRequest
+
+
+def trace(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, or the path of a model file.")],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Override a configuration field; JSON, or else text. Repeatable."
+        ),
+    ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option("--input", metavar="NAME=FILE", help="Use an input of a .npy or .safetensors file. Repeatable."),
+    ] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shape", metavar="NAME=1,6", help="Draw an input of this shape. Repeatable."),
+    ] = None,
+    shapes_only: Annotated[
+        bool, typer.Option("--shapes-only", help="Propagate shapes only: no compute, no numbers kept.")
+    ] = False,
+    rung: Annotated[Rung | None, typer.Option(help="How to capture; fxtrace chooses by itself.")] = None,
+    training: Annotated[bool, typer.Option("--training", help="Trace in training mode.")] = False,
+    seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Of the random state.", show_default=True)] = 0,
+    server: Server = None,
+    store: StoreFolder = None,
+    as_json: Json = False,
+) -> None:
+    """Trace a model, or find the trace that such a request made before."""
+    from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.tables import show_on_stdout, trace_facts
+
+    request = TraceRequest(
+        model,
+        configuration={name: _value(text) for name, text in pairs("--set", settings).items()},
+        input_shapes={name: _shape(name, text) for name, text in pairs("--shape", shapes).items()},
+        inputs={name: _read_input(name, Path(file)) for name, file in pairs("--input", inputs).items()},
+        rung=rung or "",
+        values=not shapes_only,
+        training=training,
+        seed=seed,
+    )
+    with connect(server, store) as api:
+        with progress_bar(hidden=as_json) as report:
+            made = api.create_trace(request, progress=report)
+        echo_json(made) if as_json else show_on_stdout(trace_facts(made))
+
+
+def traces(server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+    """List the traces, newest first."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.cli.tables import show_on_stdout, trace_table
+
+    with connect(server, store) as api:
+        listed = list(api.list_traces())
+    echo_json(listed) if as_json else show_on_stdout(trace_table(listed))
+
+
+def delete(trace: TraceArgument, server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+    """Remove a trace and its tensors."""
+    from fxtrace.cli.output import echo_json
+
+    with connect(server, store) as api:
+        trace_id = resolve_trace(api, trace)
+        api.delete_trace(trace_id)
+    echo_json({"deleted": trace_id}) if as_json else typer.echo(f"deleted {trace_id}")
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
+
+
+def _shape(name: str, text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
+        raise typer.BadParameter(f"expected sizes as in {name}=1,6, came '{name}={text}'", param_hint="--shape")
+    return tuple(map(int, text.split(",")))
+
+
+def _read_input(name: str, file: Path) -> TensorData:
+    """An input's numbers from a file: of a safetensors file the tensor of the input's name, or the only one."""
+    import numpy as np
+
+    from fxtrace.dtypes import dtype_name
+    from fxtrace.tensorfile import TensorFile
+
+    try:
+        if file.suffix == ".npy":
+            array = np.load(file, allow_pickle=False)
+        elif file.suffix == ".safetensors":
+            tensors = TensorFile(file)
+            array = tensors.read(tensors.names[0] if len(tensors.names) == 1 else name)
+        else:
+            raise ValueError("expected a .npy or a .safetensors file")
+    except KeyError:
+        raise _unreadable(name, file, f"expected a tensor '{name}', it has {', '.join(tensors.names)}") from None
+    except OSError as error:
+        raise _unreadable(name, file, error.strerror or str(error)) from None
+    except (ValueError, EOFError) as error:
+        raise _unreadable(name, file, str(error)) from None
+    array = array.astype(array.dtype.newbyteorder("<"), order="C", copy=False)
+    return TensorData(dtype_name(array.dtype), array.shape, array.tobytes())
+
+
+def _unreadable(name: str, file: Path, problem: str) -> InputError:
+    return InputError(f"input '{name}' cannot be read from {file}: {problem}", field=f"inputs.{name}", file=file)
