@@ -16,16 +16,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "ops"),
     ("graph", "dtypes", "slices"),
     ("trace",),
-    ("v1",),
+    ("v1", "records"),
     ("dims", "render", "wire", "status", "frames", "api"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),
-    ("records", "tensorfile"),
+    ("tensorfile",),
     ("store",),
-    ("client", "service.engine", "service.inputs"),
+    ("client", "remote", "service.engine", "service.inputs", "service.paging"),
     ("service",),
-    ("cli",),
+    ("cli", "__main__"),
 )
 
 

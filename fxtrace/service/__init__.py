@@ -1,0 +1,1 @@
+"""The service: the use cases (`engine`), and gRPC over them."""

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import hashlib
 import json
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,13 +22,14 @@ from fxtrace.errors import (
     FxtraceError,
     NodeNotFound,
     OptionInvalid,
-    PageInvalid,
     SnapshotNotFound,
     ValuesAbsent,
     unknown,
 )
+from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model, Registry
+from fxtrace.service import paging
 from fxtrace.slices import select
 from fxtrace.store import Store, default_folder
 from fxtrace.trace import (
@@ -48,7 +46,6 @@ from fxtrace.trace import (
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
-DEFAULT_CHUNK_BYTES = 1 << 20
 
 Report = Callable[[Progress], None]
 
@@ -271,16 +268,11 @@ class Engine:
         Raises:
             PageInvalid
         """
-        if not 0 <= page_size <= MAX_PAGE_SIZE:
-            raise PageInvalid(
-                f"expected a page size from 0 to {MAX_PAGE_SIZE}, came {page_size}",
-                field="page_size",
-                page_size=page_size,
-            )
-        size = page_size or DEFAULT_PAGE_SIZE
-        rows = self._store.traces(size + 1, before=_decode_token(page_token))
-        more = len(rows) > size
-        return tuple(trace for _, trace in rows[:size]), _encode_token(rows[size - 1][0]) if more else ""
+        size = paging.page_size(page_size, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
+        start = paging.page_start(page_token, "traces")
+        rows = self._store.traces(size + 1, before=start or None)
+        token = paging.page_token(rows[size - 1][0], "traces") if len(rows) > size else ""
+        return tuple(trace for _, trace in rows[:size]), token
 
     def delete_trace(self, trace_id: str) -> None:
         """Removes a trace and its tensors.
@@ -343,9 +335,7 @@ class Engine:
         if format not in IMAGE_FORMATS:
             raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
         trace, graph = self._store.trace(trace_id), self._graph(trace_id)
-        dot = to_dot(
-            graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=_picture_title(trace)
-        )
+        dot = to_dot(graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=trace.model)
         return dot.encode() if format == "dot" else to_image(dot, format)
 
     def _graph(self, trace_id: str) -> Graph:
@@ -442,26 +432,3 @@ def _trace_id(model: Model, fields: Mapping[str, Json], request: TraceRequest) -
         "fxtrace": fxtrace.__version__,
     }
     return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
-
-
-def _picture_title(trace: Trace) -> str:
-    return f"{trace.model} · {trace.node_count} nodes · {trace.parameter_count:,} parameters"
-
-
-def _encode_token(sequence: int) -> str:
-    return base64.urlsafe_b64encode(f"traces:{sequence}".encode()).decode()
-
-
-def _decode_token(token: str) -> int | None:
-    if not token:
-        return None
-    try:
-        text = base64.b64decode(token, altchars=b"-_", validate=True).decode()
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        text = ""
-    match = re.fullmatch(r"traces:([0-9]{1,18})", text)
-    if match is None:
-        raise PageInvalid(
-            f"expected the next_page_token of the page before, came '{token}'", field="page_token", page_token=token
-        )
-    return int(match[1])

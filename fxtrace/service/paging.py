@@ -8,7 +8,7 @@ import hashlib
 
 from fxtrace.errors import PageInvalid
 
-_DIGEST_BYTES = 8
+_DIGEST_BYTES, _START_BYTES = 8, 7  # 15 in all, which base64 writes without padding
 
 
 def page_size(asked: int, default: int, maximum: int) -> int:
@@ -36,9 +36,10 @@ def page_start(token: str, *query: str) -> int:
     if not token:
         return 0
     try:
-        start = int.from_bytes(base64.b64decode(token, altchars=b"-_", validate=True)[_DIGEST_BYTES:])
+        data = base64.b64decode(token, altchars=b"-_", validate=True)
     except (binascii.Error, ValueError):
-        start = 0
+        data = b""
+    start = int.from_bytes(data[_DIGEST_BYTES : _DIGEST_BYTES + _START_BYTES])
     if token != page_token(start, *query):
         raise PageInvalid(
             "page_token: expected the next_page_token of the page before, with every other field of the request but "
@@ -50,6 +51,6 @@ def page_start(token: str, *query: str) -> int:
 
 def page_token(start: int, *query: str) -> str:
     """A token for the page of this query that begins at `start`, above 0."""
-    offset = start.to_bytes(6)
+    offset = start.to_bytes(_START_BYTES)
     digest = hashlib.blake2b("\0".join((offset.hex(), *query)).encode(), digest_size=_DIGEST_BYTES).digest()
-    return base64.urlsafe_b64encode(digest + offset).decode().rstrip("=")
+    return base64.urlsafe_b64encode(digest + offset).decode()
