@@ -412,7 +412,7 @@ class Client(Generic[Array]):
             return from_status(status)
         # Not from TraceService, but from gRPC on one side or the other.
         code, details = error.code(), error.details() or ""
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and self._timeout is not None:
             return DeadlineExceeded(
                 f"no whole answer from {self.address} within {self._timeout:g} s; give the client a longer timeout",
                 address=self.address,

@@ -216,7 +216,7 @@ class _News:
         self._stopped.set()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
-        while not self._ended:
+        while self._latest or not self._ended:
             await self._changed.wait()
             self._changed.clear()
             while self._latest:
