@@ -43,7 +43,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 import pydantic
 
-from fxtrace.errors import ConfigurationError, FxtraceError, ModelInvalid, ModelNotFound, unknown
+from fxtrace.errors import ConfigurationError, DependencyMissing, FxtraceError, ModelInvalid, ModelNotFound, unknown
 from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
@@ -205,13 +205,14 @@ class Registry:
 
         Raises:
             ModelNotFound: no such model; the nearest name is suggested.
-            ModelInvalid: its module does not keep the contract.
+            ModelInvalid: its module cannot be imported, or does not keep the contract.
+            DependencyMissing: PyTorch is not installed.
         """
         if name not in self._models:
             point = self._entry_points.get(name)
             if point is None:
                 raise ModelNotFound(unknown("model", name, self.names()), field="model", model=name)
-            self._models[name] = Model(name, point.load())
+            self._models[name] = Model(name, _import_installed(point))
         return self._models[name]
 
     def load(self, name_or_path: str) -> Model:
@@ -222,6 +223,22 @@ class Registry:
             ModelInvalid: the file or module does not keep the contract.
         """
         return self.add_file(name_or_path) if name_or_path.endswith(".py") else self.get(name_or_path)
+
+
+def _import_installed(point: EntryPoint) -> ModuleType:
+    try:
+        module: ModuleType = point.load()
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            raise DependencyMissing(
+                "models need PyTorch, which is not installed here; install it with: pip install 'fxtrace[torch]', or "
+                "ask a server that has it",
+                package="torch",
+            ) from error
+        raise ModelInvalid(
+            f"model '{point.name}' cannot be imported: {type(error).__name__}: {error}", model=point.name
+        ) from error
+    return module
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import random
 import threading
 import tracemalloc
@@ -90,16 +91,27 @@ def test_lists_models_and_says_which_cannot_be_used(tmp_path: Path) -> None:
             engine.get_model("referense")
 
 
-def test_a_model_that_cannot_be_imported_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "broken_model.py").write_text("Config = None\n")
+@pytest.mark.parametrize(
+    ("source", "problem"),
+    [
+        ("Config = None", "model 'broken' lacks build and example_inputs"),
+        ("import nowhere", "model 'broken' cannot be imported: ModuleNotFoundError: No module named 'nowhere'"),
+        ("1 / 0", "model 'broken' cannot be imported: ZeroDivisionError"),
+    ],
+)
+def test_a_model_that_cannot_be_imported_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, problem: str
+) -> None:
+    module = f"broken_{hashlib.sha256(source.encode()).hexdigest()}"
+    (tmp_path / f"{module}.py").write_text(source)
     installed = tmp_path / "broken-1.0.dist-info"
     installed.mkdir()
-    (installed / "entry_points.txt").write_text("[fxtrace.models]\nbroken = broken_model\n")
+    (installed / "entry_points.txt").write_text(f"[fxtrace.models]\nbroken = {module}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with Engine.open(tmp_path) as engine:
         broken, reference = engine.list_models()
         assert (broken.name, reference.name) == ("broken", "reference")
-        assert broken.summary.startswith("cannot be used: model 'broken' lacks build and example_inputs")
+        assert broken.summary.startswith(f"cannot be used: {problem}")
         with pytest.raises(ModelInvalid):
             engine.get_model("broken")
 
