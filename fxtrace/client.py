@@ -428,7 +428,10 @@ class Client(Generic[Array]):
             return cast(Array, data.view(numpy_dtype(dtype)).reshape(shape))
         import torch
 
-        return cast(Array, torch.from_numpy(data).view(getattr(torch, dtype)).reshape(shape))
+        kind: torch.dtype = getattr(torch, dtype)
+        if not data.size:  # PyTorch refuses to view no bytes as another type
+            return cast(Array, torch.empty(shape, dtype=kind))
+        return cast(Array, torch.from_numpy(data).view(kind).reshape(shape))
 
 
 def _as_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:

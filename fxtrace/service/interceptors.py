@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 import re
 import secrets
@@ -57,7 +58,9 @@ class Edge(grpc.aio.ServerInterceptor):
 
         wrap: Any = _WRAPPERS[bool(handler.request_streaming), bool(handler.response_streaming)]
         wrapped: Handler = wrap(
-            replies if handler.response_streaming else reply, handler.request_deserializer, handler.response_serializer
+            replies if inspect.isasyncgenfunction(call) else reply,
+            handler.request_deserializer,
+            handler.response_serializer,
         )
         return wrapped
 
