@@ -133,14 +133,21 @@ class Client(Generic[Array]):
         self._read_tensor: grpc.UnaryStreamMultiCallable[rpc.ReadTensorRequest, bytes] = self._channel.unary_stream(
             "/fxtrace.v1.TraceService/ReadTensor", request_serializer=rpc.ReadTensorRequest.SerializeToString
         )
+        self._wait_until_answered(connect_timeout)
+
+    def _wait_until_answered(self, seconds: float) -> None:
+        # A call is answered as soon as it can be; gRPC's own wait for a channel looks only every 0.2 s.
+        health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
-            grpc.channel_ready_future(self._channel).result(connect_timeout)
-        except grpc.FutureTimeoutError:
+            health(b"", timeout=seconds, wait_for_ready=True)
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
+                return  # some answer; whether it is a server of ours will show
             self._channel.close()
             raise ServerUnavailable(
-                f"no fxtrace server answers at {address} within {connect_timeout:g} s; check the address, or start a "
+                f"no fxtrace server answers at {self.address} within {seconds:g} s; check the address, or start a "
                 "server with `fxtrace serve`",
-                address=address,
+                address=self.address,
             ) from None
 
     def close(self) -> None:

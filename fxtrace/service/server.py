@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import re
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
@@ -106,7 +107,8 @@ def serving(engine: TraceApi[Any], address: str = "127.0.0.1:0") -> Iterator[str
 @asynccontextmanager
 async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
     """A server that answers, and its actual address."""
-    host = _loopback_host(address)
+    host, port = _loopback(address)
+    _check_free(host, port)
     server = grpc.aio.server(interceptors=(Edge(),), options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
     servicer = TraceServicer(engine)
     handlers = servicer.handlers()
@@ -115,15 +117,7 @@ async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
     healthy = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
     reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    try:
-        port = server.add_insecure_port(address)
-    except RuntimeError:
-        servicer.close()
-        raise Unmet(
-            f"{address} cannot be listened on: another program is using it. Choose another port, or port 0 for a free "
-            "one",
-            address=address,
-        ) from None
+    port = server.add_insecure_port(address)
     await server.start()
     try:
         for name in ("", SERVICE.full_name):
@@ -135,8 +129,8 @@ async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
         servicer.close()
 
 
-def _loopback_host(address: str) -> str:
-    """The host in `host:port`, where it is this machine's own."""
+def _loopback(address: str) -> tuple[str, int]:
+    """Host and port of an address, where it is this machine's own."""
     match = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>[0-9]{1,5})", address)
     if match is None or int(match["port"]) > 65535:
         raise OptionInvalid(
@@ -154,4 +148,19 @@ def _loopback_host(address: str) -> str:
             field="address",
             address=address,
         )
-    return host
+    return host, int(match["port"])
+
+
+def _check_free(host: str, port: int) -> None:
+    """Raises Unmet where the port cannot be listened on; gRPC itself would only say that it could not."""
+    family, *_, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+        except OSError as error:
+            raise Unmet(
+                f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}. Choose another port, or "
+                "port 0 for a free one",
+                address=f"{host}:{port}",
+            ) from None

@@ -396,7 +396,7 @@ class Node(message.Message):
     op: builtins.str
     """torch.fx's opcode: "placeholder", "get_attr", "call_function", "call_method", "call_module", "output"."""
     target: builtins.str
-    """What is called: "torch.matmul", "softmax", "layers.0.fc1"."""
+    """What is called: "torch.matmul", "softmax", "blocks.0.linear"."""
     kind: builtins.str
     """What the op does, however it is spelled: "linear", "matmul", "softmax", "view"."""
     module: builtins.str

@@ -279,7 +279,7 @@ class ListModelsResponse(message.Message):
     """For the next page; empty on the last."""
     @builtins.property
     def models(self) -> containers.RepeatedCompositeFieldContainer[Model]:
-        """The models, without their fields and schema."""
+        """The models."""
 
     def __init__(
         self,

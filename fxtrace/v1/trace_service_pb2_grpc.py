@@ -126,7 +126,8 @@ class TraceServiceServicer:
         """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED), DATA_LOSS (STORE_DAMAGED).
+        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
+        stored), RESOURCE_EXHAUSTED (TOO_LARGE).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

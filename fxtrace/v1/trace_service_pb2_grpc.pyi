@@ -52,7 +52,8 @@ class TraceServiceStub:
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED), DATA_LOSS (STORE_DAMAGED).
+    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
+    stored), RESOURCE_EXHAUSTED (TOO_LARGE).
     """
     GetTrace: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]
     """Where a trace came from and how much there is of it.
@@ -122,7 +123,8 @@ class TraceServiceAsyncStub(TraceServiceStub):
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED), DATA_LOSS (STORE_DAMAGED).
+    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
+    stored), RESOURCE_EXHAUSTED (TOO_LARGE).
     """
     GetTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]  # type: ignore[assignment]
     """Where a trace came from and how much there is of it.
@@ -207,7 +209,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED), DATA_LOSS (STORE_DAMAGED).
+        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
+        stored), RESOURCE_EXHAUSTED (TOO_LARGE).
         """
 
     @_abc_1.abstractmethod
