@@ -314,7 +314,7 @@ class Store:
             named = set(connection.scalars(select(_traces.c.id)))
         with self._usable():
             for file in list(self._files.iterdir()):
-                if file.suffix == ".tmp":
+                if file.suffix == ".tmp" or file.name.startswith(".tmp"):  # ours, and those of the safetensors library
                     with suppress(FileNotFoundError):  # its writer may just have finished
                         if time.time() - file.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
                             file.unlink()

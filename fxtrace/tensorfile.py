@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fxtrace.dtypes import DTYPES, dtype_name
 
-_DTYPES = {
+SAFETENSORS_DTYPES = {
     "BOOL": "bool",
     "U8": "uint8",
     "U16": "uint16",
@@ -38,7 +38,7 @@ _DTYPES = {
     "F64": "float64",
     "C64": "complex64",
 }
-"""PyTorch's names of the element types that safetensors has."""
+"""PyTorch's names of the element types that safetensors has, by its own names."""
 
 
 def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
@@ -49,7 +49,7 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
     Raises:
         OSError: the file cannot be written.
     """
-    storable = set(_DTYPES.values())
+    storable = set(SAFETENSORS_DTYPES.values())
     arrays = {
         name: array if dtype_name(array.dtype) in storable else array.reshape(-1).view(np.uint8)
         for name, array in ((name, np.asarray(tensor, order="C")) for name, tensor in tensors.items())
@@ -110,9 +110,9 @@ class TensorFile:
             ValueError: its element type has no NumPy type, or its bytes do not make up its shape.
         """
         entry = self._entries[name]
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in SAFETENSORS_DTYPES:
             raise ValueError(f"tensor '{name}' has the element type {entry.dtype}, which NumPy has not")
-        return self.array(name, DTYPES[_DTYPES[entry.dtype]], entry.shape)
+        return self.array(name, DTYPES[SAFETENSORS_DTYPES[entry.dtype]], entry.shape)
 
     def array(self, name: str, dtype: np.dtype, shape: tuple[int, ...]) -> NDArray[Any]:
         """A tensor's bytes as an array of this type and shape.

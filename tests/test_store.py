@@ -323,11 +323,12 @@ def test_opening_sweeps_what_no_row_names(tmp_path: Path) -> None:
     store = Store(tmp_path)
     put(store, 1)
     files = tmp_path / "tensors"
-    orphan, fresh, old = files / f"{trace_id(7)}.safetensors", files / "a.tmp", files / "b.tmp"
+    orphan, fresh, old, older = (files / name for name in (f"{trace_id(7)}.safetensors", "a.tmp", "b.tmp", ".tmpA1b2"))
     foreign = files / "notes.txt"
-    for file in (orphan, fresh, old, foreign):
+    for file in (orphan, fresh, old, older, foreign):
         file.write_bytes(b"x")
-    os.utime(old, (time.time() - 3700,) * 2)
+    for file in (old, older, foreign):
+        os.utime(file, (time.time() - 3700,) * 2)
     store.close()
     store = Store(tmp_path)
     assert {file.name for file in files.iterdir()} == {tensor_file(store, 1).name, fresh.name, foreign.name}

@@ -160,21 +160,23 @@ def _write(file: Path, name: str, spec: TensorSpec, array: NDArray[Any]) -> None
     import io
 
     import numpy as np
+    import safetensors.numpy
 
     from fxtrace.cli.common import write_file
-    from fxtrace.tensorfile import write_tensors
+    from fxtrace.tensorfile import SAFETENSORS_DTYPES
 
-    if file.suffix == ".safetensors":
-        try:
-            write_tensors(file, {name: array}, {})
-        except OSError as error:
-            raise OptionInvalid(f"cannot write {file}: {error}", field="out", out=file) from error
-    elif array.dtype.isbuiltin == 1:
+    npy = file.suffix == ".npy"
+    if not (array.dtype.isbuiltin == 1 if npy else spec.dtype in SAFETENSORS_DTYPES.values()):
+        other = ".safetensors" if npy else ".npy"
+        raise OptionInvalid(
+            f"a {file.suffix} file cannot hold {spec.dtype}; write a {other} file", field="out", out=file
+        )
+    if npy:
         data = io.BytesIO()
         np.save(data, array)
         write_file(file, data.getvalue())
     else:
-        raise OptionInvalid(f"a .npy file cannot hold {spec.dtype}; write a .safetensors file", field="out", out=file)
+        write_file(file, safetensors.numpy.save({name: array}))
 
 
 def _numbers(array: NDArray[Any]) -> Any:

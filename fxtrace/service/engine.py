@@ -219,7 +219,7 @@ class Engine:
         trace = Trace(
             id=trace_id,
             model=model.name,
-            configuration=fields,
+            configuration=dict(sorted(fields.items())),  # as it reads back
             inputs=tuple(TracedInput(name, tensor_spec(each.tensor), each.fill) for name, each in inputs.items()),
             rung=captured.rung,
             rung_notes=captured.rung_notes,
