@@ -56,6 +56,10 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
 )
+_NO_SERVER = {
+    grpc.StatusCode.UNAVAILABLE: "is gone",
+    grpc.StatusCode.UNIMPLEMENTED: "is none of fxtrace's, or of another version",
+}
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
@@ -425,8 +429,11 @@ class Client(Generic[Array]):
                 address=self.address,
                 timeout=self._timeout,
             )
-        if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED):
-            what = "is gone" if code is grpc.StatusCode.UNAVAILABLE else "is none of fxtrace's, or of another version"
+        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("Concurrent RPC limit"):
+            what = "has as many calls as it takes; try again in a moment"
+        else:
+            what = _NO_SERVER.get(code, "")
+        if what:
             return ServerUnavailable(f"the server at {self.address} {what}: {details}", address=self.address)
         return from_status(Status(code=code.value[0], message=f"{self.address}: {details}"))
 

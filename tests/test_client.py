@@ -34,6 +34,7 @@ from fxtrace.errors import (
     TooLarge,
     TraceNotFound,
 )
+from fxtrace.service import server
 from fxtrace.trace import Progress, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
@@ -271,6 +272,17 @@ def test_no_server() -> None:
         Client("127.0.0.1:1", connect_timeout=0.1)
 
 
+def test_a_server_with_too_many_calls_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "MAX_CONCURRENT_RPCS", 1)
+    with (
+        server.serving(served.engine) as address,
+        Client(address) as client,
+        client.open_tensor(served.dtypes.id, "add"),
+        pytest.raises(ServerUnavailable, match="has as many calls as it takes; try again"),
+    ):
+        client.get_trace(served.dtypes.id)
+
+
 def test_kinds_of_arrays_are_few(served: Served) -> None:
     with pytest.raises(OptionInvalid, match="expected auto, numpy or torch; got 'jax'"):
         Client(served.address, arrays="jax")  # type: ignore[call-overload]
@@ -312,14 +324,14 @@ def liar(*events: rpc.ReadTensorResponse) -> Iterator[str]:
     handler: grpc.RpcMethodHandler[bytes, rpc.ReadTensorResponse] = grpc.unary_stream_rpc_method_handler(
         lambda request, context: iter(events), response_serializer=rpc.ReadTensorResponse.SerializeToString
     )
-    server = grpc.server(futures.ThreadPoolExecutor(1))
-    server.add_generic_rpc_handlers(
+    lying = grpc.server(futures.ThreadPoolExecutor(1))
+    lying.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("fxtrace.v1.TraceService", {"ReadTensor": handler}),)
     )
-    port = server.add_insecure_port("127.0.0.1:0")
-    server.start()
+    port = lying.add_insecure_port("127.0.0.1:0")
+    lying.start()
     yield f"127.0.0.1:{port}"
-    server.stop(None).wait()
+    lying.stop(None).wait()
 
 
 HEADER = rpc.ReadTensorResponse(

@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -41,7 +41,7 @@ _OPTIONS = (
 def serve(
     engine: TraceApi[Any], address: str = DEFAULT_ADDRESS, *, on_ready: Callable[[str], None] | None = None
 ) -> None:
-    """Serves an engine until SIGINT or SIGTERM, then lets running calls end for a few seconds.
+    """Serves an engine until SIGINT or SIGTERM, then lets running calls end for a few seconds. For the main thread.
 
     Args:
         engine: answers the calls; it stays open.
@@ -56,8 +56,9 @@ def serve(
     async def run() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, stop.set)
+        with suppress(NotImplementedError):  # on Windows, where Ctrl-C ends the wait by itself
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, stop.set)
         async with _running(engine, address) as actual:
             if on_ready is not None:
                 on_ready(actual)
