@@ -1,7 +1,7 @@
-"""Runs the Graphviz that pygraphviz's wheels bundle, as `dot` would: DOT from standard input, an image to standard output.
+"""Runs the Graphviz that pygraphviz's wheels bundle, as `dot` would: DOT on standard input, an image on the output.
 
-This file is a program of its own, so that C code crashes or hangs there and not here: `python -P bundled.py ENGINE FORMAT
-DPI`. It imports nothing of fxtrace.
+A program of its own, so that C code crashes or hangs there and not here: `python -P bundled.py ENGINE FORMAT DPI`. It
+imports nothing of fxtrace.
 """
 
 import sys

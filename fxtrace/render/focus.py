@@ -9,6 +9,9 @@ from fxtrace.graph import Graph, Role, Snapshot
 from fxtrace.render.view import prefixes, within
 from fxtrace.trace import DIRECTIONS, THEMES, RenderOptions
 
+TAKEN_FOR = frozenset({"input", "residual_a", "residual_b", "memory"})
+"""Parts that say what a block takes a value for, not what the value is; it was made, and is named, elsewhere."""
+
 
 def check(graph: Graph, options: RenderOptions) -> None:
     """Checks the options against their sets and the graph.
@@ -49,20 +52,38 @@ def highlighted(
     for entry in highlight:
         if entry.startswith("#"):
             found = set(_snapshot_nodes(entry, snapshots))
-        elif entry in graph.by_name:
-            found = {entry}
+        elif entry in graph.by_name or entry in graph.by_role:
+            found = {graph.by_name[entry].name if entry in graph.by_name else graph.by_role[entry].name}
+        elif inside := _under(graph, entry):
+            lit |= inside
+            continue
         else:
-            found = {node.name for name, node in graph.by_role.items() if within(name, entry)} if entry else set()
-        if not found:
             names = (*(p for role in graph.by_role for p in prefixes(role)), *graph.by_name)
             message = unknown("node, role or role prefix", entry, dict.fromkeys(names))
             raise NodeNotFound(message, field="highlight", highlight=entry)
         lit |= found
-        if entry.startswith("#") or entry in graph.by_name or entry in graph.by_role:
-            exact |= found
+        exact |= found
     kinds = {_kind(role) for name in exact for role in graph.node(name).roles}
     alike = (node.name for node in graph.nodes if any(_kind(role) in kinds for role in node.roles))
     return frozenset(lit), frozenset(exact.union(alike))
+
+
+def _under(graph: Graph, prefix: str) -> set[str]:
+    """The nodes with a role under a prefix, and those without any role on the way from one of them to another."""
+    inside = {
+        node.name
+        for node in graph.nodes
+        for role in node.roles
+        if prefix and within(str(role), prefix) and role.part not in TAKEN_FOR
+    }
+    fed, read = set(inside), set(inside)
+    for node in graph.nodes:
+        if not node.roles and fed.intersection(node.inputs):
+            fed.add(node.name)
+    for node in reversed(graph.nodes):
+        if not node.roles and read.intersection(graph.users[node.name]):
+            read.add(node.name)
+    return fed & read
 
 
 def _kind(role: Role) -> tuple[str, str, str]:

@@ -19,17 +19,21 @@ def fold_layers(view: View, lit: frozenset[str] = frozenset()) -> View:
     before what the first takes from outside. Boxes of `lit` nodes stay: a layer that has one is folded away only if
     the same box of the first layer is lit too.
     """
-    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for box in view.boxes.values():
-        if box.form not in ("port", "note"):
+    members: dict[str, list[str]] = defaultdict(list)
+    ops: dict[str, int] = defaultdict(int)
+    for key, box in view.boxes.items():
+        if box.form != "port":
             for path in prefixes(box.module, view.scope):
-                module = view.graph.modules_by_path.get(path)
-                group = siblings[path.rpartition(".")[0], module.type if module else ""]
-                if path not in group:
-                    group.append(path)
+                members[path].append(key)
+                ops[path] += box.form != "note"
+    siblings: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for path in members:
+        module = view.graph.modules_by_path.get(path)
+        if ops[path] > 1:
+            siblings[path.rpartition(".")[0], module.type if module else ""].append(path)
     for group in sorted(siblings.values(), key=lambda paths: -paths[0].count(".")):
         if len(group) > 1:
-            view = _fold_siblings(view, group, lit)
+            view = _fold_siblings(view, {path: members[path] for path in group}, lit)
     return view
 
 
@@ -58,7 +62,13 @@ def fold_depth(view: View, depth: int) -> View:
         else:
             boxes[into] = Box(into, "module", box.nodes, targets[key], box.parameters)
     links = (
-        replace(link, tail=moved.get(link.tail, link.tail), head=moved.get(link.head, link.head)) for link in view.links
+        replace(
+            link,
+            tail=moved.get(link.tail, link.tail),
+            head=moved.get(link.head, link.head),
+            kind="flow" if link.kind == "residual" and link.head in moved else link.kind,
+        )
+        for link in view.links
     )
     return replace(view, boxes=boxes, links=tuple(dict.fromkeys(link for link in links if link.tail != link.head)))
 
@@ -74,21 +84,23 @@ class _Layer:
     out: tuple[Link, ...]
 
 
-def _layer(view: View, path: str) -> _Layer:
-    boxes = tuple(box for box in view.boxes.values() if box.form != "port" and within(box.module, path))
-    place = {box.key: index for index, box in enumerate(boxes)}
-    return _Layer(
-        path,
-        place,
-        boxes,
-        tuple(link for link in view.links if link.head in place),
-        tuple(link for link in view.links if link.tail in place and link.head not in place),
-    )
-
-
-def _fold_siblings(view: View, paths: list[str], lit: frozenset[str]) -> View:
-    layers = [_layer(view, path) for path in paths]
-    layers = [layer for layer in layers if len(layer.boxes) > 1]
+def _fold_siblings(view: View, members: dict[str, list[str]], lit: frozenset[str]) -> View:
+    into = view.incoming()
+    out: dict[str, list[Link]] = defaultdict(list)
+    for link in view.links:
+        out[link.tail].append(link)
+    layers = []
+    for path, keys in members.items():
+        place = {key: index for index, key in enumerate(key for key in keys if key in view.boxes)}
+        layers.append(
+            _Layer(
+                path,
+                place,
+                tuple(view.boxes[key] for key in place),
+                tuple(link for key in place for link in into[key]),
+                tuple(link for key in place for link in out[key] if link.head not in place),
+            )
+        )
     start = 0
     while start < len(layers) - 1:
         run = [layers[start]]

@@ -1,4 +1,4 @@
-"""Images of DOT text, drawn by a Graphviz in a process of its own: `dot` on PATH, else the one in pygraphviz's wheel."""
+"""Images of DOT text, by a Graphviz in a process of its own: `dot` on PATH, else the one in pygraphviz's wheels."""
 
 from __future__ import annotations
 

@@ -6,14 +6,15 @@ import html
 import re
 from math import prod
 
-from fxtrace.graph import Arg, Graph, Node, Ref, TensorSpec, show, show_shape
-from fxtrace.render.style import Palette
-from fxtrace.render.view import Box, Link, View
+import graphviz
+
+from fxtrace.graph import Arg, Graph, Node, Ref, Role, show, show_shape
+from fxtrace.render.focus import TAKEN_FOR
+from fxtrace.render.view import Box, Link, View, within
 
 _SHORT_DTYPES = {"bool": "bool", "bfloat16": "bf16", "float": "f", "uint": "u", "int": "i", "complex": "c"}
 _SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "div": "÷"}
-_GREEK = {"weight": "γ", "bias": "β"}
-_TITLE, _HEAD, _SMALL = 17, 10.5, 8
+HEAD, SMALL = 10.5, 8
 
 # The constants worth a row, by kind: the argument's name and its place among the positional ones.
 _CONSTANTS: dict[str, tuple[tuple[str, int], ...]] = {
@@ -30,7 +31,13 @@ def clean(text: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]", "\ufffd", re.sub(r"\s", " ", text))
 
 
-def font(text: str, colour: str, size: float = _SMALL, *, bold: bool = False) -> str:
+def escape(text: str) -> str:
+    """Text for an attribute that is no label, taken as it is."""
+    escaped: str = graphviz.escape(clean(text))
+    return escaped
+
+
+def font(text: str, colour: str, size: float = SMALL, *, bold: bool = False) -> str:
     """A run of text in a label."""
     shown = html.escape(clean(text)) or " "
     return f'<FONT COLOR="{colour}" POINT-SIZE="{size:g}">{f"<B>{shown}</B>" if bold else shown}</FONT>'
@@ -60,23 +67,40 @@ def op_name(node: Node, graph: Graph) -> str:
     return node.target.rpartition(".")[2].strip("_") or node.target
 
 
+def main_role(node: Node) -> Role | None:
+    """The role that says what a value is, rather than what the next block takes it for."""
+    return next((role for role in node.roles if role.part not in TAKEN_FOR), next(iter(node.roles), None))
+
+
+def value_name(node: Node) -> str:
+    """What a value is known by: its role in full, or else its node."""
+    return str(main_role(node) or node.name)
+
+
 def role_part(node: Node) -> str:
-    """The part a node plays, in words: `query heads`, `scores`."""
-    return node.roles[0].part.replace("_", " ") if node.roles else ""
+    """The part a node plays, in words: `query heads`, `scores`, `layer output`."""
+    role = main_role(node)
+    if role is None:
+        return ""
+    words = role.block.split("_") if role.block else ["layer"]
+    block = words[-1] if words[-1] == "attention" else "-".join(words)
+    return f"{block} output" if role.part == "output" else role.part.replace("_", " ")
 
 
 def parameter_rows(box: Box, graph: Graph) -> list[tuple[str, str]]:
-    """(name, shape) of what a box reads."""
-    return [(name.rpartition(".")[2], show_shape(graph.parameters[name].shape)) for name in box.parameters]
+    """(name, shape) of what a box reads; the name is qualified where it belongs to a module that is not the box's."""
+    own = box.node.target if box.node.op == "call_module" else box.module
+    shapes = ((name, show_shape(graph.parameters[name].shape)) for name in box.parameters)
+    return [(name.removeprefix(own + ".") if own else name, shape) for name, shape in shapes]
 
 
 def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
     """(name, value) of the constants that matter for what an op does."""
     rows = []
     if node.kind == "attention" and node.inputs:
-        query = graph.node(node.inputs[0]).spec
-        if query is not None and len(query.shape) == 4:
-            rows.append(("heads", str(query.shape[1])))
+        query = graph.by_name.get(node.inputs[0])
+        if query is not None and query.spec is not None and len(query.spec.shape) == 4:
+            rows.append(("heads", str(query.spec.shape[1])))
     for name, place in _CONSTANTS.get(node.kind, ()):
         value = node.kwargs.get(name, node.args[place] if place < len(node.args) else None)
         if value not in (None, False) and not isinstance(value, Ref):
@@ -86,6 +110,9 @@ def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
 
 def pill_text(node: Node, graph: Graph) -> str:
     """A pill's text: the op's name, or its sign with the number it takes (`÷ 5.657`)."""
+    if node.target == "operator.getitem" and len(node.args) == 2:
+        index = node.args[1]
+        return f"[{', '.join(map(show, index)) if isinstance(index, tuple) else show(index)}]"
     sign = _SYMBOLS.get(node.kind)
     if sign and len(node.args) == 2:
         left, right = (_number(arg, graph) for arg in node.args)
@@ -104,47 +131,9 @@ def _number(arg: Arg, graph: Graph) -> str:
     return f"{arg:.4g}" if isinstance(arg, int | float) and not isinstance(arg, bool) else ""
 
 
-def box_label(box: Box, view: View, name: str, ink: Palette) -> str:
-    """The label of an op or a folded module: a coloured head, and a body of parameters and constants.
-
-    Args:
-        name: the box's own name in the module it is drawn in.
-        ink: the theme's colours to write in; dimmed ones for what a highlight leaves in the background.
-    """
-    graph, node = view.graph, box.node
-    rows: list[tuple[str, str]]
-    if box.form == "module":
-        module = graph.modules_by_path.get(box.module)
-        title, extra = module.type if module else box.module, ""
-        total = parameter_total(box, graph)
-        rows = [("params", short_count(total))] if total else []
-        rows += [("ops", str(len(box.nodes)))]
-    else:
-        title, extra, rows = op_name(node, graph), "", [*parameter_rows(box, graph), *constant_rows(node, graph)]
-        if node.kind == "norm" and rows and {key for key, _ in rows} <= _GREEK.keys():
-            extra, rows = " ".join([*(_GREEK[key] for key, _ in rows), rows[0][1]]), []
-    colour = ink.head(box.family)
-    words = [font(title, ink.head_ink, _HEAD, bold=True)]
-    words += [font(word, ink.head_muted) for word in (name, extra) if word]
-    if box.form == "module" and view.repeats.get(box.module, 1) > 1:
-        words.append(font(f"×{view.repeats[box.module]}", ink.head_ink, _HEAD, bold=True))
-    head = "&nbsp; ".join(words)
-    role = role_part(node) if box.form == "op" else ""
-    if role:
-        head += "&nbsp;&nbsp; " + font(role, ink.head_ink, _SMALL)
-    body = "".join(
-        f'<TR><TD ALIGN="LEFT">{font(key, ink.muted)}</TD><TD ALIGN="LEFT">{font(value, ink.ink)}</TD></TR>'
-        for key, value in rows
-    )
-    if body:
-        body = (
-            f'<TR><TD CELLPADDING="1"><TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="3" '
-            f'BGCOLOR="{ink.body}">{body}</TABLE></TD></TR>'
-        )
-    return (
-        f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0" CELLPADDING="0" BGCOLOR="{colour}">'
-        f'<TR><TD ALIGN="LEFT" CELLPADDING="5">{head}</TD></TR>{body}</TABLE>>'
-    )
+def calls(graph: Graph, module: str = "") -> list[Node]:
+    """The calls in a module that make tensors."""
+    return [n for n in graph.nodes if n.op.startswith("call_") and n.kind != "size" and within(n.module, module)]
 
 
 def parameter_total(box: Box, graph: Graph) -> int:
@@ -153,17 +142,12 @@ def parameter_total(box: Box, graph: Graph) -> int:
     return sum(prod(graph.parameters[name].shape) for name in names)
 
 
-def spec_text(spec: TensorSpec | None) -> str:
-    """`f32 [1,5,128]`."""
-    return f"{short_dtype(spec.dtype)} [{','.join(map(str, spec.shape))}]" if spec else ""
-
-
-def tooltip(box: Box, view: View) -> str:
+def box_details(box: Box, view: View) -> str:
     """A box's details: name, target, module, source line, shape, dtype, roles and their checks."""
     node = box.node
     if box.form == "module":
         module = view.graph.modules_by_path.get(box.module)
-        return f"{box.module}\n{module.type if module else ''}\n{len(box.nodes)} ops"
+        return f"{box.module}\n{module.type if module else ''}\n{len(calls(view.graph, box.module))} ops"
     lines = [f"{node.name}: {node.target}"]
     if node.module:
         lines.append(f"in {node.module}")
@@ -178,7 +162,7 @@ def tooltip(box: Box, view: View) -> str:
     return "\n".join(lines)
 
 
-def link_tooltip(link: Link, view: View) -> str:
+def link_details(link: Link, view: View) -> str:
     """Where a link leads, and through what."""
     names = [view.boxes[link.tail].node.name, *link.via, view.boxes[link.head].node.name]
     text = " → ".join(names)

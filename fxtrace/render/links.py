@@ -1,14 +1,45 @@
-"""What links mean: residual connections, and what crosses from one stack to another. Both are read off the dataflow."""
+"""What links mean, read off the dataflow: residual connections, what crosses between stacks, what is widely shared."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 
-from fxtrace.render.view import Box, Link, View, prefixes, within
+from fxtrace.render.view import Box, Link, View, home, prefixes, within
 
 # A residual connection goes around something that computes; x + x³ is no residual sum.
 _COMPUTING = frozenset({"linear", "matmul", "convolution", "recurrent", "attention", "module"})
+
+_SHARED = 3  # modules; what more than these read is drawn anew in each, or the links pull them all side by side
+
+
+def share(view: View) -> View:
+    """The view with a note of its own, in each module after the first, for a value that many modules read."""
+    frames = view.clusters()
+    homes = {key: home(box, frames) for key, box in view.boxes.items()}
+    readers: dict[str, dict[str, None]] = {}
+    for link in view.links:
+        if _is_shared_by(link, view, homes):
+            readers.setdefault(link.tail, {})[homes[link.head]] = None
+    copied = {tail: list(each)[1:] for tail, each in readers.items() if len(each) > _SHARED}
+    notes: dict[str, Box] = {}
+    links: list[Link] = []
+    for link in view.links:
+        frame = homes[link.head]
+        if _is_shared_by(link, view, homes) and frame in copied.get(link.tail, ()):
+            key = f"{link.tail}@{frame}"
+            notes.setdefault(key, Box(key, "note", view.boxes[link.tail].nodes, frame))
+            links.append(replace(link, tail=key))
+        else:
+            links.append(link)
+    return replace(view, boxes={**notes, **view.boxes}, links=tuple(dict.fromkeys(links)))
+
+
+def _is_shared_by(link: Link, view: View, homes: Mapping[str, str]) -> bool:
+    ours, theirs = homes[link.tail], homes[link.head]
+    return (
+        link.kind != "residual" and view.boxes[link.tail].form != "note" and bool(theirs) and not within(ours, theirs)
+    )
 
 
 def mark(view: View) -> View:
@@ -93,14 +124,14 @@ def _mark_crossings(view: View) -> View:
 
 
 def _stack_names(box: Box) -> list[str]:
-    return [*prefixes(box.module), *(f"role {role.stack}" for role in box.node.roles)]
+    return [*prefixes(box.module), *(f"role {role.stack}" for role in box.node.roles[:1])]
 
 
 def _entered_stack(tail: Box, head: Box, layered: Collection[str]) -> str:
     """The stack that a link enters by leaving another; empty where it stays, or where they are not side by side."""
     if tail.node.roles and head.node.roles:
-        ours, theirs = {role.stack for role in tail.node.roles}, head.node.roles[0].stack
-        return "" if theirs in ours else f"role {theirs}"
+        ours, theirs = tail.node.roles[0].stack, head.node.roles[0].stack
+        return "" if theirs == ours else f"role {theirs}"
     a, b = list(prefixes(tail.node.module)), list(prefixes(head.node.module))
     entered = next((theirs for ours, theirs in zip(a, b, strict=False) if ours != theirs), "")
     return entered if any(within(path, entered) for path in layered) else ""

@@ -30,7 +30,8 @@ FAMILIES: Mapping[str, str] = {
 OTHER = "view / elementwise"
 
 PILLS = frozenset(
-    "activation dropout add sub mul div mask view join select reduce create cast elementwise constant".split()
+    {"activation", "dropout", "add", "sub", "mul", "div", "mask", "view", "join", "select", "reduce", "create", "cast"}
+    | {"elementwise", "constant"}
 )
 """Kinds drawn as a pale pill; the rest are boxes with a coloured head."""
 
@@ -61,7 +62,6 @@ class Palette:
     residual: str
     crossing: str
     highlight: str
-    glow: str
 
     def head(self, family: str) -> str:
         """A family's own colour."""
@@ -71,7 +71,7 @@ class Palette:
         """A family's pale colour."""
         return self.pills.get(family, self.pills[OTHER])
 
-    def dimmed(self, amount: float = 0.6) -> Palette:
+    def dimmed(self, amount: float = 0.45) -> Palette:
         """The palette moved towards the paper, for what a highlight leaves in the background."""
 
         def dim(colour: Any) -> Any:
@@ -120,7 +120,6 @@ _LIGHT = Palette(
     residual="#2a6bdc",
     crossing="#c2560a",
     highlight="#f08c00",
-    glow="#ffe3ad",
 )
 
 _DARK = Palette(
@@ -152,7 +151,6 @@ _DARK = Palette(
     residual="#5b95f5",
     crossing="#ef8a3c",
     highlight="#ffb224",
-    glow="#5c4310",
 )
 
 PALETTES: Mapping[Theme, Palette] = {"light": _LIGHT, "dark": _DARK}

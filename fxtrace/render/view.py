@@ -19,7 +19,7 @@ MOVING = frozenset({"view", "select", "cast", "dropout"})
 """Kinds that leave their one tensor's elements as they are: contracted, unless views are asked for."""
 
 # Modules that only hold others, and are never called.
-_HOLDERS = frozenset({"ModuleList", "ModuleDict"})
+HOLDERS = frozenset({"ModuleList", "ModuleDict"})
 
 Form = Literal["op", "pill", "plus", "port", "note", "module"]
 LinkKind = Literal["flow", "residual", "crossing"]
@@ -59,7 +59,7 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A tensor's way from one box to another; `via` names the contracted nodes on it, `spec` is as the reader sees it."""
+    """A tensor's way from box to box: `via` names the contracted nodes on it, `spec` is as its reader sees it."""
 
     tail: str
     head: str
@@ -94,14 +94,14 @@ class View:
             if box.form not in ("port", "note"):
                 for path in prefixes(box.module, self.scope):
                     counts[path] += 1
-        types = self.graph.modules_by_path
-        parents: dict[str, str] = {}
+        largest: dict[str, int] = defaultdict(lambda: 1)  # of the frames in each module, by boxes held
         kept: list[str] = []
         for path in sorted(counts, key=lambda path: -path.count(".")):
-            holder = path in types and types[path].type in _HOLDERS
-            same = any(counts[path] == counts[inner] for inner in kept if inner.startswith(path + "."))
-            if counts[path] > 1 and not holder and not same:
+            if counts[path] > largest[path]:
                 kept.append(path)
+                for outer in prefixes(path, self.scope):
+                    largest[outer] = max(largest[outer], counts[path])
+        parents: dict[str, str] = {}
         for path in reversed(kept):
             parents[path] = next((p for p in reversed(list(prefixes(path, self.scope))[:-1]) if p in parents), "")
         return parents
@@ -132,7 +132,7 @@ def within(path: str, module: str) -> bool:
 def calls_deep(path: str, graph: Graph, scope: str = "") -> list[str]:
     """The modules from `scope` down to `path` that are called, not only hold others."""
     types = graph.modules_by_path
-    return [p for p in prefixes(path, scope) if p not in types or types[p].type not in _HOLDERS]
+    return [p for p in prefixes(path, scope) if p not in types or types[p].type not in HOLDERS]
 
 
 def build(graph: Graph, *, scope: str = "", views: bool = False, keep: frozenset[str] = frozenset()) -> View:
@@ -160,6 +160,7 @@ class _Builder:
         self.boxes: dict[str, Box] = {}
         self.links: list[Link] = []
         self.results = dict(self._results())
+        self.leaving = {name for name, _ in self.results.values()}
 
     def view(self) -> View:
         for node in self.graph.nodes:
@@ -186,13 +187,14 @@ class _Builder:
             return
         for output in self.graph.nodes:
             if output.op == "output":
-                for path, name in _leaves(output.args[0]):
-                    yield path or "output", (name, path)
+                for path, name in (leaf for arg in output.args for leaf in _leaves(arg)):
+                    if name in self.graph.by_name:
+                        yield path or "output", (name, path)
 
     def _origin(self, node: Node) -> _Origin:
         if node.op == "get_attr":
-            stored = self.graph.parameters.get(node.target)
-            if stored is not None and not stored.buffer:
+            parameter = self.graph.parameters.get(node.target)
+            if parameter is not None and not parameter.buffer:
                 return _Origin(parameters=(node.target,))
             return _Origin(constants=(node.name,))
         stored = self.graph.parameters
@@ -206,7 +208,7 @@ class _Builder:
             return _Origin(constants=(*constants, node.name))
         if moves and len(data) == 1 and not constants and not parameters:
             return replace(data[0], via=(*data[0].via, node.name))
-        if moves and parameters and not data and not constants and not self._leaves_drawing(node):
+        if moves and parameters and not data and not constants and node.name not in self.leaving:
             return _Origin(parameters=parameters)
         if self._inside(node):
             form: Form = "port" if node.op == "placeholder" else "pill" if node.kind in PILLS else "op"
@@ -215,12 +217,9 @@ class _Builder:
             self.boxes[node.name] = Box(node.name, form, (node,), module, parameters, text)
         return _Origin(box=node.name)
 
-    def _leaves_drawing(self, node: Node) -> bool:
-        return any(name == node.name for name, _ in self.results.values())
-
     def _place(self, box: Box, frames: Mapping[str, str]) -> None:
         """Adds a box, and before it the notes and outside inputs it reads."""
-        home = _deepest(box.module, frames)
+        frame = home(box, frames)
         names = (box.node.name,) if box.key.startswith("out:") else box.node.inputs
         for name in names:
             origin = self.origins.get(name)
@@ -237,12 +236,17 @@ class _Builder:
                 self.boxes.setdefault(tail, Box(tail, "port", (self.graph.by_name[chain[last]],), ""))
                 self.links.append(Link(tail, box.key, spec, chain[last + 1 :]))
             elif origin.constants:
-                tail = f"{name}@{home}"
+                tail = f"{name}@{frame}"
                 self.boxes.setdefault(
-                    tail, Box(tail, "note", tuple(self.graph.by_name[each] for each in origin.constants), home)
+                    tail, Box(tail, "note", tuple(self.graph.by_name[each] for each in origin.constants), frame)
                 )
                 self.links.append(Link(tail, box.key, spec))
         self.boxes[box.key] = box
+
+
+def home(box: Box, frames: Mapping[str, str]) -> str:
+    """The frame a box is drawn in; empty outside all."""
+    return "" if box.form == "port" else _deepest(box.module, frames)
 
 
 def _deepest(path: str, frames: Mapping[str, str]) -> str:

@@ -80,9 +80,7 @@ class Emitter:
 
     def linear(self, name: str, x: Ref, into: int, role: str = "") -> Ref:
         shape = self.shape(x)
-        return self.call(
-            "linear", name, "Linear", x, (*shape[:-1], into), role, weight=(into, shape[-1]), bias=(into,)
-        )
+        return self.call("linear", name, "Linear", x, (*shape[:-1], into), role, weight=(into, shape[-1]), bias=(into,))
 
     def shape(self, x: Ref) -> Shape:
         found = next(node for node in self.nodes if node.name == x.node).spec
@@ -174,6 +172,4 @@ def _feed_forward(e: Emitter, x: Ref, role: str, norm: str) -> Ref:
 def _add_norm(e: Emitter, x: Ref, branch: Ref, role: str, norm: str) -> Ref:
     width = e.shape(x)[-1]
     total = e.node("add", "operator.add", (x, branch), e.shape(x), f"{role}.residual_sum")
-    return e.call(
-        "norm", norm, "LayerNorm", total, e.shape(x), f"{role}.norm_output", weight=(width,), bias=(width,)
-    )
+    return e.call("norm", norm, "LayerNorm", total, e.shape(x), f"{role}.norm_output", weight=(width,), bias=(width,))
