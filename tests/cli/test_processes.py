@@ -27,6 +27,18 @@ finally:
 """
 
 
+MODEL = """
+from dataclasses import dataclass
+
+@dataclass
+class Config:
+    size: int = 1
+
+def build(config): ...
+def example_inputs(config): ...
+"""
+
+
 def without_torch(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", WITHOUT_TORCH, *args], capture_output=True, text=True, check=False)
 
@@ -62,12 +74,13 @@ def test_prints_its_version(run: Run) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_server_says_where_it_is_and_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
-    model = Path(__file__).parent.parent / "service" / "tiny.py"
+    model = tmp_path / "mine.py"
+    model.write_text(MODEL)
     command = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--model", str(model), "--store", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         said = process.stdout.readline()
-        assert said.startswith("fxtrace serves reference, tiny at 127.0.0.1:")
+        assert said.startswith("fxtrace serves mine, reference at 127.0.0.1:")
         process.send_signal(number)
         assert process.communicate() == ("", "")
     assert process.returncode == 0
