@@ -50,10 +50,19 @@ def error_line(message: str) -> None:
 def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[Progress], None]]:
     """A bar on stderr, moved by what is called with each progress; nothing is shown where stderr is no terminal."""
     from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
-    with Bar(console=Console(stderr=True), transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("")
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
+    console = Console(stderr=True)
+    with Bar(*columns, console=console, transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
+        task = bar.add_task("starting", total=None)
 
         def report(progress: Progress) -> None:
             description = _STAGES.get(progress.stage, progress.stage)

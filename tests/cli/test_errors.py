@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +126,19 @@ def test_bad_calls(run: Run, files: Path, args: list[str], code: int, message: s
 
 def test_a_model_file_is_not_for_a_server(run: Run, served: Served) -> None:
     check(run, ["trace", "mine.py", "--server", served.address], 1, "expected the name of a model that the server")
+
+
+def test_a_port_that_is_taken(run: Run, served: Served) -> None:
+    port = served.address.rpartition(":")[2]
+    check(run, ["serve", "--port", port], 1, f"cannot listen on 127.0.0.1:{port}")
+
+
+def test_serving_without_its_packages_says_what_is_missing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith(("fxtrace.service.server", "grpc_health"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delattr("fxtrace.service.server")
+    monkeypatch.setitem(sys.modules, "grpc_health", None)  # importing it fails, as where it is not installed
+    check(run, ["serve"], 1, "install it with: pip install 'fxtrace[server]'")
 
 
 def test_errors_are_json_where_json_is_asked_for(run: Run, served: Served) -> None:
