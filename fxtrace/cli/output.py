@@ -62,11 +62,14 @@ def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[Progress], None]
     )
     console = Console(stderr=True)
     with Bar(*columns, console=console, transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
-        task = bar.add_task("starting", total=None)
+        stage, task = "", bar.add_task("starting", total=None)
 
         def report(progress: Progress) -> None:
-            description = _STAGES.get(progress.stage, progress.stage)
-            bar.update(task, description=description, completed=progress.done, total=progress.total or None)
+            nonlocal stage, task
+            if progress.stage != stage:
+                bar.remove_task(task)
+                stage, task = progress.stage, bar.add_task(_STAGES.get(progress.stage, progress.stage), total=None)
+            bar.update(task, completed=progress.done, total=progress.total or None)
 
         yield report
 
