@@ -1,15 +1,18 @@
-"""What the service adds to bare gRPC: each server is a process of its own, each call is held against one that does nothing."""
+"""What the service adds to bare gRPC: each server a process of its own, each call held against an empty one."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
+from numpy.typing import NDArray
 
 from fxtrace.client import Client
 from fxtrace.trace import TraceRequest
@@ -19,7 +22,6 @@ from tests.benchmarks.bare_server import CHUNK_BYTES, STREAM_BYTES
 from tests.benchmarks.measure import Row, compare, temporary_folder
 
 TENSOR_MODEL = Path(__file__).parent.parent / "service" / "dtypes.py"
-Bare = Callable[[bytes], Iterator[bytes]]
 
 
 def rows() -> list[Row]:
@@ -33,10 +35,11 @@ def rows() -> list[Row]:
             grpc.insecure_channel(address) as channel,
             grpc.insecure_channel(bare_address, options=options) as bare,
         ):
-            return [_tensor(client, bare.unary_stream("/bare/stream")), *_graph(client, channel, bare)]
+            return [_tensor(client, bare), *_graph(client, channel, bare)]
 
 
-def _tensor(client: Client[np.ndarray], stream: Bare) -> Row:
+def _tensor(client: Client[NDArray[Any]], bare: Any) -> Row:
+    stream = bare.unary_stream("/bare/stream")
     trace = client.create_trace(TraceRequest("dtypes", {"megabytes": STREAM_BYTES >> 20}))
 
     def read() -> None:
@@ -54,7 +57,7 @@ def _tensor(client: Client[np.ndarray], stream: Bare) -> Row:
     )
 
 
-def _graph(client: Client[np.ndarray], channel: grpc.Channel, bare: grpc.Channel) -> list[Row]:
+def _graph(client: Client[NDArray[Any]], channel: grpc.Channel, bare: Any) -> list[Row]:
     trace = client.create_trace(TraceRequest("reference"))
     get_graph = TraceServiceStub(channel).GetGraph
     request = GetGraphRequest(trace=f"traces/{trace.id}")
@@ -73,7 +76,7 @@ def _process(*command: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().split()[-1]
+        yield re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0]
     finally:
         process.terminate()
         process.wait()
