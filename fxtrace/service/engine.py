@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
-import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import fxtrace
 from fxtrace.errors import (
     FxtraceError,
     NodeNotFound,
@@ -28,19 +21,17 @@ from fxtrace.errors import (
 )
 from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.models import Model, Registry
+from fxtrace.models import Registry
 from fxtrace.service import paging
 from fxtrace.slices import select
 from fxtrace.store import Store, default_folder
 from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
-    Json,
     ModelInfo,
     Progress,
     RenderOptions,
     Trace,
-    TracedInput,
     TraceRequest,
 )
 
@@ -50,8 +41,6 @@ MAX_PAGE_SIZE = 1000
 Report = Callable[[Progress], None]
 
 _GRAPHS_KEPT = 32
-_capture_lock = threading.Lock()
-"""One capture at a time: the random state and torch.fx's patches belong to the whole process."""
 
 
 class TensorReader:
@@ -176,70 +165,16 @@ class Engine:
             CaptureFailed: the model raised, or cannot be captured.
             Unmet: the store cannot be written to.
         """
-        report = progress or (lambda _: None)
         model = self._models.load(request.model)
-        config = model.resolve(request.configuration)
-        fields = model.fields(config)
-        trace_id = _trace_id(model, fields, request)
-        found = self._store.find(trace_id)
+        from fxtrace.service.tracing import Tracing  # not before the model: reading a store needs no PyTorch
+
+        tracing = Tracing(model, request, progress or (lambda _: None))
+        found = self._store.find(tracing.trace_id)
         if found is None:
-            with _capturing(report):
+            with tracing.alone():
                 # Another thread may have made it while this one waited.
-                found = self._store.find(trace_id) or self._trace(trace_id, model, config, fields, request, report)
+                found = self._store.find(tracing.trace_id) or self._store.put(*tracing.run())
         return found
-
-    def _trace(
-        self, trace_id: str, model: Model, config: Any, fields: dict[str, Json], request: TraceRequest, report: Report
-    ) -> Trace:
-        import torch
-
-        from fxtrace.capture import capture, model_errors
-        from fxtrace.roles import label
-        from fxtrace.service.inputs import make_inputs, seeded, to_numpy
-        from fxtrace.shapes import tensor_spec
-
-        start = time.perf_counter()
-        with seeded(request.seed):
-            report(Progress("build"))
-            with model_errors("building the model raised"):
-                module = model.build(config)
-                examples = model.example_inputs(config)
-            inputs = make_inputs(examples, request)
-            captured = capture(
-                module,
-                {name: each.tensor for name, each in inputs.items()},
-                rung=request.rung,
-                values=request.values,
-                training=request.training,
-                progress=report,
-            )
-        report(Progress("label"))
-        graph, snapshots = label(captured.graph, captured.known, module.state_dict())
-        specs = dict(graph.tensors())
-        trace = Trace(
-            id=trace_id,
-            model=model.name,
-            configuration=dict(sorted(fields.items())),  # as it reads back
-            inputs=tuple(TracedInput(name, tensor_spec(each.tensor), each.fill) for name, each in inputs.items()),
-            rung=captured.rung,
-            rung_notes=captured.rung_notes,
-            values=request.values,
-            training=request.training,
-            seed=request.seed,
-            torch_version=torch.__version__,
-            fxtrace_version=fxtrace.__version__,
-            output_equal=captured.output_equal,
-            node_count=len(graph.nodes),
-            tensor_count=len(specs),
-            labelled_count=sum(bool(node.roles) for node in graph.nodes),
-            parameter_count=graph.parameter_count,
-            tensor_bytes=sum(spec.nbytes for spec in specs.values()),
-            created=datetime.now(UTC),
-            seconds=time.perf_counter() - start,
-        )
-        report(Progress("store"))
-        tensors = {name: to_numpy(tensor) for name, tensor in captured.values.items()}
-        return self._store.put(trace, graph, snapshots, tensors)
 
     def get_trace(self, trace_id: str) -> Trace:
         """Where a trace came from.
@@ -400,35 +335,3 @@ def filter_nodes(graph: Graph, module: str = "", role: str = "") -> Graph:
 
 def _within(path: str, prefix: str) -> bool:
     return path == prefix or path.startswith(f"{prefix}.")
-
-
-@contextmanager
-def _capturing(report: Report) -> Iterator[None]:
-    while not _capture_lock.acquire(timeout=0.2):
-        report(Progress("wait"))  # so that the caller can give up while another capture runs
-    try:
-        yield
-    finally:
-        _capture_lock.release()
-
-
-def _trace_id(model: Model, fields: Mapping[str, Json], request: TraceRequest) -> str:
-    """Digest of everything that determines the result."""
-    import torch
-
-    parts = {
-        "model": [model.name, model.digest],
-        "configuration": fields,
-        "inputs": {
-            name: [given.dtype, given.shape, hashlib.sha256(given.data).hexdigest()]
-            for name, given in request.inputs.items()
-        },
-        "input_shapes": dict(request.input_shapes),
-        "rung": request.rung,
-        "values": request.values,
-        "training": request.training,
-        "seed": request.seed,
-        "torch": torch.__version__,
-        "fxtrace": fxtrace.__version__,
-    }
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
