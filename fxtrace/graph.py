@@ -171,7 +171,7 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter or buffer of a module: `name` is qualified from the root, `same_as` names the first owner if shared."""
+    """A parameter or buffer of a module; `name` is qualified from the root, `same_as` the first owner's if shared."""
 
     name: str
     shape: tuple[int, ...]
@@ -183,11 +183,15 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Module:
-    """A module of the model: its path from the root (empty for the root), class name, and its own parameters."""
+    """A module of the model: its path from the root (empty for the root), class name, and its own parameters.
+
+    `settings` are the constants that the module's class declares: a norm's `eps`, a convolution's `stride`.
+    """
 
     path: str
     type: str
     parameters: tuple[Parameter, ...] = ()
+    settings: dict[str, Arg] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Provenance and requests as plain data: what was traced, how, and what may be asked of a trace. No torch, no grpc here.
+"""Provenance and requests as plain data: what was traced, how, and what may be asked of a trace. No torch, no grpc.
 
 The engine (in this process) and the client (over gRPC) take and return these same types.
 """

@@ -107,6 +107,7 @@ GRAPHS = st.builds(
             TEXTS,
             TEXTS,
             tuples(st.builds(Parameter, TEXTS, SHAPES, TEXTS, st.booleans(), st.booleans(), TEXTS)),
+            st.dictionaries(TEXTS, ARGS, max_size=3),
         )
     ),
     dims=tuples(st.builds(Dim, TEXTS, INT64)),

@@ -100,9 +100,15 @@ def _parameters(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
 def _modules(root: nn.Module) -> tuple[Module, ...]:
     first: dict[int, str] = {}
     return tuple(
-        Module(path, type(module).__name__, _own_parameters(path, module, first))
+        Module(path, type(module).__name__, _own_parameters(path, module, first), _settings(module))
         for path, module in root.named_modules(remove_duplicate=False)
     )
+
+
+def _settings(module: nn.Module) -> dict[str, Arg]:
+    """What a class lists in `__constants__`, as PyTorch's own modules do."""
+    declared = {name: getattr(module, name, None) for name in getattr(type(module), "__constants__", ())}
+    return {name: _arg(value) for name, value in declared.items() if not isinstance(value, nn.Module | torch.Tensor)}
 
 
 def _own_parameters(path: str, module: nn.Module, first: dict[int, str]) -> tuple[Parameter, ...]:

@@ -504,6 +504,7 @@ class Module(message.Message):
     PATH_FIELD_NUMBER: builtins.int
     TYPE_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    SETTINGS_FIELD_NUMBER: builtins.int
     path: builtins.str
     """Path from the root; empty for the root."""
     type: builtins.str
@@ -512,16 +513,21 @@ class Module(message.Message):
     def parameters(self) -> containers.RepeatedCompositeFieldContainer[Parameter]:
         """Its own parameters and buffers, not its children's."""
 
+    @builtins.property
+    def settings(self) -> containers.RepeatedCompositeFieldContainer[NamedArgument]:
+        """The constants that its class declares: a norm's "eps", a convolution's "stride"."""
+
     def __init__(
         self,
         *,
         path: builtins.str = ...,
         type: builtins.str = ...,
         parameters: abc.Iterable[Parameter] | None = ...,
+        settings: abc.Iterable[NamedArgument] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "path", b"path", "type", b"type"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["parameters", b"parameters", "path", b"path", "settings", b"settings", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

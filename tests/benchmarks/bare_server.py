@@ -23,7 +23,7 @@ async def _serve() -> None:
         return b""
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    handlers = {
+    handlers: dict[str, Any] = {
         "stream": grpc.unary_stream_rpc_method_handler(stream),
         "empty": grpc.unary_unary_rpc_method_handler(empty),
     }
