@@ -43,3 +43,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with Engine.open(tmp_path_factory.mktemp("served"), models) as engine, serving(engine) as address:
         reference, dtypes = (engine.create_trace(TraceRequest(name)) for name in ("reference", "dtypes"))
         yield Served(engine, address, reference, dtypes)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--refresh-goldens", action="store_true", help="write the golden DOT sources anew")

@@ -127,7 +127,9 @@ def _continues(view: View, run: list[_Layer], layer: _Layer, carried: dict[str, 
             return False
     found = dict(carried)
     for a, b in zip(first.into, layer.into, strict=True):
-        if _shape_of_link(view, a) != _shape_of_link(view, b) or first.place[a.head] != layer.place[b.head]:
+        if first.place[a.head] != layer.place[b.head]:
+            return False
+        if _shape_of_link(view, a, first.path) != _shape_of_link(view, b, layer.path):
             return False
         if a.tail in first.place or b.tail in layer.place:
             if first.place.get(a.tail) != layer.place.get(b.tail):
@@ -192,9 +194,10 @@ def _shape_of_node(node: Node, layer: str) -> Key:
     )
 
 
-def _shape_of_link(view: View, link: Link) -> Key:
+def _shape_of_link(view: View, link: Link, layer: str) -> Key:
     via = (view.graph.by_name[name] for name in link.via)
-    return (link.kind, _shape_of_spec(link.spec), tuple((node.kind, node.target) for node in via))
+    inside = tuple((node.kind, _relative(node.target, layer)) for node in via if within(node.module, layer))
+    return (link.kind, _shape_of_spec(link.spec), inside)
 
 
 def _shape_of_spec(spec: TensorSpec | None) -> Key:

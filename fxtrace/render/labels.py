@@ -151,14 +151,14 @@ def box_details(box: Box, view: View) -> str:
     lines = [f"{node.name}: {node.target}"]
     if node.module:
         lines.append(f"in {node.module}")
-    lines += [f"{tensor}  {show_shape(spec.shape)}  {spec.dtype}" for tensor, spec in node.tensors]
+    lines += [f"{tensor} {show_shape(spec.shape)} {spec.dtype}" for tensor, spec in node.tensors]
     if node.source is not None:
-        lines.append(f"{node.source.file}:{node.source.line}  {node.source.code}")
+        lines.append(f"{node.source.file}:{node.source.line} {node.source.code}")
     for role in node.roles:
         lines.append(f"role {role}")
         for check in role.checks:
             mark = {True: "holds", False: "FAILS", None: "not tried"}[check.held]
-            lines.append(f"  {check.statement}: {mark}")
+            lines.append(f"- {check.statement}: {mark}")
     return "\n".join(lines)
 
 
@@ -166,4 +166,4 @@ def link_details(link: Link, view: View) -> str:
     """Where a link leads, and through what."""
     names = [view.boxes[link.tail].node.name, *link.via, view.boxes[link.head].node.name]
     text = " → ".join(names)
-    return f"{text}\n{show_shape(link.spec.shape)}  {link.spec.dtype}" if link.spec else text
+    return f"{text}\n{show_shape(link.spec.shape)} {link.spec.dtype}" if link.spec else text

@@ -22,12 +22,13 @@ class Emitter:
     """Writes nodes one after another, each in the module that is open."""
 
     name: str = "Seq2Seq"
-    nodes: list[Node] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
     modules: dict[str, Module] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
     at: str = ""
 
     def graph(self) -> Graph:
-        return Graph(self.name, tuple(self.nodes), (Module("", self.name), *self.modules.values()))
+        return Graph(self.name, tuple(self.nodes.values()), (Module("", self.name), *self.modules.values()))
 
     @contextmanager
     def module(self, name: str, type_: str, **parameters: Shape) -> Iterator[str]:
@@ -51,17 +52,16 @@ class Emitter:
         parameters: tuple[str, ...] = (),
     ) -> Ref:
         stem = target.rpartition(".")[2] if op == "call_function" else target.replace(".", "_")
-        name, count = stem, 0
-        while any(node.name == name for node in self.nodes):
-            name, count = f"{stem}_{count + 1}", count + 1
+        count = self.counts[stem] = self.counts.get(stem, -1) + 1
+        name = f"{stem}_{count}" if count else stem
         values = (Value("", "Tensor", spec(shape, dtype)),) if shape is not None else (Value("", "int", text=text),)
         source = Source("model.py", len(self.nodes) + 1, f"{target}(...)", "forward") if op != "placeholder" else None
-        roles = (parse_role(role),) if role else ()
-        self.nodes.append(Node(name, op, target, kind, args, {}, values, self.at, parameters, source, roles))
+        roles = tuple(map(parse_role, role.split()))
+        self.nodes[name] = Node(name, op, target, kind, args, {}, values, self.at, parameters, source, roles)
         return Ref(name)
 
-    def input(self, name: str, shape: Shape) -> Ref:
-        return self.node("input", name, (), shape, op="placeholder", dtype="int64")
+    def input(self, name: str, shape: Shape, dtype: str = "float32") -> Ref:
+        return self.node("input", name, (), shape, op="placeholder", dtype=dtype)
 
     def buffer(self, name: str, shape: Shape) -> Ref:
         root = self.modules.setdefault("tables", Module("tables", "Tables"))
@@ -71,7 +71,7 @@ class Emitter:
         return self.node("constant", name, (), shape, op="get_attr", parameters=(name,))
 
     def output(self, **values: Arg) -> None:
-        self.nodes.append(Node("output", "output", "output", "output", (dict(values),)))
+        self.nodes["output"] = Node("output", "output", "output", "output", (dict(values),))
 
     def call(self, kind: str, name: str, type_: str, x: Ref, shape: Shape, role: str = "", **parameters: Shape) -> Ref:
         with self.module(name, type_, **parameters) as path:
@@ -83,7 +83,7 @@ class Emitter:
         return self.call("linear", name, "Linear", x, (*shape[:-1], into), role, weight=(into, shape[-1]), bias=(into,))
 
     def shape(self, x: Ref) -> Shape:
-        found = next(node for node in self.nodes if node.name == x.node).spec
+        found = self.nodes[x.node].spec
         assert found is not None
         return found.shape
 
@@ -98,7 +98,7 @@ def parse_role(name: str) -> Role:
 def transformer(layers: int = 2, width: int = 128, heads: int = 4, src: int = 6, tgt: int = 5) -> Graph:
     """An encoder–decoder transformer, post-norm, with as many layers on each side."""
     e = Emitter()
-    src_ids, tgt_ids = e.input("src_ids", (1, src)), e.input("tgt_ids", (1, tgt))
+    src_ids, tgt_ids = e.input("src_ids", (1, src), "int64"), e.input("tgt_ids", (1, tgt), "int64")
     with e.module("encoder", "Encoder"):
         x = _embed(e, src_ids, src, width, "encoder")
         for layer in range(layers):
@@ -156,7 +156,7 @@ def _attend(e: Emitter, name: str, x: Ref, context: Ref, mask: Ref | None, heads
         mixed = e.node("matmul", "torch.matmul", (weights, value), (batch, heads, length, width // heads))
         turned = e.node("view", "transpose", (mixed, 1, 2), (batch, length, heads, width // heads))
         joined = e.node("view", "reshape", (turned, batch, length, width), (batch, length, width), f"{role}.concat")
-        out = e.linear("out_proj", joined, width, f"{role}.residual_b")
+        out = e.linear("out_proj", joined, width, f"{role}.residual_b {role}.output")
     return _add_norm(e, x, out, role, norm)
 
 
@@ -165,7 +165,7 @@ def _feed_forward(e: Emitter, x: Ref, role: str, norm: str) -> Ref:
     with e.module("mlp", "FeedForward"):
         up = e.linear("up", x, 2 * width, f"{role}.hidden")
         active = e.node("activation", "torch.relu", (up,), e.shape(up))
-        down = e.linear("down", active, width, f"{role}.residual_b")
+        down = e.linear("down", active, width, f"{role}.residual_b {role}.output")
     return _add_norm(e, x, down, role, norm)
 
 

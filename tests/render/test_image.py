@@ -1,0 +1,122 @@
+"""Images by a real Graphviz."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import zlib
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TooLarge
+from fxtrace.render import image, to_dot, to_image
+from fxtrace.trace import ImageFormat, RenderOptions
+from tests.render.graphs import transformer
+
+SVG = "{http://www.w3.org/2000/svg}"
+XLINK = "{http://www.w3.org/1999/xlink}"
+MODEL = transformer()
+
+
+def png_size(png: bytes) -> tuple[int, int]:
+    assert png.startswith(b"\x89PNG\r\n\x1a\n")
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+def png_pixels(png: bytes) -> bytes:
+    """The image's rows, still filtered: enough to tell a blank one."""
+    data, at = b"", 8
+    while at < len(png):
+        (length,) = struct.unpack(">I", png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            data += png[at + 8 : at + 8 + length]
+        at += 12 + length
+    return zlib.decompress(data)
+
+
+def test_svg_has_the_text_and_tooltips_with_details() -> None:
+    root = ElementTree.fromstring(to_image(to_dot(MODEL), "svg"))
+    texts = {text.text for text in root.iter(f"{SVG}text")}
+    assert {"Seq2Seq", "softmax", "weights", "256×128", "×2", "src_ids"} <= texts
+    tips = [link.get(f"{XLINK}title", "") for link in root.iter(f"{SVG}a")]
+    softmax = next(tip for tip in tips if "role encoder.0.self_attention.weights" in tip)
+    for detail in ("softmax: torch.softmax", "in encoder.layers.0.self_attn", "1×4×6×6 float32", "model.py:"):
+        assert detail in softmax
+    assert "each row sums to 1: holds" in softmax
+
+
+@pytest.mark.parametrize("format", ["png", "pdf", "dot"])
+def test_formats(format: ImageFormat) -> None:  # noqa: A002
+    dot = to_dot(MODEL)
+    data = to_image(dot, format)
+    assert data.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "dot": dot.encode()}[format])
+
+
+def test_png_is_crisp_and_not_blank() -> None:
+    dot = to_dot(MODEL)
+    root = ElementTree.fromstring(to_image(dot, "svg"))
+    points = [float(root.get(side, "").removesuffix("pt")) for side in ("width", "height")]
+    png = to_image(dot, "png")
+    assert png_size(png) == pytest.approx([each * image.DPI / 72 for each in points], rel=0.05)
+    assert len(set(png_pixels(png))) > 100
+
+
+def test_text_is_set_in_the_carried_font() -> None:
+    """Without it, a machine with no fonts draws a box for each letter, all of one width."""
+    widths = []
+    for text in ("iiiiiiiiii", "WWWWWWWWWW"):
+        dot = f'digraph {{ a [label="{text}" fontname="{"Helvetica,Arial,sans-serif"}" shape=plain margin=0] }}'
+        root = ElementTree.fromstring(to_image(dot, "svg"))
+        widths.append(float(root.get("width", "").removesuffix("pt")) - 8)  # less the margin around a drawing
+    assert widths == pytest.approx([10 * 14 * 0.222, 10 * 14 * 0.944], abs=3)
+
+
+def test_a_huge_picture_stays_below_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "_MAX_PIXELS", 250_000)
+    width, height = png_size(to_image(to_dot(MODEL), "png"))
+    assert width * height < 260_000
+
+
+def test_two_thousand_nodes_are_drawn() -> None:
+    graph = transformer(layers=29)
+    assert len(graph.nodes) > 1900
+    root = ElementTree.fromstring(to_image(to_dot(graph, RenderOptions(fold_layers=False)), "svg"))
+    titles = {title.text for title in root.iter(f"{SVG}title")}
+    assert {node.name for node in graph.nodes if node.kind in ("linear", "softmax", "norm")} <= titles
+
+
+@pytest.mark.parametrize("dot", ["digraph {", "no graph at all", "digraph { a [label=<<B>] }"])
+def test_bad_dot_is_an_invalid_request(dot: str) -> None:
+    with pytest.raises(InvalidRequest, match="not DOT text"):
+        to_image(dot, "svg")
+
+
+def test_an_unknown_format_is_refused() -> None:
+    with pytest.raises(OptionInvalid, match="did you mean 'png'"):
+        to_image("digraph {}", "pgn")  # type: ignore[arg-type]
+
+
+def test_a_layout_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "TIMEOUT", 0.001)
+    with pytest.raises(TooLarge, match="fold layers, set a depth"):
+        to_image("digraph {}", "svg")
+
+
+def test_without_any_graphviz_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(DependencyMissing, match=r"pip install 'fxtrace\[images\]'"):
+        to_image("digraph {}", "png")
+    assert to_image("digraph {}", "dot") == b"digraph {}"
+
+
+def test_dot_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "dot"
+    program.write_text('#!/bin/sh\necho "$@" >&2\nexit 3\n', encoding="utf-8")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(Exception, match="exit code 3: -Kdot -Tsvg -Gdpi=72"):
+        to_image("digraph {}", "svg")
