@@ -8,7 +8,7 @@ In this process:
         engine.read_tensor(trace.id, "decoder.0.cross_attention.weights")
 
 Behind a server, with the same methods and without PyTorch: `fxtrace.Client("127.0.0.1:50051")`. For a module at hand:
-`fxtrace.capture(module, inputs)` and `fxtrace.label(graph, values)`.
+`fxtrace.capture.capture(module, inputs)` and `fxtrace.roles.label(graph, values)`.
 
 Names are imported when they are first used, so that the client does not import PyTorch.
 """
@@ -19,18 +19,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fxtrace.capture import Capture, capture
     from fxtrace.client import Client
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
-    from fxtrace.roles import label
     from fxtrace.service.engine import Engine
     from fxtrace.trace import RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "Capture": "fxtrace.capture",
     "Client": "fxtrace.client",
     "Engine": "fxtrace.service.engine",
     "FxtraceError": "fxtrace.errors",
@@ -42,12 +39,9 @@ _HOME = {
     "TensorSpec": "fxtrace.graph",
     "Trace": "fxtrace.trace",
     "TraceRequest": "fxtrace.trace",
-    "capture": "fxtrace.capture",
-    "label": "fxtrace.roles",
 }
 
 __all__ = [
-    "Capture",
     "Client",
     "Engine",
     "FxtraceError",
@@ -59,8 +53,6 @@ __all__ = [
     "TensorSpec",
     "Trace",
     "TraceRequest",
-    "capture",
-    "label",
 ]
 
 

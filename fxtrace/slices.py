@@ -40,9 +40,9 @@ def parse_slice(expression: str, shape: tuple[int, ...]) -> tuple[int | slice, .
     parts = [part.strip() for part in expression.split(",")] if expression.strip() else []
     given = len(parts) - parts.count("...")
     if parts.count("...") > 1:
-        raise _invalid(expression, shape, "expected at most one '...', came more")
+        raise _invalid(expression, shape, "expected at most one '...', got more")
     if given > len(shape):
-        raise _invalid(expression, shape, f"expected at most {len(shape)} indices, came {given}")
+        raise _invalid(expression, shape, f"expected at most {len(shape)} indices, got {given}")
     rest: list[int | slice] = [slice(None)] * (len(shape) - given)
     indices: list[int | slice] = []
     for part in parts if "..." in parts else [*parts, "..."]:
@@ -68,16 +68,16 @@ def _index(part: str, dimension: int, expression: str, shape: tuple[int, ...]) -
 
     match = _PART.fullmatch(part)
     if match is None:
-        raise invalid(f": expected an integer, start:stop:step or '...', came '{part}'")
+        raise invalid(f": expected an integer, start:stop:step or '...', got '{part}'")
     if match["index"]:
         index, size = int(match["index"]), shape[dimension]
         if not -size <= index < size:
             accepted = f"expected an index from {-size} to {size - 1}" if size else "it is empty"
-            raise invalid(f" has size {size}: {accepted}, came {index}")
+            raise invalid(f" has size {size}: {accepted}, got {index}")
         return index
     start, stop, step = (None if match[name] is None else int(match[name]) for name in ("start", "stop", "step"))
     if step == 0:
-        raise invalid(f": expected a step other than 0, came '{part}'")
+        raise invalid(f": expected a step other than 0, got '{part}'")
     return slice(start, stop, step)
 
 

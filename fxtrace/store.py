@@ -85,7 +85,7 @@ def check_trace_id(trace_id: str) -> str:
         NameInvalid: it has not.
     """
     if not TRACE_ID.fullmatch(trace_id):
-        raise NameInvalid(f"a trace id is 32 digits of 0-9 and a-f, came '{trace_id}'", field="trace", trace=trace_id)
+        raise NameInvalid(f"a trace id is 32 digits of 0-9 and a-f, got '{trace_id}'", field="trace", trace=trace_id)
     return trace_id
 
 
@@ -224,7 +224,7 @@ class Store:
             with self._usable():
                 file = TensorFile(path)
             if file.metadata.get("trace") != trace_id:
-                raise ValueError(f"expected the tensors of this trace, came those of '{file.metadata.get('trace')}'")
+                raise ValueError(f"expected the tensors of this trace, got those of '{file.metadata.get('trace')}'")
             return {name: file.array(name, numpy_dtype(spec.dtype), spec.shape) for name, spec in specs.items()}
         except KeyError as error:
             raise _damaged(trace_id, f"its tensor {error} is missing") from error

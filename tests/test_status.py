@@ -31,7 +31,7 @@ def test_reasons_tell_the_classes_apart() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_arrives_as_what_it_was(kind: type[FxtraceError]) -> None:
-    error = kind("expected a, came b: ×", field="configuration.d_model", model="reference", size=7)
+    error = kind("expected a, got b: ×", field="configuration.d_model", model="reference", size=7)
     status = Status.FromString(to_status(error).SerializeToString())
     back = from_status(status)
     assert type(back) is kind

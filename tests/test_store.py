@@ -254,7 +254,7 @@ def scramble_header(file: Path) -> None:
         (lambda file: file.write_bytes(b"\xff" * 64), "expected a header of"),
         (lambda file: file.write_bytes(file.read_bytes() + b"\0"), "the file has"),
         (scramble_header, "expected a safetensors header"),
-        (give_other, f"came those of '{trace_id(2)}'"),
+        (give_other, f"got those of '{trace_id(2)}'"),
     ],
 )
 def test_a_damaged_file_is_named_and_can_be_made_again(

@@ -99,7 +99,7 @@ def resolve_trace(api: Api, text: str) -> str:
         return latest.id
     if not re.fullmatch(r"[0-9a-f]{1,32}", text):
         raise NameInvalid(
-            f"expected a trace's id, the start of one, or 'latest'; came '{text}'", field="trace", trace=text
+            f"expected a trace's id, the start of one, or 'latest'; got '{text}'", field="trace", trace=text
         )
     if len(text) == 32:
         return text
@@ -123,7 +123,7 @@ def pairs(option: str, items: list[str] | None) -> dict[str, str]:
     for item in items or []:
         name, separator, value = item.partition("=")
         if not (name and separator):
-            raise typer.BadParameter(f"expected NAME=VALUE, came '{item}'", param_hint=option)
+            raise typer.BadParameter(f"expected NAME=VALUE, got '{item}'", param_hint=option)
         result[name] = value
     return result
 

@@ -103,12 +103,12 @@ def compare(known: KnownSnapshot, found: Snapshot, read: Read) -> Comparison:
         (tensor,) = found.tensors
         values = read(tensor.tensor, expression)
         if values.shape != (len(printed),):
-            problems.append(f"[{expression}]: expected {len(printed)} numbers, came {show_shape(values.shape)}")
+            problems.append(f"[{expression}]: expected {len(printed)} numbers, got {show_shape(values.shape)}")
             continue
         for value, number in zip(values.tolist(), printed, strict=True):
             count += 1
             if not agrees(value, number):
-                problems.append(f"[{expression}]: expected {number}, came {value:.8g}")
+                problems.append(f"[{expression}]: expected {number}, got {value:.8g}")
     if count:
         agreed.append(f"{count} numbers")
     for rule in known.rules:
@@ -121,14 +121,14 @@ def compare(known: KnownSnapshot, found: Snapshot, read: Read) -> Comparison:
 
 
 def _shape_problems(known: KnownSnapshot, found: Snapshot) -> Iterator[str]:
-    for what, expected, came in (("variables", known.variables, found.variables), ("dims", known.dims, found.dims)):
-        if expected != came:
-            yield f"{what}: expected {', '.join(expected)}, came {', '.join(came)}"
+    for what, expected, got in (("variables", known.variables, found.variables), ("dims", known.dims, found.dims)):
+        if expected != got:
+            yield f"{what}: expected {', '.join(expected)}, got {', '.join(got)}"
     if len(found.tensors) != len(known.variables):
-        yield f"expected {len(known.variables)} tensors, came {len(found.tensors)}"
+        yield f"expected {len(known.variables)} tensors, got {len(found.tensors)}"
     for tensor in found.tensors:
         if tensor.shape != known.shape:
-            yield f"{tensor.variable}: expected shape {show_shape(known.shape)}, came {show_shape(tensor.shape)}"
+            yield f"{tensor.variable}: expected shape {show_shape(known.shape)}, got {show_shape(tensor.shape)}"
 
 
 def _rows_sum_to_1(values: NDArray[Any]) -> bool:

@@ -85,7 +85,7 @@ def tensor(
     from fxtrace.graph import show_shape
 
     if out is not None and out.suffix not in (".npy", ".safetensors"):
-        raise OptionInvalid(f"expected a .npy or .safetensors file, came {out}", field="out", out=out)
+        raise OptionInvalid(f"expected a .npy or .safetensors file, got {out}", field="out", out=out)
     with connect(server, store) as api:
         trace_id = resolve_trace(api, trace)
         full_name, spec, array = _read(api, trace_id, name, part)

@@ -60,7 +60,7 @@ def _format(file: Path) -> ImageFormat:
         if known == ending:
             return known
     raise OptionInvalid(
-        f"expected a file that ends in {', '.join(f'.{known}' for known in IMAGE_FORMATS)}, came '{file.name}'",
+        f"expected a file that ends in {', '.join(f'.{known}' for known in IMAGE_FORMATS)}, got '{file.name}'",
         field="out",
         out=file,
     )

@@ -91,7 +91,7 @@ def _value(text: str) -> JsonValue:
 
 def _shape(name: str, text: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d{1,18}(,\d{1,18})*", text):
-        raise typer.BadParameter(f"expected sizes as in {name}=1,6, came '{name}={text}'", param_hint="--shape")
+        raise typer.BadParameter(f"expected sizes as in {name}=1,6, got '{name}={text}'", param_hint="--shape")
     return tuple(map(int, text.split(",")))
 
 

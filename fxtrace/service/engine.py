@@ -70,7 +70,7 @@ class TensorReader:
         """
         if chunk_bytes < 1:
             raise OptionInvalid(
-                f"expected chunks of at least 1 byte, came {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
+                f"expected chunks of at least 1 byte, got {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
             )
         if self._array.flags.c_contiguous:
             data = self._array.reshape(-1).view(np.uint8).data

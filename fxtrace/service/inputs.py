@@ -46,7 +46,7 @@ def make_inputs(examples: Mapping[str, Tensor], request: TraceRequest) -> dict[s
         if name not in examples:
             raise InputError(unknown("input", name, examples), field=f"inputs.{name}", input=name)
         if name in request.inputs and name in request.input_shapes:
-            raise _invalid(name, "expected numbers or a shape, came both")
+            raise _invalid(name, "expected numbers or a shape, got both")
     generator = torch.Generator().manual_seed(request.seed)
     inputs = {}
     for name, example in examples.items():
@@ -86,12 +86,12 @@ def _given(name: str, given: TensorData, example: Tensor) -> Tensor:
     spec = tensor_spec(example)
     _check_shape(name, given.shape)
     if given.dtype != spec.dtype:
-        raise _invalid(name, f"expected dtype {spec.dtype}, came {given.dtype}", expected=spec.dtype, got=given.dtype)
+        raise _invalid(name, f"expected dtype {spec.dtype}, got {given.dtype}", expected=spec.dtype, got=given.dtype)
     expected = math.prod(given.shape) * example.element_size()
     if len(given.data) != expected:
         raise _invalid(
             name,
-            f"expected {expected} bytes for {spec.dtype} of shape {show_shape(given.shape)}, came {len(given.data)}",
+            f"expected {expected} bytes for {spec.dtype} of shape {show_shape(given.shape)}, got {len(given.data)}",
             expected=expected,
             got=len(given.data),
         )
@@ -122,7 +122,7 @@ def _drawn(name: str, shape: tuple[int, ...], example: Tensor, generator: torch.
 
 def _check_shape(name: str, shape: tuple[int, ...]) -> None:
     if any(size < 0 for size in shape):
-        raise _invalid(name, f"expected sizes of 0 or more, came {', '.join(map(str, shape))}")
+        raise _invalid(name, f"expected sizes of 0 or more, got {', '.join(map(str, shape))}")
 
 
 def _invalid(name: str, problem: str, **metadata: object) -> InputError:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import fxtrace
+from fxtrace import wire
 from fxtrace.capture import Capture, capture, model_errors
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.models import Model
@@ -46,6 +47,7 @@ class Tracing:
         self._model, self._request, self._report = model, request, report
         self._config = model.resolve(request.configuration)
         self._fields = dict(sorted(model.fields(self._config).items()))  # in the order that the store gives them back
+        wire.encode_struct(self._fields, "configuration")  # what cannot travel is refused before the work, not after it
         self.trace_id = self._digest()
 
     @contextmanager

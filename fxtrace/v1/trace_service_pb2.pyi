@@ -479,7 +479,7 @@ class Progress(message.Message):
     DONE_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """What is being done: "build", "capture", "propagate", "label", "store"."""
+    """What is being done: "wait" (for another capture), "build", "run", "capture", "propagate", "label", "store"."""
     done: builtins.int
     """Steps done."""
     total: builtins.int

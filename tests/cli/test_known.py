@@ -78,21 +78,21 @@ def test_what_does_not_agree_is_told(served: Served, snapshots: dict[int, Snapsh
     tensor = keys.tensors[0]
     result = comparison(served, 7, replace(queries, tensors=keys.tensors))
     assert not result.passed
-    assert result.problems[0].startswith("[0,0,:5]: expected 0.48121, came 0.92224")
+    assert result.problems[0].startswith("[0,0,:5]: expected 0.48121, got 0.92224")
     wrong = (
         (replace(queries, tensors=(), reason="no such softmax"), "not found: no such softmax"),
-        (replace(queries, dims=("batch", "src_len")), "dims: expected batch, src_len, d_model, came batch, src_len"),
-        (replace(queries, variables=("q",)), "variables: expected enc_traces[0].q, came q"),
+        (replace(queries, dims=("batch", "src_len")), "dims: expected batch, src_len, d_model, got batch, src_len"),
+        (replace(queries, variables=("q",)), "variables: expected enc_traces[0].q, got q"),
         (
             replace(queries, tensors=(replace(queries.tensors[0], shape=(1, 6, 64)),)),
-            "enc_traces[0].q: expected shape 1×6×128, came 1×6×64",
+            "enc_traces[0].q: expected shape 1×6×128, got 1×6×64",
         ),
         (replace(queries, checks=(Check("linear", "q = x·Wᵀ", False, "off by 2"),)), "q = x·Wᵀ: off by 2"),
     )
     for found, problem in wrong:
         assert comparison(served, 7, found).problems == (problem,)
     heads = snapshots[12]
-    assert comparison(served, 12, replace(heads, tensors=heads.tensors[:2])).problems == ("expected 3 tensors, came 2",)
+    assert comparison(served, 12, replace(heads, tensors=heads.tensors[:2])).problems == ("expected 3 tensors, got 2",)
     assert isinstance(tensor, SnapshotTensor)
 
 

@@ -298,12 +298,12 @@ def test_shapes_are_filled_as_the_example_is(engine: Engine) -> None:
     [
         ({"inputs": {"idz": given(IDS)}}, InputError, "no input named 'idz'; did you mean 'ids'?"),
         ({"input_shapes": {"y": (2,)}}, InputError, "no input named 'y'"),
-        ({"inputs": {"ids": given(IDS.astype(np.int32))}}, InputError, "'ids': expected dtype int64, came int32"),
-        ({"inputs": {"ids": given(IDS, dtype="junk")}}, InputError, "'ids': expected dtype int64, came junk"),
-        ({"inputs": {"ids": given(IDS, shape=(3,))}}, InputError, "expected 24 bytes for int64 of shape 3, came 16"),
-        ({"inputs": {"ids": given(IDS, shape=(-1, -2))}}, InputError, "expected sizes of 0 or more, came -1, -2"),
-        ({"inputs": {"ids": given(IDS)}, "input_shapes": {"ids": (2,)}}, InputError, "numbers or a shape, came both"),
-        ({"input_shapes": {"x": (-3, 4)}}, InputError, "'x': expected sizes of 0 or more, came -3, 4"),
+        ({"inputs": {"ids": given(IDS.astype(np.int32))}}, InputError, "'ids': expected dtype int64, got int32"),
+        ({"inputs": {"ids": given(IDS, dtype="junk")}}, InputError, "'ids': expected dtype int64, got junk"),
+        ({"inputs": {"ids": given(IDS, shape=(3,))}}, InputError, "expected 24 bytes for int64 of shape 3, got 16"),
+        ({"inputs": {"ids": given(IDS, shape=(-1, -2))}}, InputError, "expected sizes of 0 or more, got -1, -2"),
+        ({"inputs": {"ids": given(IDS)}, "input_shapes": {"ids": (2,)}}, InputError, "numbers or a shape, got both"),
+        ({"input_shapes": {"x": (-3, 4)}}, InputError, "'x': expected sizes of 0 or more, got -3, 4"),
         ({"input_shapes": {"x": (2**40, 4)}}, TooLarge, "takes 17592186044416 bytes"),
         ({"input_shapes": {"x": (2, 4)}}, CaptureFailed, r"tiny.py:\d+ \(`y = self.embed\(ids\).*must match the size"),
         ({"configuration": {"fails": "build"}}, CaptureFailed, r"building the model raised at tiny.py:\d+.*no bricks"),
@@ -456,7 +456,7 @@ def test_chunks_add_up(traced: tuple[Engine, Trace, Trace], expression: str, chu
 
 def test_chunks_of_no_bytes(traced: tuple[Engine, Trace, Trace]) -> None:
     engine, _, tiny = traced
-    with engine.open_tensor(tiny.id, "x") as reader, pytest.raises(OptionInvalid, match="at least 1 byte, came 0"):
+    with engine.open_tensor(tiny.id, "x") as reader, pytest.raises(OptionInvalid, match="at least 1 byte, got 0"):
         list(reader.chunks(0))
 
 

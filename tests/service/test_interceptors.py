@@ -22,7 +22,7 @@ SECRET = "/home/someone/secret.py"
 
 async def unary(request: bytes, context: Context) -> bytes:
     if request == b"ours":
-        raise SliceInvalid("expected a, came b", field="slice", at=3)
+        raise SliceInvalid("expected a, got b", field="slice", at=3)
     if request == b"defect":
         raise RuntimeError(SECRET)
     if request == b"abort":
@@ -114,7 +114,7 @@ def test_errors_become_their_statuses(channel: grpc.Channel, kind: str) -> None:
     assert e.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     error = from_status(rpc_status.from_call(e.value))
     assert type(error) is SliceInvalid
-    assert (error.message, error.field, error.metadata) == ("expected a, came b", "slice", {"at": "3"})
+    assert (error.message, error.field, error.metadata) == ("expected a, got b", "slice", {"at": "3"})
 
 
 @KINDS
