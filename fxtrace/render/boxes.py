@@ -108,7 +108,8 @@ def _pill(box: Box, view: View, ink: Palette) -> dict[str, str]:
     role = labels.role_part(box.node)
     if role:
         words.append(font(role, ink.muted))
-    words += [font(f"{key} {shape}", ink.muted) for key, shape in labels.parameter_rows(box, view.graph)]
+    rows = [*labels.parameter_rows(box, view.graph), *labels.constant_rows(box.node, view.graph)]
+    words += [font(f"{key} {value}", ink.muted) for key, value in rows]
     return {
         "shape": "box",
         "style": "rounded,filled",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import graphviz
@@ -58,6 +59,7 @@ class _Drawing:
         self.frames = view.clusters()
         self.contents = self._contents()
         self.incoming = view.incoming()
+        self.ways_on = Counter(link.tail for link in view.links if link.kind != "residual")
         self.place = {key: index for index, key in enumerate(view.boxes)}
         self.ids = _ids(view)
         self.labelled = set(_labelled(view))
@@ -80,7 +82,7 @@ class _Drawing:
                 "nodesep": "0.3",
                 "pad": "0.35",
                 "rankdir": self.direction,
-                "ranksep": "0.34" if self.down else "0.22",
+                "ranksep": "0.4" if self.down else "0.25",
                 **layout,
             },
             node_attr={"fontname": FONT, "shape": "plain"},
@@ -200,7 +202,16 @@ class _Drawing:
                 look |= {"color": ink.edge, "weight": "100"}  # straight, before frames are made narrow
         if link in self.labelled and link.spec is not None:
             look["label"] = f"<&nbsp;{font(show_shape(link.spec.shape), ink.muted)}>"
+            if self._alone(link):
+                # In nested frames Graphviz makes twice the room for a label, and would bend a straight line to find it.
+                look["labelfloat"] = "true"
         drawing.edge(tail, head, **look)
+
+    def _alone(self, link: Link) -> bool:
+        """Whether a link is its tail's only way on and its head's only way in, residual ones aside, and so straight."""
+        return self.down and self.ways_on[link.tail] == 1 == sum(
+            each.kind != "residual" for each in self.incoming[link.head]
+        )
 
 
 def _labelled(view: View) -> Iterator[Link]:

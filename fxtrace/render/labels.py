@@ -14,6 +14,9 @@ from fxtrace.render.view import Box, Link, View, within
 
 _SHORT_DTYPES = {"bool": "bool", "bfloat16": "bf16", "float": "f", "uint": "u", "int": "i", "complex": "c"}
 _SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "div": "÷"}
+# Where a word starts in `LayerNorm` and `RMSNorm`, but not in `ReLU`.
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z][a-z])|(?<=[A-Z]{2})(?=[A-Z][a-z])")
+_MOST_ROWS = 8
 HEAD, SMALL = 10.5, 8
 
 # The constants worth a row, by kind: the argument's name and its place among the positional ones.
@@ -63,7 +66,7 @@ def op_name(node: Node, graph: Graph) -> str:
     """What an op is called: `linear` for a call of `nn.Linear` and of `torch.nn.functional.linear`."""
     if node.op == "call_module":
         module = graph.modules_by_path.get(node.target)
-        return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", module.type).lower() if module else node.target
+        return re.sub(_WORDS, "_", module.type).lower() if module else node.target
     return node.target.rpartition(".")[2].strip("_") or node.target
 
 
@@ -90,8 +93,9 @@ def role_part(node: Node) -> str:
 def parameter_rows(box: Box, graph: Graph) -> list[tuple[str, str]]:
     """(name, shape) of what a box reads; the name is qualified where it belongs to a module that is not the box's."""
     own = box.node.target if box.node.op == "call_module" else box.module
-    shapes = ((name, show_shape(graph.parameters[name].shape)) for name in box.parameters)
-    return [(name.removeprefix(own + ".") if own else name, shape) for name, shape in shapes]
+    shapes = [(name, show_shape(graph.parameters[name].shape)) for name in box.parameters]
+    rows = [(name.removeprefix(own + ".") if own else name, shape) for name, shape in shapes]
+    return rows if len(rows) <= _MOST_ROWS else [*rows[: _MOST_ROWS - 1], ("…", f"{len(rows) - _MOST_ROWS + 1} more")]
 
 
 def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
@@ -101,9 +105,13 @@ def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
         query = graph.by_name.get(node.inputs[0])
         if query is not None and query.spec is not None and len(query.spec.shape) == 4:
             rows.append(("heads", str(query.spec.shape[1])))
+    module = graph.modules_by_path.get(node.target) if node.op == "call_module" else None
     for name, place in _CONSTANTS.get(node.kind, ()):
-        value = node.kwargs.get(name, node.args[place] if place < len(node.args) else None)
-        if value not in (None, False) and not isinstance(value, Ref):
+        if module is not None:
+            value = module.settings.get(name)
+        else:
+            value = node.kwargs.get(name, node.args[place] if place < len(node.args) else None)
+        if value is not None and value is not False and not isinstance(value, Ref) and (name, value) != ("groups", 1):
             rows.append((name, f"{value:.4g}" if isinstance(value, float) else show(value)))
     return rows
 

@@ -189,7 +189,7 @@ class _Builder:
             if output.op == "output":
                 for path, name in (leaf for arg in output.args for leaf in _leaves(arg)):
                     if name in self.graph.by_name:
-                        yield path or "output", (name, path)
+                        yield path or "output", (name, f"output {path}" if path[:1].isdigit() else path or "output")
 
     def _origin(self, node: Node) -> _Origin:
         if node.op == "get_attr":
@@ -213,7 +213,9 @@ class _Builder:
         if self._inside(node):
             form: Form = "port" if node.op == "placeholder" else "pill" if node.kind in PILLS else "op"
             text = node.target if form == "port" else ""
-            module = "" if form == "port" else node.module
+            # A module that is one op is no frame around it, even if it is called twice.
+            leaf = node.op == "call_module" and node.module == node.target
+            module = "" if form == "port" else node.module.rpartition(".")[0] if leaf else node.module
             self.boxes[node.name] = Box(node.name, form, (node,), module, parameters, text)
         return _Origin(box=node.name)
 

@@ -175,3 +175,27 @@ def test_a_role_may_call_a_sum_residual() -> None:
     assert mark(build(graph)).boxes["add"].form == "pill"
     assert mark(build(named)).boxes["add"].form == "plus"
     assert [link.tail for link in mark(build(named)).links if link.kind == "residual"] == [Ref("x").node]
+
+
+def test_a_one_op_module_called_twice_is_no_frame() -> None:
+    e = Emitter()
+    x = e.input("x", (2, 4))
+    with e.module("block", "Block"):
+        for _ in range(2):
+            x = e.call("activation", "act", "ReLU", e.linear("lin", x, 4), (2, 4))
+    e.linear("head", x, 4)
+    assert build(e.graph()).clusters() == {"block": ""}
+
+
+def test_frames_nest_and_hold_at_least_two_boxes() -> None:
+    assert build(transformer(layers=1)).clusters() == {
+        "encoder": "",
+        "encoder.layers.0": "encoder",
+        "encoder.layers.0.self_attn": "encoder.layers.0",
+        "encoder.layers.0.mlp": "encoder.layers.0",
+        "decoder": "",
+        "decoder.layers.0": "decoder",
+        "decoder.layers.0.self_attn": "decoder.layers.0",
+        "decoder.layers.0.cross_attn": "decoder.layers.0",
+        "decoder.layers.0.mlp": "decoder.layers.0",
+    }
