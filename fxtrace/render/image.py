@@ -9,7 +9,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from base64 import b64encode
 from collections.abc import Mapping
+from functools import cache
 from math import sqrt
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -28,8 +30,8 @@ TIMEOUT = 120.0
 
 _FONTS = Path(__file__).parent / "fonts"
 
-# The carried font under the names pictures ask for; the machine's own only for scripts that it lacks. With hinting,
-# letters would be set to whole pixels of a small size and look unevenly spaced.
+# The carried font first; the machine's own only for other names, and for scripts that it lacks. With hinting, letters
+# would be set to whole pixels of a small size and look unevenly spaced.
 _FONT_CONFIG = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
@@ -40,8 +42,6 @@ _FONT_CONFIG = """<?xml version="1.0"?>
   <cachedir prefix="xdg">fontconfig</cachedir>
   <cachedir>{cache}</cachedir>
   <match target="font"><edit name="hinting" mode="assign"><bool>false</bool></edit></match>
-  <alias binding="same"><family>Helvetica</family><prefer><family>Arimo</family></prefer></alias>
-  <alias binding="same"><family>Arial</family><prefer><family>Arimo</family></prefer></alias>
   <alias binding="same"><family>sans-serif</family><prefer><family>Arimo</family></prefer></alias>
 </fontconfig>
 """
@@ -70,8 +70,10 @@ def to_image(dot: str, format: ImageFormat) -> bytes:  # noqa: A002 - the word f
         config = Path(folder, "fonts.conf")
         config.write_text(_FONT_CONFIG.format(fonts=escape(str(_FONTS)), cache=escape(folder)), encoding="utf-8")
         environment = {**os.environ, "FONTCONFIG_FILE": str(config)}
-        if format != "png":
-            return _run(command, ("dot", format, "72"), dot.encode(), environment)
+        if format == "svg":
+            return _with_font(_run(command, ("dot", "svg", "72"), dot.encode(), environment))
+        if format == "pdf":
+            return _run(command, ("dot", "pdf", "72"), dot.encode(), environment)
         # Laid out first, so that the resolution can be chosen by the size.
         laid_out = _run(command, ("dot", "dot", "72"), dot.encode(), environment)
         return _run(command, ("nop2", "png", f"{_resolution(laid_out):.0f}"), laid_out, environment)
@@ -110,6 +112,21 @@ def _run(command: list[str], how: tuple[str, str, str], dot: bytes, environment:
     if "syntax error" in said:
         raise InvalidRequest(f"not DOT text: Graphviz says {said}", field="dot")
     raise InternalError(f"Graphviz failed with exit code {done.returncode}: {said or 'it said nothing'}")
+
+
+def _with_font(svg: bytes) -> bytes:
+    """An SVG that brings the carried font along, for a viewer without any of its metrics."""
+    faces = "".join(
+        f"@font-face{{font-family:Arimo;font-weight:{weight};src:url(data:font/woff2;base64,{_base64(name)})}}"
+        for weight, name in ((400, "Arimo-Regular.woff2"), (700, "Arimo-Bold.woff2"))
+    )
+    end = svg.find(b">", svg.find(b"<svg")) + 1
+    return svg[:end] + f"\n<style>{faces}</style>".encode() + svg[end:]
+
+
+@cache
+def _base64(name: str) -> str:
+    return b64encode((_FONTS / name).read_bytes()).decode()
 
 
 def _resolution(laid_out: bytes) -> float:

@@ -8,8 +8,8 @@ from typing import Any
 
 from fxtrace.trace import Theme
 
-# Arial's metrics under every name: what is laid out with the font that fxtrace carries (see fonts/) fits in a browser.
-FONT = "Helvetica,Arial,sans-serif"
+# The font that fxtrace carries (see fonts/), then those of the same metrics: what is laid out with one fits the others.
+FONT = "Arimo,Helvetica,Arial,sans-serif"
 
 FAMILIES: Mapping[str, str] = {
     "linear": "matmul / linear",

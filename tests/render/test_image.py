@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import sys
 import zlib
+from base64 import b64decode
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +14,7 @@ import pytest
 
 from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TooLarge
 from fxtrace.render import image, to_dot, to_image
+from fxtrace.render.style import FONT
 from fxtrace.trace import ImageFormat, RenderOptions
 from tests.render.graphs import transformer
 
@@ -48,6 +51,13 @@ def test_svg_has_the_text_and_tooltips_with_details() -> None:
     assert "each row sums to 1: holds" in softmax
 
 
+def test_svg_brings_its_font_along() -> None:
+    style = next(ElementTree.fromstring(to_image("digraph {}", "svg")).iter(f"{SVG}style")).text or ""
+    fonts = re.findall(r"font-weight:(\d+);src:url\(data:font/woff2;base64,([^)]+)\)", style)
+    assert [weight for weight, _ in fonts] == ["400", "700"]
+    assert all(b64decode(data).startswith(b"wOF2") for _, data in fonts)
+
+
 @pytest.mark.parametrize("format", ["png", "pdf", "dot"])
 def test_formats(format: ImageFormat) -> None:  # noqa: A002
     dot = to_dot(MODEL)
@@ -68,7 +78,7 @@ def test_text_is_set_in_the_carried_font() -> None:
     """Without it, a machine with no fonts draws a box for each letter, all of one width."""
     widths = []
     for text in ("iiiiiiiiii", "WWWWWWWWWW"):
-        dot = f'digraph {{ a [label="{text}" fontname="{"Helvetica,Arial,sans-serif"}" shape=plain margin=0] }}'
+        dot = f'digraph {{ a [label="{text}" fontname="{FONT}" shape=plain margin=0] }}'
         root = ElementTree.fromstring(to_image(dot, "svg"))
         widths.append(float(root.get("width", "").removesuffix("pt")) - 8)  # less the margin around a drawing
     assert widths == pytest.approx([10 * 14 * 0.222, 10 * 14 * 0.944], abs=3)
