@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -335,15 +337,32 @@ def _connect(path: Path) -> Engine:
     def configure(connection: Any, _: object) -> None:
         connection.isolation_level = None  # transactions begin where `begin` says, not where sqlite3 guesses
         for pragma in (f"busy_timeout = {_LOCK_WAIT_SECONDS * 1000}", "journal_mode = WAL", "foreign_keys = ON"):
-            connection.execute(f"PRAGMA {pragma}")
+            _patiently(partial(connection.execute, f"PRAGMA {pragma}"))
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
         # A writer takes the lock at once: one that reads first and asks later is refused if another came between.
         write = connection.get_execution_options().get("write", False)
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+        _patiently(partial(connection.exec_driver_sql, "BEGIN IMMEDIATE" if write else "BEGIN"))
 
     return engine
+
+
+def _patiently(execute: Callable[[], object]) -> None:
+    """Waits for a lock where SQLite does not by itself: while another connection changes or recovers the journal.
+
+    https://www.sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode".
+    """
+    give_up = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            execute()
+        except (sqlite3.OperationalError, exc.OperationalError) as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _version(connection: Connection) -> int | None:
