@@ -344,6 +344,8 @@ def _connect(path: Path) -> Engine:
         # A writer takes the lock at once: one that reads first and asks later is refused if another came between.
         write = connection.get_execution_options().get("write", False)
         _patiently(partial(connection.exec_driver_sql, "BEGIN IMMEDIATE" if write else "BEGIN"))
+        if not write:  # a reader's lock comes with its first look
+            _patiently(partial(connection.exec_driver_sql, "SELECT 1 FROM sqlite_master LIMIT 1"))
 
     return engine
 
