@@ -83,7 +83,7 @@ def _module(box: Box, view: View, name: str, ink: Palette) -> dict[str, str]:
         words.append(font(f"×{repeat}", ink.head_ink, labels.HEAD, bold=True))
     total = labels.parameter_total(box, view.graph)
     rows = [("params", labels.short_count(total))] if total else []
-    return _table(words, [*rows, ("ops", str(len(labels.calls(view.graph, box.module))))], box, ink)
+    return _table(words, [*rows, ("ops", str(view.calls[box.module]))], box, ink)
 
 
 def _table(words: list[str], rows: list[tuple[str, str]], box: Box, ink: Palette) -> dict[str, str]:

@@ -10,7 +10,7 @@ import graphviz
 
 from fxtrace.graph import Arg, Graph, Node, Ref, Role, show, show_shape
 from fxtrace.render.focus import TAKEN_FOR
-from fxtrace.render.view import Box, Link, View, within
+from fxtrace.render.view import Box, Link, View
 
 _SHORT_DTYPES = {"bool": "bool", "bfloat16": "bf16", "float": "f", "uint": "u", "int": "i", "complex": "c"}
 _SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "div": "÷"}
@@ -139,11 +139,6 @@ def _number(arg: Arg, graph: Graph) -> str:
     return f"{arg:.4g}" if isinstance(arg, int | float) and not isinstance(arg, bool) else ""
 
 
-def calls(graph: Graph, module: str = "") -> list[Node]:
-    """The calls in a module that make tensors."""
-    return [n for n in graph.nodes if n.op.startswith("call_") and n.kind != "size" and within(n.module, module)]
-
-
 def parameter_total(box: Box, graph: Graph) -> int:
     """Number of elements of the parameters a box reads, shared ones counted once."""
     names = {graph.parameters[name].same_as or name for name in box.parameters}
@@ -155,7 +150,7 @@ def box_details(box: Box, view: View) -> str:
     node = box.node
     if box.form == "module":
         module = view.graph.modules_by_path.get(box.module)
-        return f"{box.module}\n{module.type if module else ''}\n{len(calls(view.graph, box.module))} ops"
+        return f"{box.module}\n{module.type if module else ''}\n{view.calls[box.module]} ops"
     lines = [f"{node.name}: {node.target}"]
     if node.module:
         lines.append(f"in {node.module}")

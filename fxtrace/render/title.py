@@ -30,19 +30,16 @@ def heading(view: View, title: str, palette: Palette, *, lit: bool) -> str:
 
 def _facts(view: View, title: str) -> list[str]:
     graph, scope = view.graph, view.scope
-    calls = labels.calls(graph, scope)
-    drawn = sum(
-        len(box.nodes) if box.form == "op" else 1 for box in view.boxes.values() if box.form not in ("port", "note")
-    )
+    drawn = sum(box.form not in ("port", "note") for box in view.boxes.values())
     stored = [p for m in graph.modules if within(m.path, scope) for p in m.parameters if not p.buffer]
     names = {p.same_as or p.name for p in stored}
     count = sum(prod(graph.parameters[name].shape) for name in names)
     module = graph.modules_by_path.get(scope)
     facts = [module.type] if scope and module else [graph.name] if title and title != graph.name else []
-    facts += [f"{labels.short_count(count)} params", f"{len(calls)} ops ({drawn} shown)"]
+    facts += [f"{labels.short_count(count)} params", f"{view.calls[scope]} ops ({drawn} shown)"]
     if view.repeats:
         facts.append("identical layers folded " + ", ".join(f"×{n}" for n in dict.fromkeys(view.repeats.values())))
-    dtypes = Counter(spec.dtype for node in calls for _, spec in node.tensors)
+    dtypes = Counter(spec.dtype for node in graph.nodes if within(node.module, scope) for _, spec in node.tensors)
     return [*facts, *(labels.short_dtype(dtype) for dtype, _ in dtypes.most_common(1))]
 
 

@@ -7,9 +7,10 @@ note of its own in each module that uses it, so that it pulls no two layers toge
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 from fxtrace.graph import Arg, Graph, Node, Ref, TensorSpec
@@ -83,6 +84,15 @@ class View:
     boxes: Mapping[str, Box]
     links: tuple[Link, ...]
     repeats: Mapping[str, int]
+
+    @cached_property
+    def calls(self) -> Mapping[str, int]:
+        """How many ops that make tensors ran in each module, those inside it included; the root's path is empty."""
+        counts: Counter[str] = Counter()
+        for node in self.graph.nodes:
+            if node.op.startswith("call_") and node.kind != "size":
+                counts.update(("", *prefixes(node.module)))
+        return counts
 
     def clusters(self) -> dict[str, str]:
         """Modules drawn as frames, outer ones first, each with the frame it is in.
