@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import graphviz
@@ -11,7 +10,7 @@ from fxtrace.graph import Graph, Snapshot, show_shape
 from fxtrace.render import boxes, focus, labels
 from fxtrace.render.fold import fold_depth, fold_layers, is_lit
 from fxtrace.render.labels import font
-from fxtrace.render.links import mark, share
+from fxtrace.render.links import alone, mark, share
 from fxtrace.render.style import FONT, PALETTES
 from fxtrace.render.title import heading
 from fxtrace.render.view import HOLDERS, Box, Link, View, build, home, prefixes
@@ -59,10 +58,10 @@ class _Drawing:
         self.frames = view.clusters()
         self.contents = self._contents()
         self.incoming = view.incoming()
-        self.ways_on = Counter(link.tail for link in view.links if link.kind != "residual")
         self.place = {key: index for index, key in enumerate(view.boxes)}
         self.ids = _ids(view)
         self.labelled = set(_labelled(view))
+        self.alone = alone(view) if self.down else set()
 
     def source(self, title: str) -> str:
         palette, view = self.palette, self.view
@@ -202,16 +201,10 @@ class _Drawing:
                 look |= {"color": ink.edge, "weight": "100"}  # straight, before frames are made narrow
         if link in self.labelled and link.spec is not None:
             look["label"] = f"<&nbsp;{font(show_shape(link.spec.shape), ink.muted)}>"
-            if self._alone(link):
+            if link in self.alone:
                 # In nested frames Graphviz makes twice the room for a label, and would bend a straight line to find it.
                 look["labelfloat"] = "true"
         drawing.edge(tail, head, **look)
-
-    def _alone(self, link: Link) -> bool:
-        """Whether a link is its tail's only way on and its head's only way in, residual ones aside, and so straight."""
-        return self.down and self.ways_on[link.tail] == 1 == sum(
-            each.kind != "residual" for each in self.incoming[link.head]
-        )
 
 
 def _labelled(view: View) -> Iterator[Link]:

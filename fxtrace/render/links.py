@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import accumulate
 
 from fxtrace.render.view import Box, Link, View, home, prefixes, within
 
@@ -40,6 +41,45 @@ def _is_shared_by(link: Link, view: View, homes: Mapping[str, str]) -> bool:
     return (
         link.kind != "residual" and view.boxes[link.tail].form != "note" and bool(theirs) and not within(ours, theirs)
     )
+
+
+def alone(view: View) -> set[Link]:
+    """The links within a frame that nothing else runs beside, residual connections aside.
+
+    What runs beside is told by the order of execution: a link lies beside all that runs between its two ends, and one
+    from outside beside all that its frame runs before its head.
+    """
+    frames = view.clusters()
+    homes = {key: home(box, frames) for key, box in view.boxes.items()}
+    place = {key: index for index, key in enumerate(view.boxes)}
+    ends: dict[str, tuple[int, int]] = {}
+    for key, box in view.boxes.items():
+        if box.form != "note":
+            first, _ = ends.get(homes[key], (place[key], 0))
+            ends[homes[key]] = (first, place[key])
+    # How many links lie over each place of a frame, as the sum of steps up and down.
+    steps = {frame: [0] * (last - first + 2) for frame, (first, last) in ends.items()}
+    spans: dict[Link, tuple[str, int, int]] = {}
+    for link in view.links:
+        if link.kind == "residual" or view.boxes[link.tail].form == "note":
+            continue
+        ours, theirs = homes[link.tail], homes[link.head]
+        start = place[link.tail] - ends[ours][0]
+        stop = place[link.head] - ends[theirs][0]
+        if ours == theirs:
+            start, stop = sorted((start, stop))
+            spans[link] = (ours, start, stop)
+            steps[ours][start] += 1
+            steps[ours][stop] -= 1
+        else:
+            steps[ours][start] += 1
+            steps[ours][-1] -= 1
+            steps[theirs][0] += 1
+            steps[theirs][stop] -= 1
+    over = {frame: list(accumulate(accumulate(each), initial=0)) for frame, each in steps.items()}
+    return {
+        link for link, (frame, start, stop) in spans.items() if over[frame][stop] - over[frame][start] == stop - start
+    }
 
 
 def mark(view: View) -> View:

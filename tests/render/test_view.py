@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxtrace.graph import Graph, Ref, Role
-from fxtrace.render.links import mark, share
+from fxtrace.render.links import alone, mark, share
 from fxtrace.render.view import MOVING, View, build
 from tests.render.graphs import Emitter, transformer
 
@@ -199,3 +199,11 @@ def test_frames_nest_and_hold_at_least_two_boxes() -> None:
         "decoder.layers.0.cross_attn": "decoder.layers.0",
         "decoder.layers.0.mlp": "decoder.layers.0",
     }
+
+
+def test_links_that_nothing_runs_beside() -> None:
+    view = mark(build(MODEL))
+    within = {(view.boxes[link.tail].node.kind, view.boxes[link.head].node.kind) for link in alone(view)}
+    assert {("linear", "activation"), ("activation", "linear"), ("matmul", "linear")} <= within
+    # The values pass beside all of these.
+    assert not within & {("linear", "matmul"), ("matmul", "div"), ("div", "softmax"), ("softmax", "matmul")}
