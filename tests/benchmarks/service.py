@@ -62,7 +62,7 @@ def _graph(client: Client[NDArray[Any]], channel: grpc.Channel, bare: Any) -> li
     get_graph = TraceServiceStub(channel).GetGraph
     request = GetGraphRequest(trace=f"traces/{trace.id}")
     empty = bare.unary_unary("/bare/empty")
-    called = compare(lambda: get_graph(request), lambda: empty(b""), rounds=500)
+    called = compare(lambda: get_graph(request), lambda: empty(b""), rounds=1000)
     whole = compare(lambda: client.get_graph(trace.id), lambda: empty(b""), rounds=100)
     return [
         Row("GetGraph of the reference, p50, ÷ an empty unary call, p50", called, "≤ 1.5"),
