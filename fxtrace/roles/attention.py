@@ -16,7 +16,7 @@ from fxtrace.graph import Arg, Node, Ref
 from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
 
 Factor = tuple[str, float | str]
-"""A scaling: `mul` or `div`, and by what number or by which scalar node's value."""
+"""A scaling: `mul` or `div`, and by what number or by which scalar node's value; or `tanh`, which caps the scores."""
 
 
 @dataclass
@@ -26,8 +26,10 @@ class Attention:
     core: Node
     """The softmax, or the fused call."""
     fused: bool
+    entering: dict[str, Node] = field(default_factory=dict)
+    """`query`, `key`, `value`: what enters the products, before scaling and transposing."""
     heads: dict[str, Node] = field(default_factory=dict)
-    """`query_heads`, `key_heads`, `value_heads`: what enters the products, before scaling and transposing."""
+    """The same before heads are repeated, where several query heads share a key and a value head."""
     projected: dict[str, Node] = field(default_factory=dict)
     """`query`, `key`, `value`: what the projections give, before the split into heads."""
     projections: dict[str, Node] = field(default_factory=dict)
@@ -35,8 +37,8 @@ class Attention:
     sources: dict[str, Node] = field(default_factory=dict)
     """What each of those ops reads."""
     scores: Node | None = None
-    mask: Node | None = None
-    mask_op: Node | None = None
+    masks: tuple[tuple[Node, Node], ...] = ()
+    """(the op that applies it, the mask or bias), in execution order."""
     weights: Node | None = None
     mixing: Node | None = None
     """The weights as they enter the product: themselves, or after dropout."""
@@ -96,12 +98,11 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     operands = product_operands(path[-1]) if path else None
     if path is None or operands is None or operands[0] != path[-2].name:
         return "no product has this softmax's output as its left factor"
-    if len(chain.masks) > 1:
-        return "more than one mask or bias is applied to the scores"
     left, right = product_operands(chain.product) or ("", "")
     attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
-    if chain.masks:
-        attention.mask_op, attention.mask = chain.masks[0]
+    attention.masks = chain.masks
+    if len(chain.masks) > 1:
+        attention.refused["mask"] = f"{len(chain.masks)} masks or biases are applied to the scores, one after the other"
     by_name = flow.graph.by_name
     query, query_factors = _unscaled(flow, by_name[left])
     key, key_factors = _unscaled(flow, by_name[right])
@@ -116,8 +117,8 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
         key_factors += more
     query, more = _unscaled(flow, _unmerged(flow, query))
     query_factors += more
-    attention.heads = {"query": query, "key": key, "value": _unmerged(flow, by_name[operands[1]])}
-    attention.head_outputs = _split_again(flow, path[-1], attention.heads["value"])
+    attention.entering = {"query": query, "key": key, "value": _unmerged(flow, by_name[operands[1]])}
+    attention.head_outputs = _split_again(flow, path[-1], attention.entering["value"])
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
 
@@ -130,10 +131,10 @@ def _fused(flow: Flow, call: Node) -> Attention | str:
     nodes = {name: flow.graph.by_name[arg.node] for name, arg in given.items() if isinstance(arg, Ref)}
     if not {"query", "key", "value"} <= nodes.keys():
         return "its query, key and value are not all tensors of this graph"
-    attention = Attention(call, fused=True, head_outputs=call, mask=nodes.get("attn_mask"), mask_op=call)
-    if attention.mask is None:
-        attention.mask_op = None
-    attention.heads = {part: nodes[part] for part in ("query", "key", "value")}
+    attention = Attention(call, fused=True, head_outputs=call)
+    if "attn_mask" in nodes:
+        attention.masks = ((call, nodes["attn_mask"]),)
+    attention.entering = {part: nodes[part] for part in ("query", "key", "value")}
     attention.causal_flag = given.get("is_causal") is True
     scale, width = given.get("scale"), shape_of(nodes["query"])
     if isinstance(scale, int | float):
@@ -144,7 +145,7 @@ def _fused(flow: Flow, call: Node) -> Attention | str:
     attention.refused["scores"] = kernel + "no tensor of the graph holds the scores"
     attention.refused["weights"] = kernel + "no tensor of the graph holds the weights"
     attention.refused["masked_scores"] = attention.refused["scores"]
-    if attention.causal_flag and attention.mask is None:
+    if attention.causal_flag and not attention.masks:
         attention.refused["mask"] = kernel + "its causal mask is a flag, not a tensor"
     return attention
 
@@ -168,6 +169,8 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
         chain = _to_product(flow, inputs[0])
         return chain and _extend(chain, node)
     factor = scaling(flow, node)
+    if factor is None and node.target.rpartition(".")[2] == "tanh" and inputs:
+        factor = inputs[0], ("tanh", 1.0)
     if factor is not None:
         chain = _to_product(flow, factor[0])
         return chain and _extend(chain, node, factor=factor[1])
@@ -289,7 +292,8 @@ def _untransposed(flow: Flow, node: Node, *, explicit_sum: bool) -> Node | None:
 
 def _trace_heads(flow: Flow, attention: Attention) -> None:
     """From each factor back to its projection."""
-    for part, heads in list(attention.heads.items()):
+    for part, entering in attention.entering.items():
+        heads = attention.heads[part] = _unrepeated(flow, entering)
         linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS)
         if len(linears) != 1 or not complete:
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
@@ -310,6 +314,13 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.projected[part] = projected
         if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()):
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
+
+
+def _unrepeated(flow: Flow, node: Node) -> Node:
+    """Heads before each is copied for several query heads; the node itself where it holds no copies."""
+    rank, size = len(shape_of(node) or ()), numel(node) or 0
+    copied = (each for each in flow.back(node, MOVES) if 0 < (numel(each) or 0) < size)
+    return next((each for each in copied if len(shape_of(each) or ()) == rank), node)
 
 
 def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:

@@ -6,8 +6,10 @@ Size arithmetic is left out: a reshape is fed by the tensor it reshapes, not by 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 
 from fxtrace.graph import Graph, Node
+from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
 MOVES = frozenset({"view", "select", "cast", "dropout"})
@@ -20,10 +22,20 @@ PROJECTIONS = frozenset({"linear", "convolution"})
 class Flow:
     """A graph's dataflow.
 
-    `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask.
+    A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
+
+    `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask;
+    `written_norms` are those norms by the name of their last node.
     """
 
     def __init__(self, graph: Graph) -> None:
+        self.written_norms = {norm.result: norm for norm in find_written_norms(graph)}
+        graph = replace(
+            graph,
+            nodes=tuple(
+                replace(node, kind="norm") if node.name in self.written_norms else node for node in graph.nodes
+            ),
+        )
         self.graph = graph
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self._inputs: dict[str, tuple[Node, ...]] = {}
@@ -31,7 +43,8 @@ class Flow:
         self.inputs_of: dict[str, int] = {}
         bit = 1
         for node in graph.nodes:
-            inputs = tuple(graph.by_name[name] for name in node.inputs)
+            norm = self.written_norms.get(node.name)
+            inputs = tuple(graph.by_name[name] for name in ((norm.source,) if norm else node.inputs))
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             depends = 0
             for each in self._inputs[node.name]:
@@ -67,7 +80,8 @@ class Flow:
     def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
 
-        Returns them in execution order, and whether every path ended at one (constants end a path too).
+        Returns them in execution order, and whether every path ended at one. Constants and model inputs end a path
+        too: rotations depend on positions.
         """
         found: dict[str, Node] = {}
         complete = True
@@ -82,7 +96,7 @@ class Flow:
                 found[here.name] = here
             elif here.kind in through:
                 stack.extend(self.inputs(here))
-            else:
+            elif here.kind != "input":
                 complete = False
         return sorted(found.values(), key=lambda each: self.index[each.name]), complete
 

@@ -149,9 +149,23 @@ def norm(value: Values, source: Node, result: Node) -> Check:
     (Ba et al. 2016, "Layer Normalization"; Zhang & Sennrich 2019, "Root Mean Square Layer Normalization".)
     """
 
+    def affine() -> tuple[Tensor | None, Tensor | None]:
+        return _gamma_and_beta(value, result)
+
+    return _norm(value, source, result, affine, "norm_output")
+
+
+def written_norm(value: Values, source: Node, normalised: Node) -> Check:
+    """The same for a norm that is written out, up to γ and β: they are nodes of their own there."""
+    return _norm(value, source, normalised, lambda: (None, None), "normalised")
+
+
+def _norm(
+    value: Values, source: Node, result: Node, affine: Callable[[], tuple[Tensor | None, Tensor | None]], name: str
+) -> Check:
     def compute(centred: bool) -> tuple[Tensor, Tensor]:
         x, y = value(source), value(result)
-        gamma, beta = _gamma_and_beta(value, result)
+        gamma, beta = affine()
         x = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
         z = x if gamma is None else x * gamma.double()
         w = y.double() if beta is None else y.double() - beta.double()
@@ -161,10 +175,11 @@ def norm(value: Values, source: Node, result: Node) -> Check:
         expected = z * factor + (0 if beta is None else beta.double())
         return y, expected.to(y.dtype)
 
-    layer = _compare("norm", "norm_output = (s − mean(s)) / σ(s) · γ + β, with s = residual_sum", lambda: compute(True))
+    tail = (" · γ + β", " · γ") if name == "norm_output" else ("", "")
+    layer = _compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
     if layer.held is not False:
         return layer
-    rms = _compare("norm", "norm_output = s / rms(s) · γ, with s = residual_sum", lambda: compute(False))
+    rms = _compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
     return rms if rms.held else layer
 
 
@@ -218,31 +233,57 @@ def scores(value: Values, attention: Attention) -> Check:
     result = attention.scores
 
     def compute() -> tuple[Tensor, Tensor]:
-        query, key = value(attention.heads["query"]), value(attention.heads["key"])
+        query, key = value(attention.entering["query"]), value(attention.entering["key"])
         if not attention.key_is_transposed:
             key = key.transpose(-2, -1)
-        product = query @ key * scale_of(value, attention.factors)
+        product = _scaled(value, query @ key, attention.factors)
         return value(result), product.reshape(value(result).shape)
 
+    return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+
+
+def _scaled(value: Values, product: Tensor, factors: list[Factor]) -> Tensor:
+    for op, by in factors:
+        if op == "tanh":
+            product = product.tanh()
+        else:
+            product = product * value.number(by) if op == "mul" else product / value.number(by)
+    return product
+
+
+def _product_text(value: Values, attention: Attention) -> str:
+    product = "query_heads · key_headsᵀ"
+    if any(op == "tanh" for op, _ in attention.factors):
+        return f"capped({product})"
     try:
-        factor = f" · {scale_of(value, attention.factors):.4g}" if attention.factors else ""
+        return f"{product} · {scale_of(value, attention.factors):.4g}" if attention.factors else product
     except Unavailable:
-        factor = " · scale"
-    return _compare("scores", f"scores = query_heads · key_headsᵀ{factor}", compute)
+        return f"{product} · scale"
 
 
 def masked(value: Values, attention: Attention) -> Check:
     """Masked scores are the scores plus the mask."""
     assert attention.scores is not None
-    assert attention.mask is not None
-    assert attention.mask_op is not None
-    before, mask, after = attention.scores, attention.mask, attention.mask_op
-    if after.kind == "add":
-        return total(value, before, mask, after, "masked_scores = scores + mask")
+    scores, after = attention.scores, attention.masks[-1][0]
+    if all(op.kind == "add" for op, _ in attention.masks):
+        names = (
+            "mask" if len(attention.masks) == 1 else " + ".join(f"mask{i}" for i in range(1, len(attention.masks) + 1))
+        )
+        return _compare(
+            "sum",
+            f"masked_scores = scores + {names}",
+            lambda: (value(after), sum((value(mask) for _, mask in attention.masks), start=value(scores))),
+        )
 
     def compute() -> tuple[Tensor, Tensor]:
-        hidden = hidden_by(attention, value(mask)).expand(value(before).shape)
-        return value(after)[~hidden], value(before)[~hidden]
+        hidden = torch.zeros_like(value(scores), dtype=torch.bool)
+        expected = value(scores)
+        for op, mask in attention.masks:
+            if op.kind == "add":
+                expected = expected + value(mask)
+            else:
+                hidden = hidden | hidden_by(op, value(mask))
+        return value(after)[~hidden], expected[~hidden]
 
     return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
 
@@ -268,17 +309,16 @@ def causal_weights(value: Values, weights: Node) -> Check:
 
 def causal_mask(value: Values, attention: Attention) -> Check:
     """The mask hides all that lies above the diagonal."""
-    assert attention.mask is not None
-    mask = attention.mask
+    op, mask = attention.masks[0]
 
     def compute() -> tuple[Tensor, Tensor]:
-        hidden = hidden_by(attention, value(mask))
+        hidden = hidden_by(op, value(mask))
         return hidden, hidden | torch.ones_like(hidden).triu(1)
 
     return _compare("mask", "mask[i,j] hides every j > i", compute)
 
 
-def hidden_by(attention: Attention, mask: Tensor) -> Tensor:
+def hidden_by(op: Node, mask: Tensor) -> Tensor:
     """Where a mask hides the scores, as booleans of the mask's shape.
 
     An added mask hides with a very negative number; `masked_fill` hides where it is true; `where(mask, scores, …)` and
@@ -286,8 +326,7 @@ def hidden_by(attention: Attention, mask: Tensor) -> Tensor:
     """
     if mask.dtype != torch.bool:
         return mask <= -1e4
-    assert attention.mask_op is not None
-    return mask if attention.mask_op.target.rstrip("_").endswith("masked_fill") else ~mask
+    return mask if op.target.rstrip("_").endswith("masked_fill") else ~mask
 
 
 def head_outputs(value: Values, attention: Attention) -> Check:
@@ -300,24 +339,23 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         return _compare(
             "mix",
             f"head_outputs = {name} · value_heads",
-            lambda: (value(result), (value(mixing) @ value(attention.heads["value"])).reshape(value(result).shape)),
+            lambda: (value(result), (value(mixing) @ value(attention.entering["value"])).reshape(value(result).shape)),
         )
 
     def compute() -> tuple[Tensor, Tensor]:
-        query, key, values = (value(attention.heads[part]) for part in ("query", "key", "value"))
-        if query.shape[:-2] != key.shape[:-2]:
-            raise Unavailable("query and key have different heads")
-        score = query @ key.transpose(-2, -1) * scale_of(value, attention.factors)
+        query, key, values = (value(attention.entering[part]) for part in ("query", "key", "value"))
+        if query.shape[:-2] != key.shape[:-2]:  # query heads share key and value heads
+            copies = query.shape[-3] // key.shape[-3]
+            key, values = (each.repeat_interleave(copies, -3) for each in (key, values))
+        score = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         if attention.causal_flag:
             score = score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), float("-inf"))
-        if attention.mask is not None:
-            mask = value(attention.mask)
+        for _, each in attention.masks:
+            mask = value(each)
             score = score.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else score + mask
         return value(result), score.softmax(-1) @ values
 
-    what = "query_heads · key_headsᵀ · scale" + (
-        " + mask" if attention.mask is not None or attention.causal_flag else ""
-    )
+    what = "query_heads · key_headsᵀ · scale" + (" + mask" if attention.masks or attention.causal_flag else "")
     return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
 
 
@@ -325,16 +363,26 @@ def is_causal(value: Values, attention: Attention) -> bool | str:
     """Whether an attention hides later positions; a reason where that cannot be told."""
     if attention.causal_flag:
         return True
-    if attention.mask is None:
+    if not attention.masks:
         return False
     try:
-        hidden = hidden_by(attention, value(attention.mask))
+        seen = value(attention.weights) != 0 if attention.weights is not None else ~_hidden_by_any(value, attention)
     except Unavailable:
-        return "whether its mask is causal cannot be told without values"
-    rows, columns = hidden.shape[-2:] if hidden.dim() >= 2 else (1, hidden.shape[-1])
+        try:
+            seen = ~_hidden_by_any(value, attention)
+        except Unavailable:
+            return "whether its mask is causal cannot be told without values"
+    rows, columns = seen.shape[-2:] if seen.dim() >= 2 else (1, seen.shape[-1])
     if rows != columns:
         return False
     if rows == 1:
         return "with a single position a causal mask cannot be told from none"
-    above = torch.ones(rows, columns, dtype=torch.bool, device=hidden.device).triu(1)
-    return bool(hidden[..., above].all()) and not bool(hidden.diagonal(dim1=-2, dim2=-1).all())
+    above = torch.ones(rows, columns, dtype=torch.bool, device=seen.device).triu(1)
+    return not bool(seen[..., above].any()) and bool(seen.any())
+
+
+def _hidden_by_any(value: Values, attention: Attention) -> Tensor:
+    hidden = torch.zeros((), dtype=torch.bool)
+    for op, mask in attention.masks:
+        hidden = hidden | hidden_by(op, value(mask))
+    return hidden

@@ -13,11 +13,21 @@ from typing import TYPE_CHECKING
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
 from fxtrace.roles import identities as identity
 from fxtrace.roles.attention import Attention, find_attentions
-from fxtrace.roles.blocks import Block, FeedForward, find_blocks
+from fxtrace.roles.blocks import Block, FeedForward, Unknown, find_blocks
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 from fxtrace.roles.identities import Values
 from fxtrace.roles.snapshots import take_snapshots
-from fxtrace.roles.stacks import Head, Layer, Stack, Streams, attention_kind, find_head, find_stacks
+from fxtrace.roles.stacks import (
+    UNKNOWN,
+    UNKNOWN_ATTENTION,
+    Head,
+    Layer,
+    Stack,
+    Streams,
+    attention_kind,
+    find_head,
+    find_stacks,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -62,43 +72,30 @@ class _Labels:
     def find(self) -> None:
         flow = self.flow
         attentions, no_attention = find_attentions(flow)
-        blocks, no_block = find_blocks(flow, attentions)
+        blocks = find_blocks(flow, attentions)
         streams = Streams(flow, blocks)
-        for name, reason in {**no_attention, **no_block}.items():
-            self.refused[f"block at '{name}'"] = reason
+        self.refused |= {f"attention at '{name}'": reason for name, reason in no_attention.items()}
         in_blocks = {id(block.core) for block in blocks}
         for attention in attentions:
             if id(attention) not in in_blocks:
-                self.refused[f"attention at '{attention.core.name}'"] = (
-                    "its output is not added back to a residual stream"
-                )
-        kinds: dict[str, str] = {}
-        kept = []
-        for block in blocks:
-            kind = self._kind(streams, block)
-            if kind.startswith(":"):
-                self.refused[f"attention at '{block.total.name}'"] = kind[2:]
-            else:
-                kinds[block.total.name] = kind
-                kept.append(block)
-        stacks = find_stacks(flow, streams, kept, kinds)
-        names = [stack.name for stack in stacks]
+                reason = "its output is not added back to a residual stream"
+                self.refused[f"attention at '{attention.core.name}'"] = reason
+        kinds = {block.name: self._kind(streams, block) for block in blocks}
+        stacks = find_stacks(flow, streams, blocks, kinds)
         for stack in stacks:
-            if names.count(stack.name) > 1:
-                self.refused[f"{stack.name} at '{stack.embedding.result.name}'"] = (
-                    f"{names.count(stack.name)} residual streams look like an {stack.name} and are not told apart"
-                )
-            elif not stack.regular:
-                self.refused[stack.name] = "its layers are not repeats of one another: " + "; ".join(
-                    ", ".join(layer.blocks) for layer in stack.layers
-                )
-            else:
-                self._stack(stack)
-        decoders = [stack for stack in stacks if stack.name == "decoder"] or stacks
-        self._head(find_head(flow, streams, decoders[0]) if len(decoders) == 1 else f"there are {len(stacks)} stacks")
+            self._stack(stack)
+        decoders = [stack for stack in stacks if stack.kind == "decoder"] or stacks
+        self._head(
+            find_head(flow, streams, decoders[0])
+            if len(decoders) == 1
+            else f"there are {len(decoders) or 'no'} stacks that could end in it"
+        )
 
     def _kind(self, streams: Streams, block: Block) -> str:
-        """What kind of block it is; a reason after a colon where its core identity fails or it cannot be told."""
+        """What kind of block it is. It is unknown where its core identity fails or its kind cannot be told."""
+        if isinstance(block.core, Unknown):
+            self.refused[f"block at '{block.total.name}'"] = block.core.reason
+            return UNKNOWN
         if isinstance(block.core, FeedForward):
             return "feed_forward"
         attention = block.core
@@ -108,26 +105,32 @@ class _Labels:
         if attention.weights is not None:
             checks.append(self._softmax(attention))
         failed = next((check for check in checks if check.held is False), None)
-        if failed is not None:
-            return f": {failed.statement} does not hold: {failed.detail}"
-        return attention_kind(self.flow, streams, block, lambda core: identity.is_causal(self.value, core))
+        if failed is None:
+            kind = attention_kind(self.flow, streams, block, lambda core: identity.is_causal(self.value, core))
+            if not kind.startswith(":"):
+                return kind
+        reason = kind[2:] if failed is None else f"{failed.statement} does not hold: {failed.detail}"
+        self.refused[f"attention at '{attention.core.name}'"] = reason
+        return UNKNOWN_ATTENTION
 
     def _softmax(self, attention: Attention) -> Check:
         assert attention.weights is not None
         entry = self.flow.data_input(attention.weights)
         assert entry is not None
-        return identity.softmax(self.value, entry, attention.weights, attention.mask is not None)
+        return identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
 
     def _stack(self, stack: Stack) -> None:
         self._embedding(stack)
         for number, layer in enumerate(stack.layers):
             self._layer(stack.name, number, layer)
             for kind, block in layer.blocks.items():
+                if kind.startswith(UNKNOWN):
+                    continue
                 self._residual(stack.name, number, kind, block)
                 if isinstance(block.core, Attention):
                     self._attention(stack.name, number, kind, block.core)
-                else:
-                    self._feed_forward(stack.name, number, block.core)
+                elif isinstance(block.core, FeedForward):
+                    self._feed_forward(stack.name, number, kind, block.core)
 
     def _embedding(self, stack: Stack) -> None:
         found, at = stack.embedding, _Place(stack.name, None, "embedding")
@@ -142,7 +145,7 @@ class _Labels:
             if table is not None:
                 self.tables[stack.name] = table.shape
         result_checks = checks
-        if found.lookup is not None and found.positions is not None and not found.scaled:
+        if found.lookup is not None and found.positions is not None and found.plain and not found.scaled:
             statement = "output = token_embeddings + positions"
             result_checks = [identity.total(self.value, found.lookup, found.positions, found.result, statement)]
         if found.positions is not None:
@@ -171,12 +174,14 @@ class _Labels:
 
     def _residual(self, stack: str, number: int, kind: str, block: Block) -> None:
         at = _Place(stack, number, kind)
-        check = identity.total(
-            self.value, block.skip, block.branch, block.total, "residual_sum = residual_a + residual_b"
-        )
-        self._give(block.skip, at("residual_a"), "the stream, past the block", [check])
-        self._give(block.branch, at("residual_b"), "the block's own result", [check])
-        self._give(block.total, at("residual_sum"), "the sum of the two", [check])
+        checks = []
+        if not block.parallel:
+            statement = "residual_sum = residual_a + residual_b"
+            checks = [identity.total(self.value, block.skip, block.branch, block.total, statement)]
+        self._give(block.skip, at("residual_a"), "the stream, past the block", checks)
+        self._give(block.branch, at("residual_b"), "the block's own result", checks)
+        together = "the stream plus all parallel branches" if block.parallel else "the sum of the two"
+        self._give(block.total, at("residual_sum"), together, checks)
         if block.normed is None:
             self._refuse(at, {"norm_output": f"no single norm reads the residual sum '{block.total.name}'"})
         else:
@@ -185,10 +190,16 @@ class _Labels:
                 block.normed,
                 at("norm_output"),
                 f"the norm of the residual sum, {where}",
-                [identity.norm(self.value, block.total, block.normed)],
+                [self._norm(block.total, block.normed)],
             )
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
         self._give(block.source, at("input"), f"what the block's projections read: {opened}")
+
+    def _norm(self, source: Node, result: Node) -> Check:
+        written = self.flow.written_norms.get(result.name)
+        if written is None:
+            return identity.norm(self.value, source, result)
+        return identity.written_norm(self.value, source, self.graph.by_name[written.normalised])
 
     def _attention(self, stack: str, number: int, kind: str, found: Attention) -> None:
         at, value = _Place(stack, number, kind), self.value
@@ -208,11 +219,9 @@ class _Labels:
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
-        masks: list[Check] = []
-        if found.mask is not None:
-            if kind == "masked_self_attention":
-                masks.append(identity.causal_mask(value, found))
-            self._give(found.mask, at("mask"), "applied to the scores", masks)
+        if len(found.masks) == 1:
+            causal = [identity.causal_mask(value, found)] if kind == "masked_self_attention" else []
+            self._give(found.masks[0][1], at("mask"), "applied to the scores", causal)
         elif "mask" not in refused and kind == "masked_self_attention":
             refused["mask"] = "no mask is applied to the scores"
         if found.scores is not None:
@@ -222,10 +231,9 @@ class _Labels:
                 "the scaled product of query and key heads, before any mask",
                 [identity.scores(value, found)],
             )
-            if found.mask_op is not None:
-                self._give(
-                    found.mask_op, at("masked_scores"), "the scores with the mask", [identity.masked(value, found)]
-                )
+            if found.masks:
+                after = found.masks[-1][0]
+                self._give(after, at("masked_scores"), "the scores with the mask", [identity.masked(value, found)])
         if found.weights is not None:
             checks = [self._softmax(found)]
             if kind == "masked_self_attention":
@@ -252,8 +260,12 @@ class _Labels:
         """Whether nothing but moves lies between two tensors: no rotation of queries and keys, no norm of them."""
         return all(each.kind in MOVES for each in self.flow.path_back(node, source)[1:])
 
-    def _feed_forward(self, stack: str, number: int, found: FeedForward) -> None:
-        at, value = _Place(stack, number, "feed_forward"), self.value
+    def _feed_forward(self, stack: str, number: int, kind: str, found: FeedForward) -> None:
+        at, value = _Place(stack, number, kind), self.value
+        for part, node in (("gate", found.gate), ("up", found.up)):
+            if node is not None:
+                check = identity.linear(value, node, found.source, f"{part} = input Wᵀ + b")
+                self._give(node, at(part), "one of the two projections that meet in the gate", [check])
         if found.hidden is not None:
             check = identity.linear(value, found.hidden, found.source, "hidden = input W₁ᵀ + b₁")
             self._give(found.hidden, at("hidden"), "the first projection", [check])
@@ -267,9 +279,14 @@ class _Labels:
         if isinstance(found, str):
             self._refuse(at, dict.fromkeys(("hidden", "logits", "logits_slice"), found))
             return
-        check = identity.linear(self.value, found.logits, found.hidden, "logits = hidden Wᵀ + b")
+        if found.logits is None:
+            self._give(found.hidden, at("hidden"), "the last state, which is the output")
+            self._refuse(at, dict.fromkeys(("logits", "logits_slice"), "no projection of the last state is an output"))
+            return
+        logits = found.logits
+        check = identity.linear(self.value, logits, found.hidden, "logits = hidden Wᵀ + b")
         self._give(found.hidden, at("hidden"), "the last state, which the output projection reads", [check])
-        self._give(found.logits, at("logits"), "the projection of the last state that reaches the output", [check])
+        self._give(logits, at("logits"), "the projection of the last state that reaches the output", [check])
         if found.logits_slice is None:
             self._refuse(at, {"logits_slice": "the graph cuts no single vector out of the logits"})
             return
@@ -279,7 +296,7 @@ class _Labels:
             f"logits_slice = logits[0, …, 0, :{length}]",
             self.value,
             part,
-            lambda: self.value(found.logits).flatten(0, -2)[0, :length],
+            lambda: self.value(logits).flatten(0, -2)[0, :length],
         )
         self._give(
             part, at("logits_slice"), f"a vector of {show_shape(shape_of(part) or ())} cut out of the logits", [check]

@@ -13,10 +13,14 @@ from networkx.utils import UnionFind
 
 from fxtrace.graph import Node
 from fxtrace.roles.attention import Attention, scaling
-from fxtrace.roles.blocks import Block
+from fxtrace.roles.blocks import Block, Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 
 _PASSES = frozenset({"norm", "cast", "dropout"})
+
+UNKNOWN = "unknown"
+UNKNOWN_ATTENTION = "unknown_attention"
+"""Kinds of blocks that are there, but not shown to be anything: their layers are counted, their parts not labelled."""
 
 
 @dataclass
@@ -28,6 +32,8 @@ class Embedding:
     tokens: Node | None = None
     positions: Node | None = None
     scaled: bool = False
+    plain: bool = False
+    """Whether nothing but the sum with the positions lies between the lookup and the result."""
     weight: str = ""
     weight_slice: Node | None = None
     refused: dict[str, str] = field(default_factory=dict)
@@ -52,16 +58,12 @@ class Layer:
 
 @dataclass
 class Stack:
-    """A residual stream with its layers."""
+    """A residual stream with its layers. `name` is its kind, numbered from the second of that kind on."""
 
+    kind: str
     name: str
     embedding: Embedding
     layers: list[Layer]
-
-    @property
-    def regular(self) -> bool:
-        """Whether every layer has the same kinds of blocks in the same order."""
-        return len({tuple(layer.blocks) for layer in self.layers}) == 1
 
 
 @dataclass
@@ -69,7 +71,7 @@ class Head:
     """From a stack's last state to the logits."""
 
     hidden: Node
-    logits: Node
+    logits: Node | None
     logits_slice: Node | None
 
 
@@ -131,40 +133,79 @@ def _start(flow: Flow, streams: Streams, stream: str) -> Node:
 
 
 def find_stacks(flow: Flow, streams: Streams, blocks: list[Block], kinds: dict[str, str]) -> list[Stack]:
-    """The stacks in execution order. `kinds` has each block's kind, by the name of its sum."""
+    """The stacks in execution order.
+
+    Args:
+        flow: of the graph.
+        streams: of its tensors.
+        blocks: every residual block.
+        kinds: each block's kind by the block's name; `UNKNOWN` and `UNKNOWN_ATTENTION` where it has none.
+    """
     by_stream: dict[str, list[Block]] = {}
     for block in blocks:
         by_stream.setdefault(streams.of(block.total), []).append(block)
     read = {
         streams.of(block.core.sources["key"])
         for block in blocks
-        if isinstance(block.core, Attention) and kinds[block.total.name] == "cross_attention"
+        if isinstance(block.core, Attention) and kinds[block.name] == "cross_attention"
     }
-    stacks = []
+    stacks: list[Stack] = []
     for stream, members in by_stream.items():
-        has = {kinds[block.total.name] for block in members}
+        has = {kinds[block.name] for block in members}
+        if has <= {UNKNOWN, UNKNOWN_ATTENTION}:
+            continue
         decodes = "cross_attention" in has or (stream not in read and "masked_self_attention" in has)
         name = "decoder" if decodes else "encoder"
-        stacks.append(Stack(name, find_embedding(flow, members[0]), _layers(members, kinds)))
+        alike = sum(stack.kind == name for stack in stacks)
+        for block in members:
+            if isinstance(block.core, Unknown):
+                block.pre_norm = any(each.pre_norm for each in members)
+        stacks.append(
+            Stack(
+                name,
+                name if not alike else f"{name}_{alike + 1}",
+                find_embedding(flow, members[0]),
+                _layers(members, kinds),
+            )
+        )
     return stacks
 
 
 def _layers(blocks: list[Block], kinds: dict[str, str]) -> list[Layer]:
-    """Cuts a stack's blocks into layers: one begins wherever a kind of block comes again."""
+    """Cuts a stack's blocks into layers, by the shortest period of their kinds.
+
+    Where the kinds have no period, a layer begins with the attention that follows something else.
+    """
+    sequence = [kinds[block.name] for block in blocks]
+    period = next((p for p in range(1, len(blocks)) if len(blocks) % p == 0 and _repeats(sequence, p)), 0)
     layers: list[Layer] = []
-    for block in blocks:
-        kind = kinds[block.total.name]
-        if not layers or kind in layers[-1].blocks:
+    for i, block in enumerate(blocks):
+        attends = i > 0 and "attention" in sequence[i] and "attention" not in sequence[i - 1]
+        if i == 0 or (i % period == 0 if period else attends):
             layers.append(Layer({}))
-        layers[-1].blocks[kind] = block
+        here = layers[-1].blocks
+        alike = sum(name.rstrip("_0123456789") == sequence[i] for name in here)
+        here[sequence[i] if not alike else f"{sequence[i]}_{alike + 1}"] = block
     return layers
+
+
+def _repeats(sequence: list[str], period: int) -> bool:
+    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be."""
+    for offset in range(period):
+        column = set(sequence[offset::period])
+        column -= {UNKNOWN} if column <= {UNKNOWN, "feed_forward"} else set()
+        if UNKNOWN_ATTENTION in column and all("attention" in kind for kind in column):
+            column.discard(UNKNOWN_ATTENTION)
+        if len(column) > 1:
+            return False
+    return "attention" in "".join(sequence[:period])
 
 
 def find_embedding(flow: Flow, first: Block) -> Embedding:
     """What stands before a stack's first block."""
     result = first.skip
     embedding = Embedding(result)
-    lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm"})
+    lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm", "elementwise"})
     by_ids = [each for each in lookups if _token_ids(flow, each) is not None]
     if len(by_ids) != 1:
         why = "no tensor is looked up by token ids" if not by_ids else "several tables are looked up by ids"
@@ -176,6 +217,7 @@ def find_embedding(flow: Flow, first: Block) -> Embedding:
     embedding.tokens = _token_ids(flow, lookup)
     path = flow.path_back(result, lookup)
     sums = [node for node in path if node.kind == "add"]
+    embedding.plain = len(sums) == 1 and all(node.kind in MOVES for node in path[path.index(sums[0]) + 1 :])
     embedding.scaled = any(scaling(flow, node) is not None for node in path)
     if len(sums) == 1:
         others = [each for each in flow.inputs(sums[0]) if all(each.name != on.name for on in path)]
@@ -229,13 +271,20 @@ def find_head(flow: Flow, streams: Streams, stack: Stack) -> Head | str:
         and streams.of(entry) == stream
         and flow.forward(node, MOVES, lambda user: user.kind == "output") is not None
     ]
-    if len(found) != 1:
-        return f"{len(found) or 'no'} projection{'s' if len(found) > 1 else ''} of the last state reach the output"
+    if not found:
+        ends = [each for each in (last.normed, last.total) if each is not None and _is_output(flow, each)]
+        return Head(ends[0], None, None) if ends else "nothing that is known of leads from the last state to the output"
+    if len(found) > 1:
+        return f"{len(found)} projections of the last state reach the output"
     logits = found[0]
     hidden = flow.data_input(logits)
     assert hidden is not None
     slices = [node for node in flow.graph.nodes if _is_vector_of(flow, node, logits)]
     return Head(hidden, logits, slices[0] if len(slices) == 1 else None)
+
+
+def _is_output(flow: Flow, node: Node) -> bool:
+    return any(user.kind == "output" for user in flow.users(node))
 
 
 def _is_vector_of(flow: Flow, node: Node, logits: Node) -> bool:

@@ -150,7 +150,7 @@ def test_a_single_position_cannot_show_a_causal_mask() -> None:
 
 
 class Towers(nn.Module):
-    """Two encoders side by side: nothing says which is which."""
+    """Two encoders side by side."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -160,10 +160,12 @@ class Towers(nn.Module):
         return self.left(x).mean(1) * functional.normalize(self.right(y).mean(1), dim=-1)
 
 
-def test_two_alike_streams_are_not_told_apart() -> None:
+def test_streams_of_a_kind_are_numbered() -> None:
     graph = labelled(Towers(), x=X, y=X + 1)
-    assert not graph.by_role
-    assert sum("look like an encoder" in refusal.reason for refusal in graph.refusals) == 2
+    blocks = {role.rpartition(".")[0] for role in graph.by_role if "attention" in role}
+    assert blocks == {"encoder.0.self_attention", "encoder_2.0.self_attention"}
+    assert graph.by_role["encoder_2.embedding.output"].name == "y"
+    assert "output.hidden" not in graph.by_role
 
 
 class SharedInput(nn.Module):
