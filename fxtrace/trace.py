@@ -15,10 +15,10 @@ from fxtrace.graph import TensorSpec
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """A configuration value in JSON's terms."""
 
-Rung = Literal["symbolic"]
-"""How a graph was obtained."""
+Rung = Literal["symbolic", "record", "export"]
+"""How a graph was obtained: torch.fx symbolic tracing, one real run written down, or torch.export."""
 
-RUNGS: tuple[Rung, ...] = ("symbolic",)
+RUNGS: tuple[Rung, ...] = ("symbolic", "record", "export")
 
 Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""

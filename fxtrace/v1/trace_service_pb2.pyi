@@ -33,6 +33,10 @@ class _RungEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Rung.ValueType], 
     """Lets the server choose."""
     RUNG_SYMBOLIC: _Rung.ValueType  # 1
     """torch.fx symbolic tracing: exact for every input of the same structure."""
+    RUNG_RECORD: _Rung.ValueType  # 2
+    """One real run, written down call by call: the path that this input took."""
+    RUNG_EXPORT: _Rung.ValueType  # 3
+    """torch.export: operators of ATen, no values, sizes that may be symbolic."""
 
 class Rung(_Rung, metaclass=_RungEnumTypeWrapper):
     """How a graph was obtained."""
@@ -41,6 +45,10 @@ RUNG_UNSPECIFIED: Rung.ValueType  # 0
 """Lets the server choose."""
 RUNG_SYMBOLIC: Rung.ValueType  # 1
 """torch.fx symbolic tracing: exact for every input of the same structure."""
+RUNG_RECORD: Rung.ValueType  # 2
+"""One real run, written down call by call: the path that this input took."""
+RUNG_EXPORT: Rung.ValueType  # 3
+"""torch.export: operators of ATen, no values, sizes that may be symbolic."""
 
 class _Fill:
     ValueType = typing.NewType("ValueType", builtins.int)
