@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
     from fxtrace.roles import label
     from fxtrace.service.engine import Engine
-    from fxtrace.trace import RenderOptions, Trace, TraceRequest
+    from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
 
@@ -36,6 +36,8 @@ _HOME = {
     "FxtraceError": "fxtrace.errors",
     "Graph": "fxtrace.graph",
     "Node": "fxtrace.graph",
+    "NodeQuery": "fxtrace.trace",
+    "QueryResult": "fxtrace.trace",
     "RenderOptions": "fxtrace.trace",
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
@@ -53,6 +55,8 @@ __all__ = [
     "FxtraceError",
     "Graph",
     "Node",
+    "NodeQuery",
+    "QueryResult",
     "RenderOptions",
     "Role",
     "Snapshot",
