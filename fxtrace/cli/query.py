@@ -29,11 +29,12 @@ def query(
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Find nodes, or paths between them. A NODE is named by its name or by a role's.
+    """Find nodes, or paths between them. A NODE is given by its name or by a role's.
 
-    EXPRESSION may name:  name op kind target module module_type file line code inputs users parameters
-    parameter_count role stack layer block part shape rank numel nbytes dtype device contiguous, and the graph's
-    named sizes:  kind == "matmul" && shape[-1] == src_len
+    An EXPRESSION such as  kind == "matmul" && shape[-1] == src_len  may name
+    name op kind target module module_type file line code inputs users
+    parameters parameter_count role stack layer block part shape rank numel
+    nbytes dtype device contiguous, and the graph's sizes (batch, d_model).
     """
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.tables import node_table, path_table, show_on_stdout
@@ -47,4 +48,4 @@ def query(
     elif path or pattern:
         show_on_stdout(path_table(result))
     else:
-        show_on_stdout(node_table(f"{len(result.nodes)} nodes", result.nodes))
+        show_on_stdout(node_table(f"nodes: {len(result.nodes)}", result.nodes))

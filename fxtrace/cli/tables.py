@@ -145,7 +145,7 @@ def node_table(title: str, nodes: Iterable[Node]) -> Table:
 
 def path_table(result: QueryResult) -> Table:
     """Paths along the dataflow, a row each."""
-    title = f"{len(result.paths)} paths" + (", and there are more" if result.truncated else "")
+    title = f"paths: {len(result.paths)}" + (", and there are more" if result.truncated else "")
     grid = table(title, "nodes", "path")
     texts = {node.name: f"{node.name} {shapes(node)}".strip() for node in result.nodes}
     for path in result.paths:

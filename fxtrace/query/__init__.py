@@ -21,13 +21,13 @@ MAX_PATH_NODES = 20_000
 def find(graph: Graph, query: NodeQuery) -> QueryResult:
     """The nodes, or the paths, that a query means.
 
-    The time is bounded: linear in the graph, and for an expression at most `expressions.MAX_SECONDS`. At most
-    `MAX_PATHS` paths are looked for, of about `MAX_PATH_NODES` nodes together.
+    The time is bounded: linear in the graph and the paths found, for an expression at most `expressions.MAX_SECONDS`.
+    At most `MAX_PATHS` paths are looked for, of about `MAX_PATH_NODES` nodes together.
 
     Raises:
         NodeNotFound: a named node or role is not in the graph; the nearest is suggested.
         QueryInvalid: the expression or the pattern cannot be understood, with its place, or the parts do not fit.
-        TooLarge: the expression takes too long on this graph.
+        TooLarge: the expression or the pattern takes too long on this graph.
         DependencyMissing: there is an expression, and its language is not installed.
     """
     if query.path and query.pattern:

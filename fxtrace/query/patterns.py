@@ -2,18 +2,18 @@
 
 A pattern is a row of steps. A step is a kind, a choice of kinds in parentheses `(add|mul|view)`, `pointwise` for every
 kind that works element by element, or `.` for any kind. After it may stand `*`, `+`, `?`, `{n}`, `{n,}` or `{n,m}`: how
-many nodes in a row the step takes. A match is a path along the dataflow, and goes on as far as it can.
+many nodes in a row the step takes. A match is a path along the dataflow that is not part of a longer one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from fxtrace.errors import QueryInvalid, unknown
-from fxtrace.graph import Graph
+from fxtrace.errors import QueryInvalid, TooLarge, unknown
+from fxtrace.graph import Graph, Node
 from fxtrace.ops import KINDS, POINTWISE
 
 MAX_PATTERN = 500
@@ -21,6 +21,9 @@ MAX_PATTERN = 500
 
 MAX_POSITIONS = 64
 """Nodes that the steps of a pattern name one by one: `add{3}` names three."""
+
+MAX_STEPS = 1_000_000
+"""Partial matches that are tried in a row without finding a match: about a second."""
 
 _FIELD = "query.pattern"
 _STEP = re.compile(
@@ -105,8 +108,10 @@ class Pattern:
     def paths(self, graph: Graph, names: Collection[str]) -> Iterator[tuple[str, ...]]:
         """The matches among nodes of these names, by the node they start at, in execution order.
 
-        A match that could be made longer at either end is left out in favour of the longer one. The time is linear in
-        the graph, and then in what is taken from the iterator.
+        Left out is what is only part of a longer match: a path that can go on at its end, or begin one node earlier.
+
+        Raises:
+            TooLarge: `MAX_STEPS` partial matches in a row led to no match.
         """
         # A node's live positions: those from which the pattern can be completed. Users come after what they read, so
         # one pass from the end finds them; the walk below then never runs into a dead end.
@@ -117,37 +122,37 @@ class Pattern:
                 for user in graph.users[node.name]:
                     ahead |= live.get(user, 0)
                 live[node.name] = self._kinds.get(node.kind, 0) & (self._last | self._before(ahead))
-        for node in graph.nodes:
-            start = self._first & live.get(node.name, 0)
-            if start and not any(self._covers(live, name, node.name, start) for name in node.inputs):
-                yield from self._walk(graph, live, node.name, start)
-
-    def _covers(self, live: dict[str, int], earlier: str, name: str, start: int) -> bool:
-        """Whether every match that starts at a node is the end of one that starts at an earlier node."""
-        return not start & ~(self._after(self._first & live.get(earlier, 0)) & live[name])
-
-    def _walk(self, graph: Graph, live: dict[str, int], name: str, start: int) -> Iterator[tuple[str, ...]]:
-        """Every path from a node on, depth first."""
-        path = [name]
-        branches = [self._onward(graph, live, name, start)]
-        if not branches[0]:
-            yield (name,)
+        # Depth first. `here` are the positions of a path's last node, `longer` those it has if the path begins one node
+        # earlier: where the latter include the former, all that follows is part of a longer match.
+        starts = (node for node in reversed(graph.nodes) if self._first & live.get(node.name, 0))
+        branches = [[self._start(live, node) for node in starts]]
+        path: list[str] = []
+        steps = 0
         while branches:
             if not branches[-1]:
                 branches.pop()
-                path.pop()
+                del path[-1:]
                 continue
-            name, positions = branches[-1].pop()
+            name, here, longer = branches[-1].pop()
+            if not here & ~longer:
+                continue
+            steps += 1
+            if steps > MAX_STEPS:
+                raise TooLarge("the pattern has too many partial matches in this graph; ask for less", field=_FIELD)
             path.append(name)
-            branches.append(self._onward(graph, live, name, positions))
-            if not branches[-1]:
+            after, after_longer = self._after(here), self._after(longer)
+            users = ((user, live.get(user, 0)) for user in reversed(graph.users[name]))
+            branches.append([(user, after & at, after_longer & at) for user, at in users if after & at])
+            if not branches[-1] and not longer & self._last:
                 yield tuple(path)
+                steps = 0
 
-    def _onward(self, graph: Graph, live: dict[str, int], name: str, positions: int) -> list[tuple[str, int]]:
-        """The users with which a path goes on, and their positions, the last one first."""
-        after = self._after(positions)
-        onward = [(user, after & live.get(user, 0)) for user in reversed(graph.users[name])]
-        return [(user, positions) for user, positions in onward if positions]
+    def _start(self, live: Mapping[str, int], node: Node) -> tuple[str, int, int]:
+        """A node, its positions at a path's start, and those it has if the path begins one node earlier."""
+        earlier, here = 0, live[node.name]
+        for name in node.inputs:
+            earlier |= live.get(name, 0)
+        return node.name, self._first & here, self._after(self._first & earlier) & here
 
     def _after_uncached(self, positions: int) -> int:
         """The positions that may follow one of these."""

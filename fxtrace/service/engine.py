@@ -246,7 +246,7 @@ class Engine:
             NameInvalid, TraceNotFound, StoreDamaged
             NodeNotFound: the query names a node or a role that is not there; the nearest is suggested.
             QueryInvalid: its expression or its pattern cannot be understood, with the place; or its parts do not fit.
-            TooLarge: the expression takes too long on this graph.
+            TooLarge: the expression or the pattern takes too long on this graph.
             DependencyMissing: there is an expression, and CEL is not installed.
         """
         self._store.require(trace_id)  # another process may have deleted it

@@ -933,7 +933,7 @@ class NodeQuery(message.Message):
     pattern: builtins.str
     """Paths whose nodes are of these kinds, one after another: "matmul (add|mul|div|view)* softmax". A step is a kind, a
     choice of kinds in parentheses, "pointwise" for every kind that works element by element, or "." for any; after it
-    may stand *, +, ?, {n}, {n,} or {n,m}. A match goes on as far as it can. At most 500 characters.
+    may stand *, +, ?, {n}, {n,} or {n,m}. What is part of a longer match is left out. At most 500 characters.
     """
     @builtins.property
     def path(self) -> PathEnds:
