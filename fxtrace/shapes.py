@@ -120,6 +120,20 @@ def leaves(value: object, path: str = "", within: tuple[int, ...] = ()) -> Itera
             yield from leaves(item, f"{path}.{key}" if path else str(key), (*within, id(value)))
 
 
+def tensors(
+    value: object, way: tuple[Part, ...] = (), within: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[Part, ...], Tensor]]:
+    """(way, tensor) of each tensor in a nest; the way to it is a part of the nest, a part of that, and so on.
+
+    `within` is as for `leaves`.
+    """
+    if isinstance(value, Tensor):
+        yield way, value
+    elif has_tensor(value) and id(value) not in within:
+        for part in parts(value):
+            yield from tensors(part.value, (*way, part), (*within, id(value)))
+
+
 def has_tensor(value: object) -> bool:
     """Whether a nest has a tensor somewhere inside."""
     return _has_tensor(value, set())

@@ -30,13 +30,14 @@ class _Folder(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         if n in self._plain:
             return self._plain[n]
-        if n.op not in ("get_attr", "call_function", "call_method") or "rand" in str(n.target):
+        if n.op not in ("get_attr", "call_function", "call_method"):
             return _UNKNOWN
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         if tree_any(lambda leaf: leaf is _UNKNOWN, (args, kwargs)):
             return _UNKNOWN
+        random_state = torch.get_rng_state()
         result = super().run_node(n)
-        if isinstance(result, nn.Parameter | FakeTensor):
+        if not torch.equal(random_state, torch.get_rng_state()) or isinstance(result, nn.Parameter | FakeTensor):
             return _UNKNOWN
         if isinstance(result, Tensor):
             if result.is_meta or result.nbytes > _LARGEST:

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from fxtrace.capture.compare import bit_equal, same_tensor
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
-from fxtrace.capture.recorder import Recorder
+from fxtrace.capture.recorder import Recorder, current_modes, set_modes
 from fxtrace.capture.run import Run, Taken, copies, error_source, keeping, map_tensors, model_errors, show_source
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Source
@@ -60,16 +60,19 @@ def _difference(run: Run, recorder: Recorder, output: object, kept: Mapping[str,
     """Re-runs the graph on the same inputs, from the same state; says what differs from the module, if anything."""
     if not bit_equal(run.eager, output):
         return "The module itself gives another output when it is run again from the same random state."
-    inputs = copies(run.inputs).values()
+    modes = current_modes()
     try:
         again = fx.Interpreter(recorder.root(), graph=recorder.graph)
         again.extra_traceback = False
-        if bit_equal(run.eager, again.run(*inputs)):
+        if bit_equal(run.eager, again.run(*copies(run.inputs).values())):
             return ""
         run.rewind()
+        set_modes(*modes)
         differing = _first_difference(recorder, copies(run.inputs).values(), kept)
     except Exception as error:  # noqa: BLE001 - whatever an op may raise the second time
         return f"The graph cannot be re-run: {type(error).__name__}: {error}"
+    finally:
+        set_modes(*modes)
     if differing is None:
         return "The graph's output differs from the module's, though every tensor in it is the same."
     source = show_source(differing.meta["source"])

@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtrace.capture.source import calling_source
 from fxtrace.graph import Source, Value
-from fxtrace.shapes import Part, Sink, has_tensor, noted, parts
+from fxtrace.shapes import Part, Sink, has_tensor, noted, parts, tensors
 
 
 class Recorder(TorchFunctionMode):
@@ -59,12 +60,15 @@ class Recorder(TorchFunctionMode):
         self._bound: dict[int, _Bound] = {}
         self._owned = _owned_tensors(module)
         self._paths: list[str] = []
+        self._modes = current_modes()
         self._derived: list[fx.Node] = []
 
     def run(self, inputs: Mapping[str, Any]) -> object:
         """Runs the module, and returns what it returned."""
         for name, value in inputs.items():
-            self._bind(value, self._note(self.graph.placeholder(name), value, None))
+            node = self._note(self.graph.placeholder(name), value, None)
+            for way, tensor in tensors(value):
+                self._bind(tensor, node, way)
         with self._following_modules(), self:
             output = self._module(**inputs)
         self._note(self.graph.output(self._returned(output)), None, None)
@@ -107,6 +111,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             if self._is_unchanged(result, form):
                 return result
+            if self._sink is None and not isinstance(result, FakeTensor):
+                return result  # fake tensors' own work: the model makes no other kind without values
         elif result is None:
             if not any(isinstance(each, fx.Node) for each in (*written, *written_kwargs.values())):
                 return result
@@ -114,9 +120,16 @@ class Recorder(TorchFunctionMode):
             if form.reads:
                 self.reads.setdefault(self._source())
             return result
-        node = self.graph.create_node(form.op, form.target, written, written_kwargs)
+        self._keep_up_with_modes()
+        node = self.graph.create_node(form.op, form.target)
+        node.args, node.kwargs = written, written_kwargs  # given at creation, they would be searched for symbols
         value = args[0] if form.target is setitem else result
-        self._bind(value, self._note(node, value, self._source()))
+        self._note(node, value, self._source())
+        if isinstance(value, Tensor):
+            self._bind(value, node)
+        else:
+            for way, tensor in tensors(value):
+                self._bind(tensor, node, way)
         self._report(len(self.values))
         return result
 
@@ -133,14 +146,17 @@ class Recorder(TorchFunctionMode):
         self.values[node] = () if node.op == "output" else noted(node.name, value, self._sink)
         return node
 
-    def _bind(self, value: object, node: fx.Node, way: tuple[Part, ...] = ()) -> None:
-        """Remembers for each tensor of a nest where it comes from."""
-        if isinstance(value, Tensor):
-            way = way and (*way[:-1], way[-1]._replace(value=None))  # what it leads to is not to be kept alive
-            self._bound[id(value)] = _Bound(weakref.ref(value), node, way, _version(value))
-        elif has_tensor(value):
-            for part in parts(value):
-                self._bind(part.value, node, (*way, part))
+    def _bind(self, tensor: Tensor, node: fx.Node, way: tuple[Part, ...] = ()) -> None:
+        """Remembers where a tensor comes from."""
+        way = way and (*way[:-1], way[-1]._replace(value=None))  # what it leads to is not to be kept alive
+        self._bound[id(tensor)] = _Bound(weakref.ref(tensor), node, way, _version(tensor))
+
+    def _keep_up_with_modes(self) -> None:
+        """Records that gradients or mixed precision were turned on or off, where they were."""
+        modes = current_modes()
+        if modes != self._modes:
+            self._modes = modes
+            self._note(self.graph.call_function(set_modes, modes), None, self._source())
 
     def _argument(self, value: Any) -> Any:
         """An argument as torch.fx has it: nodes in place of tensors."""
@@ -182,13 +198,19 @@ class Recorder(TorchFunctionMode):
         self.outside.setdefault(self._source())
         return name
 
-    def _returned(self, value: object) -> Any:
-        """The module's output as torch.fx has it: tuples, lists and dicts of nodes."""
+    def _returned(self, value: object, within: tuple[int, ...] = ()) -> Any:
+        """The module's output as torch.fx has it: tuples, lists and dicts of nodes.
+
+        `within` are the ids of the nests around it: what refers back to one of them is left out.
+        """
         if isinstance(value, Tensor):
             return self._node(value)
         if not has_tensor(value):
             return value
-        items = {str(part.key): self._returned(part.value) for part in parts(value)}
+        within = (*within, id(value))
+        items = {
+            str(part.key): self._returned(part.value, within) for part in parts(value) if id(part.value) not in within
+        }
         return tuple(items.values()) if isinstance(value, tuple | list) else items
 
     def _source(self) -> Source | None:
@@ -237,6 +259,26 @@ class _Form(NamedTuple):
     """What to run in its place, recording what that calls."""
     arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple
     """From the arguments it was called with to those of the target."""
+
+
+Modes = tuple[bool, tuple[str, bool, torch.dtype], tuple[str, bool, torch.dtype]]
+
+
+def current_modes() -> Modes:
+    """Whether gradients are on, and for each kind of device whether mixed precision is, and its dtype."""
+    return (
+        torch.is_grad_enabled(),
+        ("cpu", torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        ("cuda", torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+    )
+
+
+def set_modes(grad: bool, *autocast: tuple[str, bool, torch.dtype]) -> None:
+    """Sets what `current_modes` gives, for the calls that follow."""
+    torch.set_grad_enabled(grad)
+    for device, enabled, dtype in autocast:
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
 
 
 def setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:

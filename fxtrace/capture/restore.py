@@ -6,7 +6,6 @@ import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
     not undone.
     """
     attributes = {m: dict(vars(m)) for m in module.modules()}
-    contents = [_contents(value) for saved in attributes.values() for value in saved.values() if type(value) in _TABLES]
+    tables = [value for saved in attributes.values() for value in saved.values() if type(value) in _TABLES]
+    contents = [(table, table.copy() if table else ()) for table in tables]
     plain = (value for saved in attributes.values() for value in saved.values() if isinstance(value, Tensor))
     tensors = [(t.detach(), t.detach().clone()) for t in (*module.buffers(), *plain) if not t.is_meta]
     random_states = _random_states()
@@ -34,8 +34,10 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
             m.__dict__.clear()
             m.__dict__.update(saved)
             m.training = mode
-        for put_back in contents:
-            put_back()
+        for table, content in contents:
+            if table or content:
+                table.clear()
+                table.extend(content) if isinstance(table, list) else table.update(content)
         for tensor, value in tensors:
             if not torch.equal(tensor, value):  # version counters miss what native kernels write (batch norm)
                 tensor.copy_(value)
@@ -51,17 +53,6 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
 
 # Containers among a module's attributes that a forward changes in place: its tables of hooks and buffers, caches, logs.
 _TABLES = (dict, OrderedDict, list, set)
-
-
-def _contents(container: Any) -> Callable[[], None]:
-    saved = container.copy()
-
-    def put_back() -> None:
-        if container or saved:
-            container.clear()
-            container.extend(saved) if isinstance(container, list) else container.update(saved)
-
-    return put_back
 
 
 def _random_states() -> Callable[[], None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from fxtrace.capture.source import user_source
+from fxtrace.capture.source import code_source, user_source
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph, Source
 from fxtrace.shapes import Sink, has_tensor, parts
@@ -83,7 +84,7 @@ def keeping(kept: dict[str, Tensor]) -> Sink:
     """A sink that keeps a contiguous copy of every tensor."""
 
     def keep(name: str, tensor: Tensor) -> None:
-        kept[name] = tensor.clone(memory_format=torch.contiguous_format)
+        kept[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
 
     return keep
 
@@ -99,9 +100,18 @@ def error_source(error: BaseException) -> Source | None:
     return next(filter(None, (user_source(frame, line) for frame, line in frames)), None)
 
 
+def forward_source(module: nn.Module) -> Source | None:
+    """The line where a module's forward begins, where it is the user's."""
+    forward = inspect.unwrap(module.forward)
+    code = getattr(forward, "__code__", None)
+    return code and code_source(code, forward.__globals__.get("__package__") or "")
+
+
 @contextmanager
-def model_errors(what: str) -> Iterator[None]:
+def model_errors(what: str, module: nn.Module | None = None) -> Iterator[None]:
     """Reports an exception of the user's code with the user's line; fxtrace's own pass through.
+
+    Where no line of the user's was running, it is the one where `module`'s forward begins.
 
     Raises:
         CaptureFailed: in place of any exception that is not an `FxtraceError`; `what` begins its message.
@@ -111,7 +121,7 @@ def model_errors(what: str) -> Iterator[None]:
     except FxtraceError:
         raise
     except Exception as error:
-        source = error_source(error)
+        source = error_source(error) or (forward_source(module) if module is not None else None)
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureFailed(
             f"{what}{show_source(source)}: {type(error).__name__}: {first_line}",

@@ -30,6 +30,11 @@ def user_source(frame: FrameType, line: int | None = None) -> Source | None:
     return _source(frame.f_code, line or frame.f_lineno, package)
 
 
+def code_source(code: CodeType, package: str) -> Source | None:
+    """The line where a function begins; `package` is the one it belongs to. None as in `user_source`."""
+    return _source(code, code.co_firstlineno, package) if _is_users(code.co_filename) else None
+
+
 def calling_source(stop: CodeType) -> Source | None:
     """The innermost user line on the current stack, looking no further out than the frame that runs `stop`."""
     frame: FrameType | None = sys._getframe(1)
