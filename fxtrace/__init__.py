@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
     from fxtrace.service.engine import Engine
-    from fxtrace.trace import RenderOptions, Trace, TraceRequest
+    from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
 
@@ -33,6 +33,8 @@ _HOME = {
     "FxtraceError": "fxtrace.errors",
     "Graph": "fxtrace.graph",
     "Node": "fxtrace.graph",
+    "NodeQuery": "fxtrace.trace",
+    "QueryResult": "fxtrace.trace",
     "RenderOptions": "fxtrace.trace",
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
@@ -47,6 +49,8 @@ __all__ = [
     "FxtraceError",
     "Graph",
     "Node",
+    "NodeQuery",
+    "QueryResult",
     "RenderOptions",
     "Role",
     "Snapshot",

@@ -7,7 +7,16 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.trace import ImageFormat, ModelInfo, Progress, RenderOptions, Trace, TraceRequest
+from fxtrace.trace import (
+    ImageFormat,
+    ModelInfo,
+    NodeQuery,
+    Progress,
+    QueryResult,
+    RenderOptions,
+    Trace,
+    TraceRequest,
+)
 
 Array_co = TypeVar("Array_co", covariant=True)
 
@@ -74,6 +83,9 @@ class TraceApi(Protocol[Array_co]):
 
     def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
         """A trace's graph, or only its nodes of a module or of a role."""
+
+    def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
+        """The nodes of a trace's graph that a query means, and the paths that it asks for."""
 
     def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
         """A trace's numbered snapshots, or these of them; SnapshotNotFound where there is none of a number."""

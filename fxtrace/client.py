@@ -36,7 +36,16 @@ from fxtrace.errors import (
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.remote import RemoteTensor
 from fxtrace.status import from_status
-from fxtrace.trace import ImageFormat, ModelInfo, Progress, RenderOptions, Trace, TraceRequest
+from fxtrace.trace import (
+    ImageFormat,
+    ModelInfo,
+    NodeQuery,
+    Progress,
+    QueryResult,
+    RenderOptions,
+    Trace,
+    TraceRequest,
+)
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 
@@ -288,6 +297,30 @@ class Client(Generic[Array]):
             request.page_token = page.next_page_token
             if not request.page_token:
                 return wire.decode_graph(pages)
+
+    def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
+        """The nodes of a trace's graph that a query means, and the paths that it asks for.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            NodeNotFound: the query names a node or a role that is not there; the nearest is suggested.
+            QueryInvalid: its expression or its pattern cannot be understood, with the place; or its parts do not fit.
+            TooLarge: the expression or the pattern takes too long on this graph.
+            DependencyMissing: there is an expression, and the server has no CEL.
+
+        Example:
+            >>> scores = client.query_nodes(trace.id, NodeQuery('kind == "matmul" && shape[-1] == src_len'))
+            >>> [node.name for node in scores.nodes]
+            >>> client.query_nodes(trace.id, NodeQuery(pattern="matmul pointwise* softmax")).paths
+        """
+        request = rpc.QueryNodesRequest(trace=wire.trace_name(trace_id), query=wire.NODE_QUERY.encode(query))
+        pages = []
+        while True:
+            page = self._call(self._stub.QueryNodes, request)
+            pages.append(page)
+            request.page_token = page.next_page_token
+            if not request.page_token:
+                return wire.decode_query_result(pages)
 
     def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
         """A trace's numbered snapshots, or these of them, in the order of their numbers.

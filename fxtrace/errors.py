@@ -7,6 +7,7 @@ FxtraceError
 │   ├── NameInvalid               a resource name or id is malformed
 │   ├── OptionInvalid             an option has a value outside its set or range
 │   ├── PageInvalid               a page size or page token is not usable
+│   ├── QueryInvalid              a query's condition or pattern cannot be understood
 │   ├── SliceInvalid              a slice is malformed or out of range
 │   └── ModelInvalid              a model file does not keep the model contract
 ├── NotFound                      the request is well-formed, the thing it names does not exist
@@ -35,7 +36,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import ClassVar, Self
+
+_EXCERPT = 40  # characters of a text that are shown on either side of a problem
 
 
 class FxtraceError(Exception):
@@ -90,6 +93,23 @@ class PageInvalid(InvalidRequest):
     """A page size or page token is not usable."""
 
     reason = "PAGE_INVALID"
+
+
+class QueryInvalid(InvalidRequest):
+    """A query's condition or pattern cannot be understood."""
+
+    reason = "QUERY_INVALID"
+
+    @classmethod
+    def at(cls, field: str, text: str, position: int, problem: str) -> Self:
+        """The error for a problem at a position of a field's text, with the place pointed at."""
+        before, after = text[:position], text[position:]
+        line, column = before.count("\n") + 1, position - before.rfind("\n")
+        start = before.rpartition("\n")[2][-_EXCERPT:]
+        excerpt = (start + after.partition("\n")[0][:_EXCERPT]).replace("\t", " ")
+        where = f"line {line}, column {column}" if "\n" in text else f"column {column}"
+        message = f"{field.rpartition('.')[2]}, {where}: {problem}\n    {excerpt}\n    {'':>{len(start)}}^"
+        return cls(message, field=field, line=line, column=column)
 
 
 class SliceInvalid(InvalidRequest):

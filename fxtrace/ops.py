@@ -35,3 +35,8 @@ KINDS: tuple[str, ...] = (
     "module",  # a module that was not traced into
     "other",
 )
+
+POINTWISE = frozenset(
+    {"activation", "add", "cast", "div", "dropout", "elementwise", "mask", "mul", "sub"},
+)
+"""Kinds whose every result element comes from the elements in its place."""

@@ -1,10 +1,13 @@
-"""Runs a captured graph once: every node's specs, and every value handed to a sink at the moment it is produced."""
+"""What a value is: its leaves and their specs; and an interpreter that notes them for every node of a graph it runs."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterator
+from dataclasses import fields, is_dataclass
 from functools import cache
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -39,54 +42,113 @@ class ShapeInterpreter(fx.Interpreter):
         [(2, 3), (2, 3)]
     """
 
-    def __init__(self, module: fx.GraphModule, sink: Sink | None = None, step: Step | None = None) -> None:
-        super().__init__(module)
+    def __init__(
+        self, module: nn.Module, sink: Sink | None = None, step: Step | None = None, graph: fx.Graph | None = None
+    ) -> None:
+        super().__init__(module, graph=graph)
         self.extra_traceback = False  # a model's error is reported with its own line, not with torch.fx's
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.plain: dict[fx.Node, Any] = {}
         self._sink = sink
         self._step = step
-        self._total = len(module.graph.nodes)
+        self._total = len(self.graph.nodes)
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node and notes what it returned."""
         result = super().run_node(n)
-        if n.op == "output":
-            self.values[n] = ()  # what it returns is other nodes' values
-        elif isinstance(result, Tensor):
-            self.values[n] = (Value("", _tensor_type(result), tensor_spec(result)),)
-            if self._sink is not None:
-                self._sink(n.name, result)
-        else:
-            self.values[n] = tuple(self._leaf(n.name, path, leaf) for path, leaf in leaves(result))
-            if all(value.spec is None for value in self.values[n]):
-                self.plain[n] = result
+        # What the output returns is other nodes' values.
+        self.values[n] = () if n.op == "output" else noted(n.name, result, self._sink)
+        if n.op != "output" and all(value.spec is None for value in self.values[n]):
+            self.plain[n] = result
         if self._step is not None:
             self._step(len(self.values), self._total)
         return result
 
-    def _leaf(self, name: str, path: str, leaf: object) -> Value:
-        if not isinstance(leaf, Tensor):
-            return Value(path, type(leaf).__name__, text=repr(leaf))
-        if self._sink is not None:
-            self._sink(tensor_name(name, path), leaf)
-        return Value(path, _tensor_type(leaf), tensor_spec(leaf))
+
+def noted(name: str, result: object, sink: Sink | None = None) -> tuple[Value, ...]:
+    """The leaves of what the node of that name returned; its tensors go to the sink."""
+    if isinstance(result, Tensor):
+        return (_noted_leaf(name, "", result, sink),)
+    return tuple(_noted_leaf(name, path, leaf, sink) for path, leaf in leaves(result))
 
 
-def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
-    """(path, leaf) of each leaf of a nest of tuples, lists and dicts. A nest without tensors is one leaf itself."""
-    if not isinstance(value, tuple | list | dict) or not _has_tensor(value):
-        yield path, value
-        return
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    for key, item in items:
-        yield from leaves(item, f"{path}.{key}" if path else str(key))
+def _noted_leaf(name: str, path: str, leaf: object, sink: Sink | None) -> Value:
+    if not isinstance(leaf, Tensor):
+        return Value(path, type(leaf).__name__, text=plain_text(leaf))
+    if sink is not None:
+        sink(tensor_name(name, path), leaf)
+    # A fake tensor stands for a plain one.
+    return Value(path, "Parameter" if isinstance(leaf, nn.Parameter) else "Tensor", tensor_spec(leaf))
 
 
-def _has_tensor(value: object) -> bool:
+def plain_text(value: object) -> str:
+    """A value as text; one that Python shows by its address alone is shown by its type."""
+    text = repr(value)
+    return type(value).__name__ if " at 0x" in text else text
+
+
+class Part(NamedTuple):
+    """One item of a nest: `access(nest, key)` gives it."""
+
+    access: Callable[[Any, Any], Any]
+    key: Any
+    value: object
+
+
+def parts(value: object) -> list[Part]:
+    """The items of a tuple, list or dict, the fields of a dataclass, the attributes of any other plain object."""
     if isinstance(value, dict):
-        value = tuple(value.values())
-    return any(map(_has_tensor, value)) if isinstance(value, tuple | list) else isinstance(value, Tensor)
+        return [Part(operator.getitem, key, item) for key, item in value.items()]
+    if isinstance(value, tuple | list):
+        return [Part(operator.getitem, i, item) for i, item in enumerate(value)]
+    if isinstance(value, Tensor) or callable(value):
+        return []
+    if is_dataclass(value):
+        return [Part(getattr, f.name, getattr(value, f.name, None)) for f in fields(value)]
+    return [Part(getattr, name, item) for name, item in getattr(value, "__dict__", {}).items()]
+
+
+def leaves(value: object, path: str = "", within: tuple[int, ...] = ()) -> Iterator[tuple[str, object]]:
+    """(path, leaf) of each leaf of a nest (see `parts`). A nest without tensors is one leaf itself.
+
+    `within` are the ids of the nests around it: an object that refers back to one of them ends there.
+    """
+    if isinstance(value, Tensor) or not has_tensor(value):
+        yield path, value
+    elif id(value) not in within:
+        for _, key, item in parts(value):
+            yield from leaves(item, f"{path}.{key}" if path else str(key), (*within, id(value)))
+
+
+def tensors(
+    value: object, way: tuple[Part, ...] = (), within: tuple[int, ...] = ()
+) -> Iterator[tuple[tuple[Part, ...], Tensor]]:
+    """(way, tensor) of each tensor in a nest; the way to it is a part of the nest, a part of that, and so on.
+
+    `within` is as for `leaves`.
+    """
+    if isinstance(value, Tensor):
+        yield way, value
+    elif has_tensor(value) and id(value) not in within:
+        for part in parts(value):
+            yield from tensors(part.value, (*way, part), (*within, id(value)))
+
+
+def has_tensor(value: object) -> bool:
+    """Whether a nest has a tensor somewhere inside."""
+    return _has_tensor(value, set())
+
+
+def _has_tensor(value: object, seen: set[int]) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, _ATOMS) or id(value) in seen:
+        return False
+    seen.add(id(value))
+    return any(_has_tensor(item, seen) for _, _, item in parts(value))
+
+
+_ATOMS = (str, bytes, int, float, complex, NoneType, torch.dtype, torch.device, torch.Size)
 
 
 def tensor_spec(tensor: Tensor) -> TensorSpec:
@@ -99,11 +161,6 @@ def tensor_spec(tensor: Tensor) -> TensorSpec:
         contiguous=tensor.is_contiguous(),
         nbytes=tensor.numel() * tensor.element_size(),
     )
-
-
-def _tensor_type(tensor: Tensor) -> str:
-    # A fake tensor stands for a plain one.
-    return "Parameter" if isinstance(tensor, nn.Parameter) else "Tensor"
 
 
 @cache

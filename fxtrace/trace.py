@@ -10,15 +10,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from fxtrace.graph import TensorSpec
+from fxtrace.graph import Node, TensorSpec
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 """A configuration value in JSON's terms."""
 
-Rung = Literal["symbolic"]
-"""How a graph was obtained."""
+Rung = Literal["symbolic", "record", "export"]
+"""How a graph was obtained: torch.fx symbolic tracing, one real run written down, or torch.export."""
 
-RUNGS: tuple[Rung, ...] = ("symbolic",)
+RUNGS: tuple[Rung, ...] = ("symbolic", "record", "export")
 
 Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""
@@ -135,6 +135,49 @@ class Progress:
     stage: str
     done: int = 0
     total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NodeQuery:
+    """Which nodes of a graph are meant. Everything that is given must hold; an empty query means every node.
+
+    `path` and `pattern` ask for paths along the dataflow, and exclude each other; their paths run through nodes that
+    the rest of the query chooses. A node is named by its name or by a role's.
+
+    Attributes:
+        expression: a condition in CEL over what is known of a node; see `fxtrace.query.expressions`.
+        ancestors_of: only nodes whose value flows into this node's.
+        descendants_of: only nodes into whose value this node's flows.
+        max_depth: for these two, at most this many edges away; None for any number.
+        path: the shortest paths from the first of two nodes to the second.
+        pattern: the paths whose nodes are of these kinds, one after another; see `fxtrace.query.patterns`.
+
+    Example:
+        >>> NodeQuery('kind == "matmul" && shape[-1] == src_len')
+        >>> NodeQuery(pattern="matmul pointwise* softmax")
+    """
+
+    expression: str = ""
+    ancestors_of: str = ""
+    descendants_of: str = ""
+    max_depth: int | None = None
+    path: tuple[str, str] | None = None
+    pattern: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class QueryResult:
+    """The nodes that a query means.
+
+    Attributes:
+        nodes: in execution order; where paths were asked for, the nodes on them, each once, as the paths come to them.
+        paths: the names of the nodes on each path; empty where none were asked for.
+        truncated: whether there are more paths than were looked for.
+    """
+
+    nodes: tuple[Node, ...]
+    paths: tuple[tuple[str, ...], ...] = ()
+    truncated: bool = False
 
 
 Theme = Literal["light", "dark"]

@@ -28,7 +28,9 @@ from fxtrace.trace import (
     RUNGS,
     Json,
     ModelInfo,
+    NodeQuery,
     Progress,
+    QueryResult,
     RenderOptions,
     Rung,
     TensorData,
@@ -204,6 +206,9 @@ def _encode_time(time: datetime) -> Timestamp:
 _BY_TYPE = {
     "fxtrace.v1.Argument": Codec(encode_argument, decode_argument),
     "fxtrace.v1.NamedArgument": Codec(_encode_named, _decode_named, whole=True),
+    "fxtrace.v1.PathEnds": Codec(
+        lambda ends: rpc.PathEnds(source=ends[0], target=ends[1]), lambda ends: (ends.source, ends.target)
+    ),
     "google.protobuf.Struct": Codec(lambda values: encode_struct(values, "configuration"), decode_struct),
     "google.protobuf.Value": Codec(lambda value: encode_json(value, "default"), decode_json, whole=True),
     "google.protobuf.Timestamp": Codec(_encode_time, lambda stamp: stamp.ToDatetime(UTC)),
@@ -218,6 +223,8 @@ MODEL = Record(
     name=("name", _MODEL_NAME_CODEC),
     schema=("schema", Codec(lambda values: encode_struct(values, "schema"), decode_struct)),
 )
+_NODE = Record(Node, pb.Node, _BY_TYPE)
+NODE_QUERY = Record(NodeQuery, rpc.NodeQuery, _BY_TYPE, path="query.")
 PROGRESS = Record(Progress, rpc.Progress, _BY_TYPE)
 RENDER_OPTIONS = Record(
     RenderOptions,
@@ -250,11 +257,15 @@ def encode_graph(graph: Graph, start: int = 0, stop: int | None = None, *, basic
     page = replace(graph, nodes=tuple(map(_basic, nodes)) if basic else nodes)
     message = _GRAPH.encode(page if start == 0 else replace(page, modules=(), dims=(), refusals=()))
     for node, encoded in zip(nodes, message.nodes, strict=True):
-        for role, encoded_role in zip(node.roles, encoded.roles, strict=True):
-            encoded_role.name = str(role)
+        _name_roles(encoded, node)
         if not basic:
             encoded.users.extend(graph.users[node.name])
     return message
+
+
+def _name_roles(encoded: pb.Node, node: Node) -> None:
+    for role, encoded_role in zip(node.roles, encoded.roles, strict=True):
+        encoded_role.name = str(role)
 
 
 def _basic(node: Node) -> Node:
@@ -268,6 +279,42 @@ def decode_graph(pages: Iterable[pb.Graph]) -> Graph:
     return (
         replace(first, nodes=first.nodes + tuple(node for page in others for node in page.nodes)) if others else first
     )
+
+
+def encode_query_result(
+    result: QueryResult, start: int = 0, stop: int | None = None, *, basic: bool = False
+) -> rpc.QueryNodesResponse:
+    """A query's paths from `start` to `stop` with the nodes on them; where there are no paths, its nodes.
+
+    `basic` leaves out what it does in `encode_graph`.
+    """
+    paths, nodes = result.paths[start:stop], result.nodes[start:stop]
+    if result.paths:
+        by_name = {node.name: node for node in result.nodes}
+        nodes = tuple(by_name[name] for name in dict.fromkeys(name for path in paths for name in path))
+    message = rpc.QueryNodesResponse(
+        nodes=map(_NODE.encode, map(_basic, nodes) if basic else nodes),
+        paths=[rpc.NodePath(nodes=path) for path in paths],
+        truncated=result.truncated,
+        total_size=len(result.paths or result.nodes),
+    )
+    for node, encoded in zip(nodes, message.nodes, strict=True):
+        _name_roles(encoded, node)
+    return message
+
+
+def decode_query_result(pages: Iterable[rpc.QueryNodesResponse]) -> QueryResult:
+    """The result whose pages these are, in order."""
+    nodes: dict[str, Node] = {}
+    paths: list[tuple[str, ...]] = []
+    truncated = False
+    for page in pages:
+        for node in page.nodes:
+            if node.name not in nodes:
+                nodes[node.name] = _NODE.decode(node)
+        paths += (tuple(path.nodes) for path in page.paths)
+        truncated = page.truncated
+    return QueryResult(tuple(nodes.values()), tuple(paths), truncated)
 
 
 def fit(value: int, bits: int, field: str) -> int:

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph", "dtypes", "slices"),
     ("trace",),
     ("v1", "records"),
-    ("dims", "render", "wire", "status", "frames", "api"),
+    ("dims", "query", "render", "wire", "status", "frames", "api"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),

@@ -33,6 +33,7 @@ from fxtrace.graph import (
     Value,
 )
 from fxtrace.trace import (
+    RUNGS,
     DIRECTIONS,
     IMAGE_FORMATS,
     THEMES,
@@ -156,7 +157,7 @@ REQUESTS = st.builds(
     configuration=OBJECTS,
     inputs=st.dictionaries(NAMES, st.builds(TensorData, TEXTS, SHAPES, st.binary(max_size=8)), max_size=2),
     input_shapes=st.dictionaries(NAMES, SHAPES, max_size=2),
-    rung=st.sampled_from(["", "symbolic"]),
+    rung=st.sampled_from(["", *RUNGS]),
     seed=INT64,
 )
 OPTIONS = st.builds(

@@ -1,5 +1,6 @@
 """Captures a module as a graph: picks the rung, runs it, and leaves the module as it was found."""
 
-from fxtrace.capture.capture import Capture, capture, model_errors
+from fxtrace.capture.capture import Capture, capture
+from fxtrace.capture.run import model_errors
 
 __all__ = ["Capture", "capture", "model_errors"]

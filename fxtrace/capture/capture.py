@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import inspect
-import traceback
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.parameter import is_lazy
 
-from fxtrace.capture.constants import fold_constants
-from fxtrace.capture.convert import to_graph
+from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
-from fxtrace.capture.source import user_source
-from fxtrace.capture.symbolic import trace_symbolically
-from fxtrace.errors import CaptureFailed, FxtraceError, InputError, OptionInvalid, unknown
+from fxtrace.capture.run import Run, Taken, copies, model_errors
+from fxtrace.capture.symbolic import symbolic
+from fxtrace.errors import CaptureFailed, InputError, OptionInvalid, unknown
 from fxtrace.graph import Graph
-from fxtrace.shapes import ShapeInterpreter, leaves
 from fxtrace.trace import RUNGS, Progress, Rung
+
+_LADDER: tuple[Rung, ...] = ("symbolic", "record")
+"""The rungs that are tried where none is asked for, in this order."""
+
+_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic, "record": record}
 
 RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
     "symbolic": (
         "Branches on Python values were taken as they fell at capture; sizes are followed, so the graph holds for "
         "other sizes too.",
     ),
+    "record": (
+        "This is the path that this input took: sizes, branches and loops are fixed as they fell.",
+        "A call that gave back its own input (dropout in evaluation mode, `.to()` or `.contiguous()` with nothing to "
+        "do) has no node.",
+    ),
 }
+
+_ALONE = threading.RLock()
+"""One capture at a time in a process: torch.fx patches nn.Module while it traces, and there is one random state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +51,7 @@ class Capture:
         values: every tensor as it was when it was produced, contiguous, by tensor name; empty without values.
         known: what labelling may look at: `values`, or without them the tensors that the graph computes from
             buffers and sizes alone, such as masks.
-        rung: the rung that ran; `rung_notes` say what it cannot show.
+        rung: the rung that ran; `rung_notes` say what it cannot show, and why the rungs before it did not do.
         output_equal: whether the graph's output is bit-equal to the module's own; None without values.
     """
 
@@ -54,7 +65,7 @@ class Capture:
 
 def capture(
     module: nn.Module,
-    inputs: Mapping[str, Tensor],
+    inputs: Mapping[str, Any],
     *,
     rung: Rung | Literal[""] = "",
     values: bool = True,
@@ -64,96 +75,94 @@ def capture(
     """Captures one call `module(**inputs)`.
 
     The module, its buffers and mode, the inputs and the random state are left as they were found. With values, the
-    module also runs once by itself, from the same random state, and the two outputs are compared.
+    module also runs once by itself, from the same random state, and the two outputs are compared. Captures in several
+    threads take turns.
 
     Args:
         module: any module; it is traced in evaluation mode unless `training`.
-        inputs: tensors by the names of `forward`'s parameters; parameters with defaults may be left out.
-        rung: the rung to use; empty lets fxtrace choose.
+        inputs: tensors, or nests of them, by the names of `forward`'s parameters; parameters with defaults may be left
+            out.
+        rung: the rung to use; empty lets fxtrace choose: the first of `symbolic` and `record` that can follow the
+            module.
         values: keep every tensor; False propagates shapes on fake tensors, with no compute.
         training: run in training mode.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:
         InputError: an input is unknown, or one without a default is missing.
-        CaptureFailed: the module raised, or the rung cannot follow it; the message has the user's own line.
+        CaptureFailed: the module raised, or no rung can follow it; the message has the user's own line.
     """
     if rung and rung not in RUNGS:
         raise OptionInvalid(unknown("capture rung", rung, RUNGS), field="rung", rung=rung)
     report = progress or (lambda _: None)
     _check_inputs(module, inputs)
-    with as_found(module) as rewind, torch.random.fork_rng(devices=[]), torch.no_grad():
+    _check_parameters(module)
+    with _ALONE, as_found(module) as rewind, _unfused(), torch.no_grad():
         module.train(training)
-        random_state = torch.get_rng_state()
         eager: object = None
         if values:
             report(Progress("run"))
             with model_errors("the model raised"):
-                eager = module(**_copies(inputs))
-            rewind()
-        report(Progress("capture"))
-        with model_errors("symbolic tracing cannot follow this model"):
-            traced = trace_symbolically(module, tuple(inputs))
-        rewind()
-
-        torch.set_rng_state(random_state)
-        kept: dict[str, Tensor] = {}
-
-        def keep(name: str, tensor: Tensor) -> None:
-            kept[name] = tensor.clone(memory_format=torch.contiguous_format)
-
-        step = None if progress is None else lambda done, total: report(Progress("propagate", done, total))
-        interpreter = ShapeInterpreter(traced, keep if values else None, step)
-        placeholders = [str(node.target) for node in traced.graph.find_nodes(op="placeholder")]
-        mode: AbstractContextManager[object] = nullcontext()
-        given = _copies(inputs)
-        if not values:
-            mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
-            given = {name: fake.from_tensor(tensor) for name, tensor in given.items()}
-        with model_errors("the captured graph raised"), mode:
-            result = interpreter.run(*(given[name] for name in placeholders))
-        with model_errors("the captured graph raised"):
-            known = kept if values else fold_constants(traced, interpreter.plain)
-        graph = to_graph(module, traced, interpreter.values)
+                eager = module(**copies(inputs))
+        run = Run(module, inputs, values, eager, report, rewind)
+        taken, chosen, refused = _climb(run, (rung,) if rung else _LADDER)
     return Capture(
-        graph=graph,
-        values=kept,
-        known=known,
-        rung="symbolic",
-        rung_notes=RUNG_NOTES["symbolic"],
-        output_equal=bit_equal(eager, result) if values else None,
+        graph=taken.graph,
+        values=taken.values,
+        known=taken.known,
+        rung=chosen,
+        rung_notes=(*RUNG_NOTES[chosen], *taken.notes, *refused),
+        output_equal=taken.output_equal,
     )
 
 
-def bit_equal(a: object, b: object) -> bool:
-    """Whether two nests of tensors have the same structure and the same numbers, NaN equal to NaN."""
-    left, right = list(leaves(a)), list(leaves(b))
-    return len(left) == len(right) and all(
-        path == other_path and _same_leaf(x, y) for (path, x), (other_path, y) in zip(left, right, strict=True)
-    )
+def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
+    """The first rung that can follow the run, and for each before it one line that says why it was passed over."""
+    refused: list[str] = []
+    for rung in rungs[:-1]:
+        run.rewind()
+        run.report(Progress("capture"))
+        try:
+            taken = _RUNGS[rung](run)
+        except CaptureFailed as error:
+            refused.append(f"Not {rung}: {error.message}")
+            continue
+        if not taken.doubt:
+            return taken, rung, refused
+        refused.append(f"Not {rung}: {taken.doubt}")
+    run.rewind()
+    run.report(Progress("capture"))
+    return _RUNGS[rungs[-1]](run), rungs[-1], refused
 
 
-def _same_leaf(x: object, y: object) -> bool:
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
-        return type(x) is type(y) and bool(x == y)
-    if x.dtype != y.dtype or x.shape != y.shape:
-        return False
-    if not (x.is_floating_point() or x.is_complex()):
-        return torch.equal(x, y)
-    nan = x.isnan()
-    return torch.equal(nan, y.isnan()) and torch.equal(x[~nan], y[~nan])
+@contextmanager
+def _unfused() -> Iterator[None]:
+    """Turns off the fused kernels of nn.MultiheadAttention and nn.Transformer: they show nothing of what they do."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
-def _copies(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in inputs.items()}
+def _check_parameters(module: nn.Module) -> None:
+    for path, each in module.named_modules():
+        if any(is_lazy(parameter) for parameter in (*each._parameters.values(), *each._buffers.values())):
+            raise CaptureFailed(
+                f"'{path or type(each).__name__}' ({type(each).__name__}) has parameters without a shape yet: expected "
+                "an initialised module; call the model once on an example input before it is captured",
+                module=path,
+            )
 
 
-def _check_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
+def _check_inputs(module: nn.Module, inputs: Mapping[str, Any]) -> None:
     parameters = inspect.signature(module.forward).parameters
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     named = {name: p for name, p in parameters.items() if p.kind not in variadic}
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
     for name in inputs:
-        if name not in named:
+        if name not in named and not takes_any:
             message = f"{unknown('input', name, named)} These are the parameters of {type(module).__name__}.forward."
             raise InputError(message, field=f"inputs.{name}", input=name)
     missing = [name for name, p in named.items() if p.default is p.empty and name not in inputs]
@@ -164,27 +173,3 @@ def _check_inputs(module: nn.Module, inputs: Mapping[str, Tensor]) -> None:
             field="inputs",
             missing=", ".join(missing),
         )
-
-
-@contextmanager
-def model_errors(what: str) -> Iterator[None]:
-    """Reports an exception of the user's code with the user's line; fxtrace's own pass through.
-
-    Raises:
-        CaptureFailed: in place of any exception that is not an `FxtraceError`; `what` begins its message.
-    """
-    try:
-        yield
-    except FxtraceError:
-        raise
-    except Exception as error:
-        frames = reversed(list(traceback.walk_tb(error.__traceback__)))
-        source = next(filter(None, (user_source(frame, line) for frame, line in frames)), None)
-        where = f" at {source.file}:{source.line} (`{source.code}`)" if source else ""
-        first_line = (str(error).strip().splitlines() or [""])[0]
-        raise CaptureFailed(
-            f"{what}{where}: {type(error).__name__}: {first_line}",
-            error=type(error).__name__,
-            file=source.file if source else "",
-            line=source.line if source else "",
-        ) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,10 +14,12 @@ from fxtrace.capture.kinds import function_kind, module_kind
 from fxtrace.graph import Arg, Graph, Module, Node, Parameter, Ref, SliceArg, Symbol, Value
 
 
-def to_graph(module: nn.Module, traced: fx.GraphModule, values: Mapping[fx.Node, tuple[Value, ...]]) -> Graph:
+def to_graph(module: nn.Module, traced: fx.Graph, values: Mapping[fx.Node, tuple[Value, ...]]) -> Graph:
     """The plain graph: one node for each of `traced`'s, with the leaves noted when it ran."""
+    modules = _modules(module)
+    owned = {parameter.name for each in modules for parameter in each.parameters}
     nodes: dict[str, Node] = {}
-    for fx_node in traced.graph.nodes:
+    for fx_node in traced.nodes:
         node = Node(
             name=fx_node.name,
             op=fx_node.op,
@@ -26,11 +29,11 @@ def to_graph(module: nn.Module, traced: fx.GraphModule, values: Mapping[fx.Node,
             kwargs={name: _arg(value) for name, value in fx_node.kwargs.items()},
             values=values[fx_node],
             module=fx_node.meta["module"],
-            parameters=_parameters(module, fx_node),
+            parameters=_parameters(module, fx_node, owned),
             source=fx_node.meta["source"],
         )
         nodes[node.name] = _with_kind(node, module, nodes)
-    return Graph(name=type(module).__name__, nodes=tuple(nodes.values()), modules=_modules(module))
+    return Graph(name=type(module).__name__, nodes=tuple(nodes.values()), modules=modules)
 
 
 def _with_kind(node: Node, module: nn.Module, before: Mapping[str, Node]) -> Node:
@@ -60,6 +63,7 @@ def _target(node: fx.Node) -> str:
     return _function_name(node.target)
 
 
+@cache
 def _function_name(function: Callable[..., Any]) -> str:
     if getattr(operator, function.__name__, None) is function:
         return f"operator.{function.__name__}"
@@ -83,16 +87,17 @@ def _arg(value: Any) -> Arg:
         case dict():
             return {str(key): _arg(item) for key, item in value.items()}
         case _:
-            return Symbol("..." if value is ... else str(value))
+            text = "..." if value is ... else str(value)
+            return Symbol(type(value).__name__ if " at 0x" in text else text)
 
 
-def _parameters(module: nn.Module, node: fx.Node) -> tuple[str, ...]:
+def _parameters(module: nn.Module, node: fx.Node, owned: Collection[str]) -> tuple[str, ...]:
     target = str(node.target)
     if node.op == "get_attr":
-        return (target,)
+        return (target,) if target in owned else ()  # other tensors are constants of no module
     if node.op == "call_module":
-        owned = module.get_submodule(target)
-        own = (*owned.named_parameters(), *owned.named_buffers())
+        called = module.get_submodule(target)
+        own = (*called.named_parameters(), *called.named_buffers())
         return tuple(f"{target}.{name}" for name, _ in own)
     return ()
 

@@ -25,6 +25,7 @@ _FUNCTIONS: dict[str, str] = {
     for kind, names in {
         "linear": "linear bilinear",
         "embedding": "embedding embedding_bag",
+        "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
         "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot",
         "attention": "scaled_dot_product_attention multi_head_attention_forward",
@@ -37,16 +38,17 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill where",
+        "mask": "masked_fill where setitem",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
         "detach roll flip alias identity",
         "join": "cat concat concatenate stack hstack vstack dstack",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
-        "diagonal masked_select",
+        "diagonal masked_select topk",
         "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
         "create": "arange zeros ones full empty rand randn eye linspace tensor zeros_like ones_like full_like "
-        "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like",
+        "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like randint randperm "
+        "scalar_tensor as_tensor new_tensor",
         "cast": "to type type_as float half bfloat16 double long int bool cpu cuda",
         "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
         "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
@@ -78,7 +80,8 @@ def function_kind(node: Node, before: Mapping[str, Node]) -> str:
     name = node.target.rpartition(".")[2]
     kind = _FUNCTIONS.get(name) or _FUNCTIONS.get(name.strip("_"), "other")
     tensors = [before[name] for name in node.inputs if before[name].kind != "size"]
-    if kind == "matmul" and any(_is_parameter(each, before) for each in tensors):
+    factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
+    if kind == "matmul" and any(_is_parameter(each, before) for each in factors):
         return "linear"
     if node.target == "operator.getitem" and len(node.args) > 1:
         index = node.args[1]
@@ -89,7 +92,7 @@ def function_kind(node: Node, before: Mapping[str, Node]) -> str:
 
 
 def _is_parameter(node: Node, before: Mapping[str, Node]) -> bool:
-    """Whether a node is a parameter, seen through transposes and the like."""
-    while node.kind == "view" and node.inputs:
+    """Whether a node is a parameter, seen through transposes, casts and the like."""
+    while node.kind in ("view", "cast") and node.inputs:
         node = before[node.inputs[0]]
     return node.kind == "constant"

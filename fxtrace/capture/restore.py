@@ -1,35 +1,47 @@
-"""Leaves a module as it was found."""
+"""Leaves a module, and the random states, as they were found."""
 
 from __future__ import annotations
 
+import random
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
 def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
     """Within, the module may be run and traced; afterwards its attributes, mode, hooks and buffers are as they were.
 
-    Yields a function that puts everything back at once, between two runs. Parameters are not copied: a forward that
-    writes to its parameters in place is not undone.
+    So are the random states of PyTorch, NumPy and Python. Yields a function that puts everything back at once, between
+    two runs; it leaves the mode alone. Parameters are not copied: a forward that writes to its parameters in place is
+    not undone.
     """
-    attributes = {m: _shallow(m.__dict__) for m in module.modules()}
+    attributes = {m: dict(vars(m)) for m in module.modules()}
+    tables = [value for saved in attributes.values() for value in saved.values() if type(value) in _TABLES]
+    contents = [(table, table.copy() if table else ()) for table in tables]
+    plain = (value for saved in attributes.values() for value in saved.values() if isinstance(value, Tensor))
+    tensors = [(t.detach(), t.detach().clone()) for t in (*module.buffers(), *plain) if not t.is_meta]
+    random_states = _random_states()
     training = {m: m.training for m in attributes}
-    buffers = [(b.detach(), b.detach().clone()) for b in module.buffers() if not b.is_meta]
 
     def rewind() -> None:
         for m, saved in attributes.items():
             mode = m.training
             m.__dict__.clear()
-            m.__dict__.update(_shallow(saved))
+            m.__dict__.update(saved)
             m.training = mode
-        for buffer, value in buffers:
-            if not torch.equal(buffer, value):  # version counters miss what native kernels write (batch norm)
-                buffer.copy_(value)
+        for table, content in contents:
+            if table or content:
+                table.clear()
+                table.extend(content) if isinstance(table, list) else table.update(content)
+        for tensor, value in tensors:
+            if not torch.equal(tensor, value):  # version counters miss what native kernels write (batch norm)
+                tensor.copy_(value)
+        random_states()
 
     try:
         yield rewind
@@ -39,9 +51,19 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
             m.training = mode
 
 
-# The tables of a module that torch changes in place when an attribute is set.
-_TABLES = ("_parameters", "_buffers", "_modules")
+# Containers among a module's attributes that a forward changes in place: its tables of hooks and buffers, caches, logs.
+_TABLES = (dict, OrderedDict, list, set)
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: dict(value) if name in _TABLES else value for name, value in attributes.items()}
+def _random_states() -> Callable[[], None]:
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda._initialized else []
+
+    def put_back() -> None:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+
+    return put_back

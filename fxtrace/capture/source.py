@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import linecache
 import sys
+import sysconfig
+from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
 
@@ -13,26 +15,24 @@ from fxtrace.graph import Source
 
 _TORCH = str(Path(torch.__file__).parent)
 _CAPTURE = str(Path(__file__).parent)
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 _SHAPES = str(Path(__file__).parent.with_name("shapes.py"))
 
 
 def user_source(frame: FrameType, line: int | None = None) -> Source | None:
-    """The line a frame is at, or None where the frame is PyTorch's, fxtrace's or generated code.
+    """The line a frame is at, or None where the frame is PyTorch's, Python's, fxtrace's or generated code.
 
     The file is named as its author knows it, by package and file name, so that a trace carries no path of a machine.
     """
-    file = frame.f_code.co_filename
-    if file.startswith((_TORCH, _CAPTURE, _SHAPES, "<")):
+    if not _is_users(frame.f_code.co_filename):
         return None
-    line = line or frame.f_lineno
-    package = str(frame.f_globals.get("__package__") or "").replace(".", "/")
-    name = Path(file).name
-    return Source(
-        file=f"{package}/{name}" if package else name,
-        line=line,
-        code=linecache.getline(file, line).strip(),
-        function=frame.f_code.co_qualname,
-    )
+    package = str(frame.f_globals.get("__package__") or "")
+    return _source(frame.f_code, line or frame.f_lineno, package)
+
+
+def code_source(code: CodeType, package: str) -> Source | None:
+    """The line where a function begins; `package` is the one it belongs to. None as in `user_source`."""
+    return _source(code, code.co_firstlineno, package) if _is_users(code.co_filename) else None
 
 
 def calling_source(stop: CodeType) -> Source | None:
@@ -44,3 +44,21 @@ def calling_source(stop: CodeType) -> Source | None:
             return source
         frame = frame.f_back
     return None
+
+
+@cache
+def _is_users(file: str) -> bool:
+    installed = "site-packages" in file  # which lies in the standard library's folder
+    return not file.startswith((_TORCH, _CAPTURE, _SHAPES, "<", *(() if installed else (_STANDARD_LIBRARY,))))
+
+
+@lru_cache(maxsize=1 << 14)
+def _source(code: CodeType, line: int, package: str) -> Source:
+    file = code.co_filename
+    name = Path(file).name
+    return Source(
+        file=f"{package.replace('.', '/')}/{name}" if package else name,
+        line=line,
+        code=linecache.getline(file, line).strip(),
+        function=code.co_qualname,
+    )

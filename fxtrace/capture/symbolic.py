@@ -2,16 +2,61 @@
 
 from __future__ import annotations
 
-import threading
+import inspect
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxtrace.capture.compare import bit_equal
+from fxtrace.capture.constants import fold_constants
+from fxtrace.capture.convert import to_graph
+from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, show_source
 from fxtrace.capture.source import calling_source
+from fxtrace.shapes import ShapeInterpreter
+from fxtrace.trace import Progress
 
-# torch.fx patches nn.Module while it traces: one trace at a time in a process.
-_TRACING = threading.Lock()
+
+def symbolic(run: Run) -> Taken:
+    """Traces the module, then runs the graph once for specs and values.
+
+    Raises:
+        CaptureFailed: torch.fx cannot follow the module.
+    """
+    with model_errors("symbolic tracing cannot follow this model", run.module):
+        traced = trace_symbolically(run.module, tuple(run.inputs))
+    run.rewind()
+    kept: dict[str, Tensor] = {}
+    interpreter = ShapeInterpreter(
+        traced,
+        keeping(kept) if run.values else None,
+        lambda done, total: run.report(Progress("propagate", done, total)),
+    )
+    placeholders = [str(node.target) for node in traced.graph.find_nodes(op="placeholder")]
+    mode: AbstractContextManager[object] = nullcontext()
+    given = copies(run.inputs)
+    if not run.values:
+        mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
+        given = map_tensors(fake.from_tensor, given)
+    with model_errors("the captured graph raised"), mode:
+        result = interpreter.run(*(given[name] for name in placeholders))
+    with model_errors("the captured graph raised"):
+        known = kept if run.values else fold_constants(traced, traced.graph, interpreter.plain)
+    equal = bit_equal(run.eager, result) if run.values else None
+    doubt = "the traced graph's output differs from the module's" if equal is False else _hidden(traced)
+    return Taken(to_graph(run.module, traced.graph, interpreter.values), kept, known, equal, doubt=doubt)
+
+
+def _hidden(traced: fx.GraphModule) -> str:
+    """Says which call hides a composition, where one does; torch.fx does not look into PyTorch's own modules."""
+    for node in traced.graph.nodes:
+        composed = node.op == "call_module" and any(traced.get_submodule(str(node.target)).children())
+        if composed or node.target is nn.functional.multi_head_attention_forward:
+            what = str(node.target) if composed else "multi_head_attention_forward"
+            return f"'{what}' is one call, what happens inside would not be seen{show_source(node.meta['source'])}"
+    return ""
 
 
 class _Tracer(fx.Tracer):
@@ -20,9 +65,11 @@ class _Tracer(fx.Tracer):
     # Without it, a slice of a buffer by a traced size fails: the buffer would be a plain tensor.
     proxy_buffer_attributes = True
 
-    def __init__(self, inputs: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
         super().__init__()
         self._inputs = inputs
+        named = inspect.signature(module.forward).parameters
+        self._rest = [name for name in inputs if name not in named]
 
     def create_node(
         self,
@@ -48,6 +95,10 @@ class _Tracer(fx.Tracer):
         type_expr: Any | None = None,
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
+        if kind == "placeholder" and str(target).startswith("**"):
+            return {name: super(_Tracer, self).create_proxy(kind, name, (), {}) for name in self._rest}
+        if kind == "placeholder" and str(target).startswith("*"):
+            return ()
         if kind == "placeholder" and target not in self._inputs and args:
             return args[0]  # the parameter's default, so that `if mask is None` is decided here
         return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
@@ -58,6 +109,5 @@ def trace_symbolically(module: nn.Module, inputs: tuple[str, ...]) -> fx.GraphMo
 
     Each node's `meta` has `module`, the path it runs in, and `source`, the user's line (None for inputs).
     """
-    with _TRACING:
-        tracer = _Tracer(inputs)
-        return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+    tracer = _Tracer(module, inputs)
+    return fx.GraphModule(module, tracer.trace(module), type(module).__name__)

@@ -19,6 +19,7 @@ from fxtrace.cli.common import Commands
 from fxtrace.cli.demo import demo
 from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
+from fxtrace.cli.query import query
 from fxtrace.cli.render import render
 from fxtrace.cli.serve import serve
 from fxtrace.cli.trace import delete, trace, traces
@@ -32,7 +33,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, tensor, render, serve, demo):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, serve, demo):
     app.command()(command)
 
 

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxtrace.graph import Check, Graph, Node, Snapshot, TensorSpec, show, show_shape
-from fxtrace.trace import ModelInfo, Trace
+from fxtrace.trace import ModelInfo, QueryResult, Trace
 
 _UNBOUNDED = 10_000  # columns; a table is only as wide as it needs to be
 
@@ -131,11 +131,25 @@ def check_table(checks: Iterable[Check]) -> Table:
 
 def graph_table(graph: Graph) -> Table:
     """Nodes, a row each."""
-    title = f"{graph.name}: {len(graph.nodes)} nodes"
+    return node_table(f"{graph.name}: {len(graph.nodes)} nodes", graph.nodes)
+
+
+def node_table(title: str, nodes: Iterable[Node]) -> Table:
+    """Nodes, a row each."""
     grid = table(title, "node", "kind", "target", "module", "shape", "dtype", "role")
-    for node in graph.nodes:
+    for node in nodes:
         roles = "\n".join(map(str, node.roles))
         add(grid, node.name, node.kind, node.target, node.module, shapes(node), dtypes(node), roles)
+    return grid
+
+
+def path_table(result: QueryResult) -> Table:
+    """Paths along the dataflow, a row each."""
+    title = f"paths: {len(result.paths)}" + (", and there are more" if result.truncated else "")
+    grid = table(title, "nodes", "path")
+    texts = {node.name: f"{node.name} {shapes(node)}".strip() for node in result.nodes}
+    for path in result.paths:
+        add(grid, str(len(path)), " → ".join(texts[name] for name in path))
     return grid
 
 

@@ -29,7 +29,9 @@ from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
     ModelInfo,
+    NodeQuery,
     Progress,
+    QueryResult,
     RenderOptions,
     Trace,
     TraceRequest,
@@ -41,6 +43,7 @@ MAX_PAGE_SIZE = 1000
 Report = Callable[[Progress], None]
 
 _GRAPHS_KEPT = 32
+_RESULTS_KEPT = 8  # of queries: a result is read page by page
 
 
 class TensorReader:
@@ -111,6 +114,7 @@ class Engine:
         self._store = store
         self._models = models
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
+        self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
     @classmethod
     def open(cls, folder: Path | None = None, models: Registry | None = None) -> Engine:
@@ -217,6 +221,7 @@ class Engine:
         """
         self._store.delete(trace_id)
         self._recent_graph.cache_clear()
+        self._recent_result.cache_clear()
 
     # ---------------------------------------------------------------------------------------------------- graph
 
@@ -233,6 +238,19 @@ class Engine:
             NodeNotFound: no such module or role; the nearest is suggested.
         """
         return filter_nodes(self._graph(trace_id), module, role)
+
+    def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
+        """The nodes of a trace's graph that a query means, and the paths that it asks for.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            NodeNotFound: the query names a node or a role that is not there; the nearest is suggested.
+            QueryInvalid: its expression or its pattern cannot be understood, with the place; or its parts do not fit.
+            TooLarge: the expression or the pattern takes too long on this graph.
+            DependencyMissing: there is an expression, and CEL is not installed.
+        """
+        self._store.require(trace_id)  # another process may have deleted it
+        return self._recent_result(trace_id, query)
 
     def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
         """The numbered snapshots of a trace, or these of them, in the order of their numbers.
@@ -276,6 +294,11 @@ class Engine:
     def _graph(self, trace_id: str) -> Graph:
         self._store.require(trace_id)  # another process may have deleted it
         return self._recent_graph(trace_id)
+
+    def _find(self, trace_id: str, query: NodeQuery) -> QueryResult:
+        from fxtrace.query import find
+
+        return find(self._graph(trace_id), query)
 
     # ---------------------------------------------------------------------------------------------------- tensors
 

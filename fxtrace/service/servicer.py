@@ -138,6 +138,23 @@ class TraceServicer:
 
         return await self._graphs.get(trace_id, (query, start, size), partial(self._read, make))
 
+    async def QueryNodes(self, request: rpc.QueryNodesRequest, _: Context) -> rpc.QueryNodesResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        view = _VIEW.decode(request.view)
+        query = wire.NODE_QUERY.decode(request.query)
+        size = page_size(request.page_size, default=1000, maximum=5000)
+        key = (trace_id, view, repr(query))
+        start = page_start(request.page_token, *key)
+
+        def make() -> rpc.QueryNodesResponse:
+            result = self._engine.query_nodes(trace_id, query)
+            page = wire.encode_query_result(result, start, start + size, basic=view == "basic")
+            if start + size < page.total_size:
+                page.next_page_token = page_token(start + size, *key)
+            return page
+
+        return await self._read(make)
+
     async def ListSnapshots(self, request: rpc.ListSnapshotsRequest, _: Context) -> rpc.ListSnapshotsResponse:
         trace_id = wire.parse_trace_name(request.trace, "trace")
 

@@ -33,6 +33,10 @@ class _RungEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Rung.ValueType], 
     """Lets the server choose."""
     RUNG_SYMBOLIC: _Rung.ValueType  # 1
     """torch.fx symbolic tracing: exact for every input of the same structure."""
+    RUNG_RECORD: _Rung.ValueType  # 2
+    """One real run, written down call by call: the path that this input took."""
+    RUNG_EXPORT: _Rung.ValueType  # 3
+    """torch.export: operators of ATen, no values, sizes that may be symbolic."""
 
 class Rung(_Rung, metaclass=_RungEnumTypeWrapper):
     """How a graph was obtained."""
@@ -41,6 +45,10 @@ RUNG_UNSPECIFIED: Rung.ValueType  # 0
 """Lets the server choose."""
 RUNG_SYMBOLIC: Rung.ValueType  # 1
 """torch.fx symbolic tracing: exact for every input of the same structure."""
+RUNG_RECORD: Rung.ValueType  # 2
+"""One real run, written down call by call: the path that this input took."""
+RUNG_EXPORT: Rung.ValueType  # 3
+"""torch.export: operators of ATen, no values, sizes that may be symbolic."""
 
 class _Fill:
     ValueType = typing.NewType("ValueType", builtins.int)
@@ -860,6 +868,199 @@ class GetGraphResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["graph", b"graph"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["graph", b"graph", "next_page_token", b"next_page_token", "total_nodes", b"total_nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class PathEnds(message.Message):
+    """The two ends of a path."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    source: builtins.str
+    """The node it starts at, by its name or by a role's."""
+    target: builtins.str
+    """The node it ends at, by its name or by a role's."""
+    def __init__(
+        self,
+        *,
+        source: builtins.str = ...,
+        target: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class NodeQuery(message.Message):
+    """Which nodes are meant. Everything that is set must hold; with nothing set, every node is meant.
+
+    `path` and `pattern` ask for paths along the dataflow, and exclude each other; their paths run through nodes that the
+    rest of the query chooses.
+    """
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    EXPRESSION_FIELD_NUMBER: builtins.int
+    ANCESTORS_OF_FIELD_NUMBER: builtins.int
+    DESCENDANTS_OF_FIELD_NUMBER: builtins.int
+    MAX_DEPTH_FIELD_NUMBER: builtins.int
+    PATH_FIELD_NUMBER: builtins.int
+    PATTERN_FIELD_NUMBER: builtins.int
+    expression: builtins.str
+    """A condition in CEL (cel.dev), without its loops (all, exists, map, filter), of at most 2000 characters:
+    "kind == 'matmul' && shape[-1] == src_len".
+
+    string: name, op, kind, target, module, module_type, file, code, role, stack, block, part, dtype, device.
+    int: layer, line, rank, numel, nbytes, parameter_count. bool: contiguous. list of int: shape.
+    list of string: inputs, users, parameters. Besides, each of the graph's named sizes is an int (batch, d_model),
+    and dims is the map of them all.
+
+    shape[-1] counts from the end. A node with several roles or tensors is meant where the condition holds for one of
+    its roles together with one of its tensors. A condition on something that a node does not have, such as the layer
+    of a node without a role or shape[3] of a matrix, does not hold.
+    """
+    ancestors_of: builtins.str
+    """Only nodes whose value flows into this node's; a node's name, or a role's."""
+    descendants_of: builtins.str
+    """Only nodes into whose value this node's flows; a node's name, or a role's."""
+    max_depth: builtins.int
+    """For ancestors_of and descendants_of: at most this many edges away; absent for any number."""
+    pattern: builtins.str
+    """Paths whose nodes are of these kinds, one after another: "matmul (add|mul|div|view)* softmax". A step is a kind, a
+    choice of kinds in parentheses, "pointwise" for every kind that works element by element, or "." for any; after it
+    may stand *, +, ?, {n}, {n,} or {n,m}. What is part of a longer match is left out. At most 500 characters.
+    """
+    @builtins.property
+    def path(self) -> PathEnds:
+        """The shortest paths from one node to another."""
+
+    def __init__(
+        self,
+        *,
+        expression: builtins.str = ...,
+        ancestors_of: builtins.str = ...,
+        descendants_of: builtins.str = ...,
+        max_depth: builtins.int | None = ...,
+        path: PathEnds | None = ...,
+        pattern: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_max_depth", b"_max_depth", "_path", b"_path", "max_depth", b"max_depth", "path", b"path"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_max_depth", b"_max_depth", "_path", b"_path", "ancestors_of", b"ancestors_of", "descendants_of", b"descendants_of", "expression", b"expression", "max_depth", b"max_depth", "path", b"path", "pattern", b"pattern"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_depth: _TypeAlias = typing.Literal["max_depth"]  # noqa: Y015
+    _WhichOneofArgType__max_depth: _TypeAlias = typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
+    _WhichOneofReturnType__path: _TypeAlias = typing.Literal["path"]  # noqa: Y015
+    _WhichOneofArgType__path: _TypeAlias = typing.Literal["_path", b"_path"]  # noqa: Y015
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__path) -> _WhichOneofReturnType__path | None: ...
+
+@typing.final
+class QueryNodesRequest(message.Message):
+    """Asks for nodes."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TRACE_FIELD_NUMBER: builtins.int
+    QUERY_FIELD_NUMBER: builtins.int
+    VIEW_FIELD_NUMBER: builtins.int
+    PAGE_SIZE_FIELD_NUMBER: builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    trace: builtins.str
+    """Resource name of the trace: "traces/{trace}"."""
+    view: GraphView.ValueType
+    """How much of each node."""
+    page_size: builtins.int
+    """At most this many nodes, or paths where the query asks for them; 0 lets the server choose. At most 5000."""
+    page_token: builtins.str
+    """The next_page_token of the page before; empty for the first."""
+    @builtins.property
+    def query(self) -> NodeQuery:
+        """Which nodes."""
+
+    def __init__(
+        self,
+        *,
+        trace: builtins.str = ...,
+        query: NodeQuery | None = ...,
+        view: GraphView.ValueType = ...,
+        page_size: builtins.int = ...,
+        page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["query", b"query"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["page_size", b"page_size", "page_token", b"page_token", "query", b"query", "trace", b"trace", "view", b"view"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class NodePath(message.Message):
+    """A path along the dataflow."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def nodes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of its nodes, the first one first. Each reads the value of the one before."""
+
+    def __init__(
+        self,
+        *,
+        nodes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["nodes", b"nodes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class QueryNodesResponse(message.Message):
+    """Nodes, or paths, or a page of them."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    PATHS_FIELD_NUMBER: builtins.int
+    TRUNCATED_FIELD_NUMBER: builtins.int
+    TOTAL_SIZE_FIELD_NUMBER: builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    truncated: builtins.bool
+    """Whether there are more paths than were looked for: 5000 of them, or paths of 20000 nodes together."""
+    total_size: builtins.int
+    """Nodes, or paths where the query asks for them, on all pages."""
+    next_page_token: builtins.str
+    """For the next page; empty on the last."""
+    @builtins.property
+    def nodes(self) -> containers.RepeatedCompositeFieldContainer[graph_pb2.Node]:
+        """The nodes in execution order; where the query asks for paths, the nodes on this page's paths, each once, in the
+        order in which the paths come to them. Without users, which GetGraph gives.
+        """
+
+    @builtins.property
+    def paths(self) -> containers.RepeatedCompositeFieldContainer[NodePath]:
+        """The paths, in the order of the nodes they start at. Empty where the query asks for none."""
+
+    def __init__(
+        self,
+        *,
+        nodes: abc.Iterable[graph_pb2.Node] | None = ...,
+        paths: abc.Iterable[NodePath] | None = ...,
+        truncated: builtins.bool = ...,
+        total_size: builtins.int = ...,
+        next_page_token: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["next_page_token", b"next_page_token", "nodes", b"nodes", "paths", b"paths", "total_size", b"total_size", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -74,6 +74,11 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetGraphRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetGraphResponse.FromString,
                 _registered_method=True)
+        self.QueryNodes = channel.unary_unary(
+                '/fxtrace.v1.TraceService/QueryNodes',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesResponse.FromString,
+                _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/fxtrace.v1.TraceService/ListSnapshots',
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ListSnapshotsRequest.SerializeToString,
@@ -170,6 +175,17 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def QueryNodes(self, request, context):
+        """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
+        QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
+        FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSnapshots(self, request, context):
         """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
@@ -245,6 +261,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.GetGraph,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetGraphRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetGraphResponse.SerializeToString,
+            ),
+            'QueryNodes': grpc.unary_unary_rpc_method_handler(
+                    servicer.QueryNodes,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesResponse.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
@@ -461,6 +482,33 @@ class TraceService:
             '/fxtrace.v1.TraceService/GetGraph',
             fxtrace_dot_v1_dot_trace__service__pb2.GetGraphRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.GetGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def QueryNodes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/QueryNodes',
+            fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.QueryNodesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -76,6 +76,13 @@ class TraceServiceStub:
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
     PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
     """
+    QueryNodes: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.QueryNodesRequest, _trace_service_pb2.QueryNodesResponse]
+    """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
+    QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
+    FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+    """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListSnapshotsRequest, _trace_service_pb2.ListSnapshotsResponse]
     """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
@@ -146,6 +153,13 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
     PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+    """
+    QueryNodes: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.QueryNodesRequest, _trace_service_pb2.QueryNodesResponse]  # type: ignore[assignment]
+    """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
+    QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
+    FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListSnapshotsRequest, _trace_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
@@ -256,6 +270,19 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
         PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def QueryNodes(
+        self,
+        request: _trace_service_pb2.QueryNodesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.QueryNodesResponse, _abc.Awaitable[_trace_service_pb2.QueryNodesResponse]]:
+        """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
+        QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
+        FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,38 @@
+"""Whether two runs gave the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxtrace.shapes import leaves
+
+
+def bit_equal(a: object, b: object) -> bool:
+    """Whether two nests of tensors have the same structure and the same numbers, NaN equal to NaN."""
+    left, right = list(leaves(a)), list(leaves(b))
+    return len(left) == len(right) and all(
+        path == other_path and _same_leaf(x, y) for (path, x), (other_path, y) in zip(left, right, strict=True)
+    )
+
+
+def _same_leaf(x: object, y: object) -> bool:
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return same_tensor(x, y)
+    if not (isinstance(x, type(y)) or isinstance(y, type(x))):  # torch.fx keeps lists and dicts as classes of its own
+        return False
+    # Two runs make two objects; where a class does not say what makes them equal, their type must do.
+    return type(x).__eq__ is object.__eq__ or bool(np.all(np.asarray(x == y)))
+
+
+def same_tensor(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors have the same dtype, shape and numbers, NaN equal to NaN."""
+    if x.dtype != y.dtype or x.shape != y.shape:
+        return False
+    if torch.equal(x, y):
+        return True
+    if not (x.is_floating_point() or x.is_complex()):
+        return False
+    nan = x.isnan()
+    return torch.equal(nan, y.isnan()) and torch.equal(x[~nan], y[~nan])

@@ -1,0 +1,342 @@
+"""Writes every call of one real run into a torch.fx graph."""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from types import FunctionType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+
+from fxtrace.capture.source import calling_source
+from fxtrace.graph import Source, Value
+from fxtrace.shapes import Part, Sink, has_tensor, noted, parts, tensors
+
+
+class Recorder(TorchFunctionMode):
+    """Records one run of a module.
+
+    A call is recorded at its outermost: what `F.softmax` calls inside is not. The one exception is
+    `F.multi_head_attention_forward`, which is taken apart. Tensors are known by identity: one that is changed in place
+    is, from then on, what the changing call returned; a call that gives back its own input unchanged is no node. What
+    is not a tensor, sizes above all, is a constant of the graph.
+
+    Nothing is patched: PyTorch keeps the modes of each thread apart, and the module being run is followed with hooks
+    that are removed again.
+
+    Args:
+        module: the module to run.
+        sink: takes every tensor at the moment it is there.
+        report: told how many calls are recorded, at each one; raising from it stops the run.
+
+    Attributes:
+        graph: what was recorded. Each node's `meta` has `module`, the path it ran in, and `source`, the user's line.
+        values: the leaves of what each node returned.
+        constants: the tensors that no recorded call made and no attribute of a module holds, by the graph's names.
+        outside: where such tensors were first used.
+        reads: where numbers were read out of tensors.
+        took_attention_apart: whether `F.multi_head_attention_forward` was met.
+    """
+
+    def __init__(self, module: nn.Module, sink: Sink | None, report: Callable[[int], None]) -> None:
+        super().__init__()
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, tuple[Value, ...]] = {}
+        self.constants: dict[str, Tensor] = {}
+        self.outside: dict[Source | None, None] = {}
+        self.reads: dict[Source | None, None] = {}
+        self.took_attention_apart = False
+        self._module = module
+        self._sink = sink
+        self._report = report
+        self._bound: dict[int, _Bound] = {}
+        self._owned = _owned_tensors(module)
+        self._paths: list[str] = []
+        self._modes = current_modes()
+        self._derived: list[fx.Node] = []
+
+    def run(self, inputs: Mapping[str, Any]) -> object:
+        """Runs the module, and returns what it returned."""
+        for name, value in inputs.items():
+            node = self._note(self.graph.placeholder(name), value, None)
+            for way, tensor in tensors(value):
+                self._bind(tensor, node, way)
+        with self._following_modules(), self:
+            output = self._module(**inputs)
+        self._note(self.graph.output(self._returned(output)), None, None)
+        for node in reversed(self._derived):
+            if not node.users:
+                self.graph.erase_node(node)
+                del self.values[node]
+        return output
+
+    def root(self) -> nn.Module:
+        """Where the graph finds its tensors: the module's own attributes, and copies of the constants."""
+        root = nn.Module()
+        vars(root).update(vars(self._module))
+        constants = {name: tensor.clone() for name, tensor in self.constants.items()}
+        vars(root)["_buffers"] = {**self._module._buffers, **constants}
+        return root
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Runs one call and records it. PyTorch calls this, with the mode itself turned off."""
+        kwargs = kwargs or {}
+        form = _form(func)
+        if form.takes_apart is not None:
+            self.took_attention_apart |= func is functional.multi_head_attention_forward
+            with self:
+                return form.takes_apart(*args, **kwargs)
+        if form.attribute and not isinstance(result := func(*args, **kwargs), Tensor):
+            return result  # sizes, dtypes and the like, asked for often
+        if torch._C._are_functorch_transforms_active():
+            self.outside.setdefault(self._source())  # its tensors live inside the transform only
+            return func(*args, **kwargs)
+        written, written_kwargs = form.arrange(self._argument(args)), self._argument(kwargs)
+        if not form.attribute:
+            result = func(*args, **kwargs)
+        if isinstance(result, Tensor):
+            if self._is_unchanged(result, form):
+                return result
+            if self._sink is None and not isinstance(result, FakeTensor):
+                return result  # fake tensors' own work: the model makes no other kind without values
+        elif result is None:
+            if not any(isinstance(each, fx.Node) for each in (*written, *written_kwargs.values())):
+                return result
+        elif not has_tensor(result):
+            if form.reads:
+                self.reads.setdefault(self._source())
+            return result
+        self._keep_up_with_modes()
+        node = self.graph.create_node(form.op, form.target)
+        node.args, node.kwargs = written, written_kwargs  # given at creation, they would be searched for symbols
+        value = args[0] if form.target is setitem else result
+        self._note(node, value, self._source())
+        if isinstance(value, Tensor):
+            self._bind(value, node)
+        else:
+            for way, tensor in tensors(value):
+                self._bind(tensor, node, way)
+        self._report(len(self.values))
+        return result
+
+    def _is_unchanged(self, result: Tensor, form: _Form) -> bool:
+        """Whether a call gave back a tensor that was there before, as it was."""
+        bound = self._bound.get(id(result))
+        if bound is None or bound.tensor() is not result:
+            return False
+        return not form.writes and bound.version == _version(result)
+
+    def _note(self, node: fx.Node, value: object, source: Source | None) -> fx.Node:
+        node.meta["module"] = self._paths[-1] if self._paths else ""
+        node.meta["source"] = source
+        self.values[node] = () if node.op == "output" else noted(node.name, value, self._sink)
+        return node
+
+    def _bind(self, tensor: Tensor, node: fx.Node, way: tuple[Part, ...] = ()) -> None:
+        """Remembers where a tensor comes from."""
+        way = way and (*way[:-1], way[-1]._replace(value=None))  # what it leads to is not to be kept alive
+        self._bound[id(tensor)] = _Bound(weakref.ref(tensor), node, way, _version(tensor))
+
+    def _keep_up_with_modes(self) -> None:
+        """Records that gradients or mixed precision were turned on or off, where they were."""
+        modes = current_modes()
+        if modes != self._modes:
+            self._modes = modes
+            self._note(self.graph.call_function(set_modes, modes), None, self._source())
+
+    def _argument(self, value: Any) -> Any:
+        """An argument as torch.fx has it: nodes in place of tensors."""
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if isinstance(value, tuple | list):
+            items = [self._argument(item) for item in value]
+            return items if isinstance(value, list) else tuple(items)
+        if isinstance(value, dict):
+            return {key: self._argument(item) for key, item in value.items()}
+        if isinstance(value, slice):
+            return slice(*map(self._argument, (value.start, value.stop, value.step)))
+        return value
+
+    def _node(self, tensor: Tensor) -> fx.Node:
+        """The node whose value a tensor is; made now where it is a parameter, a constant or an item of a nest."""
+        bound = self._bound.get(id(tensor))
+        if bound is not None and bound.tensor() is tensor:
+            if not bound.way:
+                return bound.node
+            node = bound.node
+            for access, key, value in bound.way:
+                node = self._derive("call_function", access, (node, key), tensor if value is None else value)
+        else:
+            name, owned = self._owned.get(id(tensor), ("", None))
+            node = self._derive("get_attr", name if owned is tensor else self._constant(tensor), (), tensor)
+        self._bind(tensor, node)
+        return node
+
+    def _derive(self, op: str, target: Any, args: tuple[Any, ...], value: object) -> fx.Node:
+        node = self._note(self.graph.create_node(op, target, args), value, self._source())
+        self._derived.append(node)
+        return node
+
+    def _constant(self, tensor: Tensor) -> str:
+        name = f"_constant_{len(self.constants)}"
+        # Without a sink nothing is re-run, and the tensor may be one without numbers.
+        self.constants[name] = tensor if self._sink is None else tensor.detach().clone()
+        self.outside.setdefault(self._source())
+        return name
+
+    def _returned(self, value: object, within: tuple[int, ...] = ()) -> Any:
+        """The module's output as torch.fx has it: tuples, lists and dicts of nodes.
+
+        `within` are the ids of the nests around it: what refers back to one of them is left out.
+        """
+        if isinstance(value, Tensor):
+            return self._node(value)
+        if not has_tensor(value):
+            return value
+        within = (*within, id(value))
+        items = {
+            str(part.key): self._returned(part.value, within) for part in parts(value) if id(part.value) not in within
+        }
+        return tuple(items.values()) if isinstance(value, tuple | list) else items
+
+    def _source(self) -> Source | None:
+        return calling_source(Recorder.run.__code__)
+
+    @contextmanager
+    def _following_modules(self) -> Iterator[None]:
+        def entering(path: str) -> Callable[..., None]:
+            return lambda *_: self._paths.append(path)
+
+        def leaving(*_: object) -> None:
+            self._paths.pop()
+
+        handles = []
+        try:
+            for path, module in self._module.named_modules():
+                handles.append(module.register_forward_pre_hook(entering(path), prepend=True))
+                handles.append(module.register_forward_hook(leaving, always_call=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Bound(NamedTuple):
+    """Where a tensor comes from: the node that returned it, and the way to it where the node returned a nest."""
+
+    tensor: weakref.ref[Tensor]
+    node: fx.Node
+    way: tuple[Part, ...]
+    version: int
+
+
+class _Form(NamedTuple):
+    """How calls of a function are written."""
+
+    op: str
+    target: Any
+    attribute: bool = False
+    """Whether it only reads an attribute of a tensor."""
+    writes: bool = False
+    """Whether its name says that it works in place."""
+    reads: bool = False
+    """Whether it reads numbers out of a tensor."""
+    takes_apart: Callable[..., Any] | None = None
+    """What to run in its place, recording what that calls."""
+    arrange: Callable[[tuple[Any, ...]], tuple[Any, ...]] = tuple
+    """From the arguments it was called with to those of the target."""
+
+
+Modes = tuple[bool, tuple[str, bool, torch.dtype], tuple[str, bool, torch.dtype]]
+
+
+def current_modes() -> Modes:
+    """Whether gradients are on, and for each kind of device whether mixed precision is, and its dtype."""
+    return (
+        torch.is_grad_enabled(),
+        ("cpu", torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        ("cuda", torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
+    )
+
+
+def set_modes(grad: bool, *autocast: tuple[str, bool, torch.dtype]) -> None:
+    """Sets what `current_modes` gives, for the calls that follow."""
+    torch.set_grad_enabled(grad)
+    for device, enabled, dtype in autocast:
+        torch.set_autocast_enabled(device, enabled)
+        torch.set_autocast_dtype(device, dtype)
+
+
+def setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
+    """`tensor[index] = value`, as an expression."""
+    tensor[index] = value
+    return tensor
+
+
+# PyTorch's own code, less the first step, which hands the whole call to the mode.
+_multi_head_attention_forward = FunctionType(
+    functional.multi_head_attention_forward.__code__,
+    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
+    argdefs=functional.multi_head_attention_forward.__defaults__,
+)
+
+_TAKEN_APART: Mapping[Any, Callable[..., Any]] = {
+    functional.multi_head_attention_forward: _multi_head_attention_forward,
+    Tensor.__iter__: lambda tensor: iter(tensor.unbind(0)),  # an iterator is no value that a graph could hold
+}
+
+_READS = frozenset(
+    {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__contains__"}
+    | {"__bool__", "__int__", "__float__", "__complex__", "__index__"}
+)
+
+
+@cache
+def _form(func: Callable[..., Any]) -> _Form:
+    name = func.__name__
+    if name in ("__get__", "__set__"):
+        attribute = func.__self__.__name__  # type: ignore[attr-defined]
+        target = getattr if name == "__get__" else setattr
+        return _Form("call_function", target, target is getattr, arrange=lambda args: (args[0], attribute, *args[1:2]))
+    writes, reads = name.endswith("_") and not name.endswith("__"), name in _READS
+    apart = _TAKEN_APART.get(func)
+    if not is_tensor_method_or_property(func) and getattr(Tensor, name, None) is not func:
+        return _Form("call_function", func, writes=writes, reads=reads, takes_apart=apart)
+    if name == "__setitem__":
+        return _Form("call_function", setitem)
+    spelled = getattr(operator, name, None) if name.startswith("__") else None
+    if spelled is not None:
+        return _Form("call_function", spelled, reads=reads)
+    mirrored = getattr(operator, f"__{name.removeprefix('__r')}", None) if name.startswith("__r") else None
+    if mirrored is not None:  # `2 - x` calls x.__rsub__(2)
+        return _Form("call_function", mirrored, arrange=lambda args: args[::-1])
+    return _Form("call_method", name, writes=writes, reads=reads, takes_apart=apart)
+
+
+def _owned_tensors(module: nn.Module) -> dict[int, tuple[str, Tensor]]:
+    """The tensors that modules hold, by identity: each with its first qualified name."""
+    owned: dict[int, tuple[str, Tensor]] = {}
+    for path, each in module.named_modules():
+        for table in (each._parameters, each._buffers, vars(each)):
+            for name, tensor in table.items():
+                if isinstance(tensor, Tensor):
+                    owned.setdefault(id(tensor), (f"{path}.{name}" if path else name, tensor))
+    return owned
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version

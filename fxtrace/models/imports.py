@@ -1,0 +1,170 @@
+"""Imports models: from entry points, from files, and by the path of a factory."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import EntryPoint
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any, get_type_hints
+
+from fxtrace.errors import DependencyMissing, FxtraceError, ModelInvalid, unknown
+from fxtrace.models.contract import CONTRACT, ContractModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+def from_entry_point(point: EntryPoint) -> ContractModel:
+    """The model that an installed package offers.
+
+    Raises:
+        ModelInvalid: its module cannot be imported, or does not keep the contract.
+        DependencyMissing: PyTorch is not installed.
+    """
+    with _importing(f"model '{point.name}'"):
+        module: ModuleType = point.load()
+    return ContractModel(point.name, module)
+
+
+def from_file(path: Path) -> ContractModel:
+    """The model in a Python file, under the file's name without its ending. The file is run, each time anew.
+
+    Raises:
+        ModelInvalid: there is no such file, it raises, or it does not keep the contract.
+        DependencyMissing: PyTorch is not installed.
+    """
+    path = path.resolve()
+    if not path.is_file():
+        raise ModelInvalid(f"no model file at {path}", path=path)
+    # A name of its own, so that a file called `torch.py` shadows nothing.
+    name = (
+        f"fxtrace_model_{re.sub(r'[^0-9a-zA-Z_]', '_', path.stem)}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    )
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look their module up
+    try:
+        with _importing(f"model file {path.name}"), _on_path(path.parent):  # so that it can import its neighbours
+            spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return ContractModel(path.stem, module)
+
+
+def from_import_path(reference: str) -> ContractModel:
+    """The model that `package.module:factory` names; the current folder is searched, too.
+
+    A factory is a callable that returns (module, example inputs), the inputs as a dict by the names of `forward`'s
+    parameters; its own parameters, each with a default, are the configuration's fields. What has the contract's three
+    names is taken as it is.
+
+    Raises:
+        ModelInvalid: the reference is malformed, the module cannot be imported or lacks that name, or what it names is
+            neither a factory nor keeps the contract.
+        DependencyMissing: PyTorch is not installed.
+    """
+    match = re.fullmatch(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", reference)
+    if match is None:
+        raise ModelInvalid(
+            f"expected a model's import path as package.module:factory, came '{reference}'", field="model"
+        )
+    with _importing(f"model '{reference}'"), _on_path(Path.cwd()):
+        module = importlib.import_module(match["module"])
+    try:
+        found = getattr(module, match["name"])
+    except AttributeError:
+        public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        message = unknown(f"factory in {match['module']}", match["name"], public)
+        raise ModelInvalid(message, field="model", model=reference) from None
+    if all(hasattr(found, name) for name in CONTRACT):
+        return ContractModel(reference, module, found)
+    if not callable(found):
+        raise ModelInvalid(
+            f"model '{reference}': expected a callable that returns (module, example inputs), or something with "
+            f"{', '.join(CONTRACT)}; it is a {type(found).__name__}",
+            field="model",
+            model=reference,
+        )
+    return ContractModel(reference, module, _contract_of(reference, found))
+
+
+def _contract_of(reference: str, factory: Callable[..., Any]) -> SimpleNamespace:
+    """The contract of a factory: its parameters as a configuration."""
+    try:
+        parameters = inspect.signature(factory).parameters.values()
+        hints = get_type_hints(factory, include_extras=True)
+    except (ValueError, TypeError, NameError) as error:
+        raise ModelInvalid(f"model '{reference}': its parameters cannot be read: {error}", model=reference) from error
+    named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    for parameter in named:
+        if parameter.default is parameter.empty or parameter.kind is parameter.POSITIONAL_ONLY:
+            raise ModelInvalid(
+                f"model '{reference}': its parameter '{parameter.name}' must have a default and a name, to be a field "
+                "of the configuration",
+                model=reference,
+            )
+    fields = [(p.name, hints.get(p.name, type(p.default)), dataclasses.field(default=p.default)) for p in named]
+    config_class = dataclasses.make_dataclass("Config", fields)
+
+    def call(config: Any) -> tuple[nn.Module, Mapping[str, Tensor]]:
+        made = factory(**{p.name: getattr(config, p.name) for p in named})
+        if not (isinstance(made, tuple) and len(made) == 2):
+            raise ModelInvalid(
+                f"model '{reference}': expected (module, example inputs) from it, came {type(made).__name__}",
+                model=reference,
+            )
+        return made
+
+    # One call makes both: the inputs wait on the configuration for whoever asks for them next.
+    def build(config: Any) -> nn.Module:
+        module, config.__dict__["_inputs"] = call(config)
+        return module
+
+    def example_inputs(config: Any) -> Mapping[str, Tensor]:
+        kept: Mapping[str, Tensor] | None = config.__dict__.pop("_inputs", None)
+        return call(config)[1] if kept is None else kept
+
+    return SimpleNamespace(Config=config_class, build=build, example_inputs=example_inputs, __doc__=factory.__doc__)
+
+
+@contextmanager
+def _on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder))
+
+
+@contextmanager
+def _importing(what: str) -> Iterator[None]:
+    """Reports what a model's import raises.
+
+    Raises:
+        DependencyMissing: PyTorch is not installed.
+        ModelInvalid: in place of any other exception that is not an `FxtraceError`.
+    """
+    try:
+        yield
+    except FxtraceError:
+        raise
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
+            raise DependencyMissing(
+                "models need PyTorch, which is not installed here; install it with: pip install 'fxtrace[torch]', or "
+                "ask a server that has it",
+                package="torch",
+            ) from error
+        raise ModelInvalid(f"{what} cannot be imported: {type(error).__name__}: {error}") from error
