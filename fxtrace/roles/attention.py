@@ -58,7 +58,7 @@ class _Chain:
     """The way from the product to the softmax: scalings, then masks, in execution order."""
 
     product: Node
-    scores: Node
+    scores: Node | None
     factors: tuple[Factor, ...]
     masks: tuple[tuple[Node, Node], ...]
     """(the op that applies it, the mask)."""
@@ -101,6 +101,8 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     left, right = product_operands(chain.product) or ("", "")
     attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
     attention.masks = chain.masks
+    if chain.scores is None:
+        attention.refused["scores"] = f"'{chain.product.name}' adds a bias in the same op: no tensor holds them without"
     if len(chain.masks) > 1:
         attention.refused["mask"] = f"{len(chain.masks)} masks or biases are applied to the scores, one after the other"
     by_name = flow.graph.by_name
@@ -162,8 +164,15 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
     """Follows the scores back from a softmax's input to the product they come from."""
     if node.kind == "matmul":
         operands = product_operands(node)
-        both = operands is not None and all(flow.computed(flow.graph.by_name[name]) for name in operands)
-        return _Chain(node, node, (), ()) if both else None
+        if operands is None or not all(flow.computed(flow.graph.by_name[name]) for name in operands):
+            return None
+        if node.target.rpartition(".")[2] == "baddbmm":
+            # One op scales the product and adds a bias: there are no scores without it.
+            alpha = node.kwargs.get("alpha", 1)
+            factor: Factor = ("mul", float(alpha)) if isinstance(alpha, int | float) else ("mul", 1.0)
+            bias = flow.inputs(node)[0]
+            return _Chain(node, None, (factor,), ((node, bias),))
+        return _Chain(node, node, (), ())
     inputs = [each for each in flow.inputs(node) if each.spec is not None]
     if node.kind in MOVES and _keeps_rows(node) and inputs:
         chain = _to_product(flow, inputs[0])

@@ -70,6 +70,8 @@ def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tens
         actual, expected = compute()
     except Unavailable as reason:
         return Check(name, statement, None, str(reason))
+    except RuntimeError as error:
+        return Check(name, statement, False, f"the shapes do not fit: {str(error).splitlines()[0]}")
     if actual.shape != expected.shape:
         return Check(name, statement, False, f"shapes differ: {tuple(actual.shape)} and {tuple(expected.shape)}")
     if not (actual.is_floating_point() and expected.is_floating_point()):
@@ -233,13 +235,25 @@ def scores(value: Values, attention: Attention) -> Check:
     result = attention.scores
 
     def compute() -> tuple[Tensor, Tensor]:
-        query, key = value(attention.entering["query"]), value(attention.entering["key"])
-        if not attention.key_is_transposed:
-            key = key.transpose(-2, -1)
-        product = _scaled(value, query @ key, attention.factors)
+        query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
+        product = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         return value(result), product.reshape(value(result).shape)
 
     return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+
+
+def _keys(value: Values, attention: Attention) -> Tensor:
+    key = value(attention.entering["key"])
+    return key.transpose(-2, -1) if attention.key_is_transposed else key
+
+
+def _alike(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+    """Two factors with the same leading dimensions: merged where one has them merged, shared heads repeated."""
+    if query.dim() != key.dim() and min(query.dim(), key.dim()) == 3:
+        query, key = query.flatten(0, -3), key.flatten(0, -3)
+    if query.dim() == key.dim() >= 3 and query.shape[-3] != key.shape[-3]:
+        key = key.repeat_interleave(query.shape[-3] // max(1, key.shape[-3]), -3)
+    return query, key
 
 
 def _scaled(value: Values, product: Tensor, factors: list[Factor]) -> Tensor:
@@ -336,17 +350,16 @@ def head_outputs(value: Values, attention: Attention) -> Check:
     if attention.mixing is not None:
         mixing = attention.mixing
         name = "weights" if mixing is attention.weights else "dropout(weights)"
-        return _compare(
-            "mix",
-            f"head_outputs = {name} · value_heads",
-            lambda: (value(result), (value(mixing) @ value(attention.entering["value"])).reshape(value(result).shape)),
-        )
+
+        def mix() -> tuple[Tensor, Tensor]:
+            weights, values = _alike(value(mixing), value(attention.entering["value"]))
+            return value(result), (weights @ values).reshape(value(result).shape)
+
+        return _compare("mix", f"head_outputs = {name} · value_heads", mix)
 
     def compute() -> tuple[Tensor, Tensor]:
-        query, key, values = (value(attention.entering[part]) for part in ("query", "key", "value"))
-        if query.shape[:-2] != key.shape[:-2]:  # query heads share key and value heads
-            copies = query.shape[-3] // key.shape[-3]
-            key, values = (each.repeat_interleave(copies, -3) for each in (key, values))
+        query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
+        values = _alike(query, value(attention.entering["value"]))[1]
         score = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         if attention.causal_flag:
             score = score.masked_fill(torch.ones_like(score, dtype=torch.bool).triu(1), float("-inf"))

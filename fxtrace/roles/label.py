@@ -231,9 +231,10 @@ class _Labels:
                 "the scaled product of query and key heads, before any mask",
                 [identity.scores(value, found)],
             )
-            if found.masks:
-                after = found.masks[-1][0]
-                self._give(after, at("masked_scores"), "the scores with the mask", [identity.masked(value, found)])
+        if found.masks and not found.fused:
+            after = found.masks[-1][0]
+            checks = [identity.masked(value, found)] if found.scores is not None else []
+            self._give(after, at("masked_scores"), "the scores with the mask", checks)
         if found.weights is not None:
             checks = [self._softmax(found)]
             if kind == "masked_self_attention":
