@@ -140,14 +140,8 @@ def test_the_whole_graph_as_json(run: Run, served: Served) -> None:
 
 
 def test_queries(run: Run, served: Served) -> None:
-    args = (
-        "query",
-        "shape == [batch, n_heads, tgt_len, src_len]",
-        "--trace",
-        served.reference.id,
-        "--store",
-        folder(served),
-    )
+    here = ("--trace", served.reference.id, "--store", folder(served))
+    args = ("query", "shape == [batch, n_heads, tgt_len, src_len]", *here)
     graph = served.engine.get_graph(served.reference.id)
     told = parse(run(*args, "--json").stdout)
     assert set(told) == {"nodes", "paths", "truncated"}
@@ -159,15 +153,8 @@ def test_queries(run: Run, served: Served) -> None:
 
 
 def test_queries_for_paths(run: Run, served: Served) -> None:
-    args = (
-        "query",
-        "--pattern",
-        "matmul pointwise* softmax",
-        "--trace",
-        served.reference.id,
-        "--store",
-        folder(served),
-    )
+    here = ("--trace", served.reference.id, "--store", folder(served))
+    args = ("query", "--pattern", "matmul pointwise* softmax", *here)
     told = parse(run(*args, "--json").stdout)
     weights = served.engine.get_graph(served.reference.id).by_role[ROLE].name
     [path] = [path for path in told["paths"] if path[-1] == weights]
