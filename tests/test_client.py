@@ -26,6 +26,7 @@ from fxtrace.errors import (
     NodeNotFound,
     OptionInvalid,
     PageInvalid,
+    QueryInvalid,
     ServerUnavailable,
     SliceInvalid,
     SnapshotNotFound,
@@ -35,7 +36,7 @@ from fxtrace.errors import (
     TraceNotFound,
 )
 from fxtrace.service import server
-from fxtrace.trace import Progress, RenderOptions, Trace, TraceRequest
+from fxtrace.trace import NodeQuery, Progress, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
 from tests.conftest import Served
@@ -70,6 +71,44 @@ def test_answers_are_the_engine_s(client: Client[NDArray[Any]], served: Served) 
     assert remote.list_snapshots(trace_id, [33, 1]) == engine.list_snapshots(trace_id, [1, 33])
     options = RenderOptions(depth=1, theme="dark", highlight=("#33",), direction="LR")
     assert remote.render_graph(trace_id, "dot", options) == engine.render_graph(trace_id, "dot", options)
+
+
+QUERIES = [
+    NodeQuery(),
+    NodeQuery('kind == "matmul" && shape[-1] == src_len'),
+    NodeQuery("shape == [batch, n_heads, tgt_len, src_len]"),
+    NodeQuery(ancestors_of=WEIGHTS, max_depth=5),
+    NodeQuery('kind == "linear"', descendants_of="src_ids", ancestors_of=WEIGHTS),
+    NodeQuery(pattern="matmul pointwise* softmax"),
+    NodeQuery(path=("src_ids", WEIGHTS)),
+    NodeQuery(path=(WEIGHTS, "src_ids")),
+    NodeQuery(pattern=". ."),
+]
+
+
+@pytest.mark.parametrize("query", QUERIES)
+def test_queries_are_answered_as_the_engine_does(
+    client: Client[NDArray[Any]], served: Served, query: NodeQuery
+) -> None:
+    assert client.query_nodes(served.reference.id, query) == served.engine.query_nodes(served.reference.id, query)
+
+
+def test_a_query_finds_the_attentions(client: Client[NDArray[Any]], served: Served) -> None:
+    graph = client.get_graph(served.reference.id)
+    cross = client.query_nodes(served.reference.id, NodeQuery("shape == [batch, n_heads, tgt_len, src_len]"))
+    roles = {str(role) for node in cross.nodes for role in node.roles}
+    assert {f"decoder.{i}.cross_attention.{part}" for i in (0, 1) for part in ("scores", "weights")} <= roles
+    found = client.query_nodes(served.reference.id, NodeQuery(pattern="matmul pointwise* softmax"))
+    assert len(found.paths) == 6
+    assert {path[-1] for path in found.paths} == {node.name for node in graph.nodes if node.kind == "softmax"}
+
+
+def test_a_deleted_trace_is_asked_no_more(client: Client[NDArray[Any]], served: Served) -> None:
+    trace = client.create_trace(TraceRequest("tiny", seed=9))
+    assert client.query_nodes(trace.id, NodeQuery()).nodes
+    client.delete_trace(trace.id)
+    with pytest.raises(TraceNotFound):
+        client.query_nodes(trace.id, NodeQuery())
 
 
 def test_pages_of_traces_add_up(client: Client[NDArray[Any]], served: Served) -> None:
@@ -181,6 +220,10 @@ BAD: list[tuple[str, Callable[[Api, str], object], type[FxtraceError]]] = [
     ("module", lambda api, t: api.get_graph(t, module="nowhere"), NodeNotFound),
     ("role", lambda api, t: api.get_graph(t, role="decoder.0.cros_attention"), NodeNotFound),
     ("snapshot", lambda api, t: api.list_snapshots(t, [99]), SnapshotNotFound),
+    ("query's trace", lambda api, _: api.query_nodes("0" * 32, NodeQuery()), TraceNotFound),
+    ("query's node", lambda api, t: api.query_nodes(t, NodeQuery(ancestors_of="src_id")), NodeNotFound),
+    ("expression", lambda api, t: api.query_nodes(t, NodeQuery("rank == 4 &&\n  shape[-1] == d_modl")), QueryInvalid),
+    ("pattern", lambda api, t: api.query_nodes(t, NodeQuery(pattern="matmul soft")), QueryInvalid),
     ("tensor", lambda api, t: api.read_tensor(t, "decoder.0.cross_attention.wieghts"), TensorNotFound),
     ("slice", lambda api, t: api.read_tensor(t, WEIGHTS, "0,9"), SliceInvalid),
     ("slice's form", lambda api, t: api.read_tensor(t, WEIGHTS, "0,,1"), SliceInvalid),

@@ -33,15 +33,17 @@ from fxtrace.graph import (
     Value,
 )
 from fxtrace.trace import (
-    RUNGS,
     DIRECTIONS,
     IMAGE_FORMATS,
+    RUNGS,
     THEMES,
     ConfigField,
     ImageFormat,
     Json,
     ModelInfo,
+    NodeQuery,
     Progress,
+    QueryResult,
     RenderOptions,
     TensorData,
     Trace,
@@ -167,6 +169,9 @@ OPTIONS = st.builds(
     direction=st.sampled_from(DIRECTIONS),
     theme=st.sampled_from(THEMES),
 )
+QUERIES = st.builds(
+    NodeQuery, TEXTS, TEXTS, TEXTS, max_depth=st.none() | INT32, path=st.none() | st.tuples(TEXTS, TEXTS), pattern=TEXTS
+)
 PROGRESS = st.builds(Progress, TEXTS, INT64, INT64)
 
 
@@ -188,6 +193,22 @@ def test_pages_make_up_the_graph(graph: Graph, size: int) -> None:
     assert not any(page.modules or page.dims or page.refusals for page in pages[1:])
 
 
+@given(GRAPHS, st.booleans(), st.integers(1, 4), st.booleans(), st.data())
+def test_pages_make_up_a_query_s_result(
+    graph: Graph, truncated: bool, size: int, with_paths: bool, data: st.DataObject
+) -> None:
+    result = QueryResult(graph.nodes)
+    if graph.nodes and with_paths:
+        path = st.lists(st.sampled_from(sorted(graph.by_name)), min_size=1, max_size=5).map(tuple)
+        paths = tuple(data.draw(st.lists(path, min_size=1, max_size=5)))
+        names = dict.fromkeys(name for path in paths for name in path)
+        result = QueryResult(tuple(graph.by_name[name] for name in names), paths, truncated)
+    total = len(result.paths or result.nodes)
+    pages = [travel(wire.encode_query_result(result, i, i + size)) for i in range(0, max(total, 1), size)]
+    assert wire.decode_query_result(pages) == result
+    assert {page.total_size for page in pages} == {total}
+
+
 @given(GRAPHS)
 def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> None:
     decoded = wire.decode_graph([wire.encode_graph(graph, basic=True)])
@@ -204,6 +225,7 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
         (TRACES, wire.TRACE.encode, wire.TRACE.decode),
         (REQUESTS, wire.encode_trace_request, wire.decode_trace_request),
         (OPTIONS, wire.RENDER_OPTIONS.encode, wire.RENDER_OPTIONS.decode),
+        (QUERIES, wire.NODE_QUERY.encode, wire.NODE_QUERY.decode),
         (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
         (SPECS, wire.SPEC.encode, wire.SPEC.decode),
     ],

@@ -122,7 +122,9 @@ class Recorder(TorchFunctionMode):
             return result
         self._keep_up_with_modes()
         node = self.graph.create_node(form.op, form.target)
-        node.args, node.kwargs = written, written_kwargs  # given at creation, they would be searched for symbols
+        node.args = written  # given at creation, they would be searched for symbolic sizes
+        if written_kwargs:
+            node.kwargs = written_kwargs
         value = args[0] if form.target is setitem else result
         self._note(node, value, self._source())
         if isinstance(value, Tensor):
@@ -160,6 +162,8 @@ class Recorder(TorchFunctionMode):
 
     def _argument(self, value: Any) -> Any:
         """An argument as torch.fx has it: nodes in place of tensors."""
+        if type(value) in _CONSTANTS:
+            return value
         if isinstance(value, Tensor):
             return self._node(value)
         if isinstance(value, tuple | list):
@@ -298,6 +302,8 @@ _TAKEN_APART: Mapping[Any, Callable[..., Any]] = {
     functional.multi_head_attention_forward: _multi_head_attention_forward,
     Tensor.__iter__: lambda tensor: iter(tensor.unbind(0)),  # an iterator is no value that a graph could hold
 }
+
+_CONSTANTS = frozenset({int, float, bool, str, type(None), type(...), torch.dtype, torch.device})
 
 _READS = frozenset(
     {"item", "tolist", "numpy", "equal", "allclose", "is_nonzero", "__array__", "__contains__"}

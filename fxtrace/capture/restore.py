@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 @contextmanager
@@ -24,7 +25,11 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
     tables = [value for saved in attributes.values() for value in saved.values() if type(value) in _TABLES]
     contents = [(table, table.copy() if table else ()) for table in tables]
     plain = (value for saved in attributes.values() for value in saved.values() if isinstance(value, Tensor))
-    tensors = [(t.detach(), t.detach().clone()) for t in (*module.buffers(), *plain) if not t.is_meta]
+    tensors = [
+        (t.detach(), t.detach().clone())
+        for t in (*module.buffers(), *plain)
+        if not (t.is_meta or isinstance(t, FakeTensor))
+    ]
     random_states = _random_states()
     training = {m: m.training for m in attributes}
 

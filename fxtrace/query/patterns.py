@@ -27,8 +27,8 @@ MAX_STEPS = 1_000_000
 
 _FIELD = "query.pattern"
 _STEP = re.compile(
-    r"(?:(?P<one>\.|[\w-]+)|\(\s*(?P<choice>[\w-]+(?:\s*\|\s*[\w-]+)*)\s*\))"
-    r"(?:(?P<sign>[*+?])|\{(?P<least>\d{1,3})(?P<range>,(?P<most>\d{1,3})?)?\})?(?=[\s(.]|$)"
+    r"(?:(?P<one>\.|\w+)|\(\s*(?P<choice>(?:\.|\w+)(?:\s*\|\s*(?:\.|\w+))*)\s*\))"
+    r"(?:(?P<sign>[*+?])|\{(?P<least>\d{1,3})(?P<range>,(?P<most>\d{1,3})?)?\})?"
 )
 _SIGNS: dict[str | None, tuple[int, int | None]] = {None: (1, 1), "?": (0, 1), "*": (0, None), "+": (1, None)}
 
@@ -174,7 +174,7 @@ def _blank(text: str, position: int) -> int:
 
 def _step(match: re.Match[str]) -> Step:
     group = "one" if match["one"] else "choice"
-    words = re.finditer(r"[\w-]+|\.", match[group])
+    words = re.finditer(r"\.|\w+", match[group])
     kinds = frozenset().union(*(_kinds(match.string, match.start(group) + word.start(), word[0]) for word in words))
     if match["least"] is None:
         return Step(kinds, *_SIGNS[match["sign"]])

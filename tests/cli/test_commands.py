@@ -43,6 +43,11 @@ READS = [
     ("graph", "{}"),
     ("graph", "{}", "--role", "decoder.0.cross_attention"),
     ("graph", "{}", "--role", ROLE, "--module", "dec_layers.0"),
+    ("query", "--trace", "{}"),
+    ("query", 'kind == "matmul" && shape[-1] == src_len', "--trace", "{}"),
+    ("query", "--path", "src_ids", ROLE, "--trace", "{}"),
+    ("query", "--pattern", "matmul pointwise* softmax", "--trace", "{}"),
+    ("query", "rank == 4", "--ancestors", ROLE, "--descendants", "src_ids", "--depth", "9", "--trace", "{}"),
     ("tensor", ROLE, "--trace", "{}"),
     ("tensor", ROLE, "--slice", "0,0,:2", "--trace", "{}"),
     ("tensor", MASK, "--trace", "{}"),
@@ -132,6 +137,31 @@ def test_the_whole_graph_as_json(run: Run, served: Served) -> None:
     slices = [arg for node in told["nodes"] for arg in node["args"] if isinstance(arg, list)]
     assert any(isinstance(item, dict) and "slice" in item for arg in slices for item in arg)
     assert {dim["name"]: dim["size"] for dim in told["dims"]}["d_model"] == 128
+
+
+def test_queries(run: Run, served: Served) -> None:
+    here = ("--trace", served.reference.id, "--store", folder(served))
+    args = ("query", "shape == [batch, n_heads, tgt_len, src_len]", *here)
+    graph = served.engine.get_graph(served.reference.id)
+    told = parse(run(*args, "--json").stdout)
+    assert set(told) == {"nodes", "paths", "truncated"}
+    expected = [node.name for node in graph.nodes if node.spec and node.spec.shape == (1, 4, 5, 6)]
+    assert [node["name"] for node in told["nodes"]] == expected
+    rows = run(*args).stdout.splitlines()
+    assert rows[0].strip() == f"nodes: {len(expected)}"
+    assert [row.split()[0] for row in rows if "1×4×5×6" in row] == expected
+
+
+def test_queries_for_paths(run: Run, served: Served) -> None:
+    here = ("--trace", served.reference.id, "--store", folder(served))
+    args = ("query", "--pattern", "matmul pointwise* softmax", *here)
+    told = parse(run(*args, "--json").stdout)
+    weights = served.engine.get_graph(served.reference.id).by_role[ROLE].name
+    [path] = [path for path in told["paths"] if path[-1] == weights]
+    rows = run(*args).stdout.splitlines()
+    assert rows[0].strip() == "paths: 6"
+    [row] = [row for row in rows if weights + " " in row]
+    assert " → ".join(f"{name} 1×4×5×6" for name in path) in row
 
 
 def test_tensors(run: Run, served: Served) -> None:

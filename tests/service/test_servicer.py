@@ -41,6 +41,11 @@ def graph_request(trace: str, **fields: Any) -> rpc.GetGraphRequest:
     return rpc.GetGraphRequest(trace=trace, **fields)
 
 
+def query_request(trace: str, **fields: Any) -> rpc.QueryNodesRequest:
+    own = {name: fields.pop(name) for name in ("view", "page_size", "page_token") if name in fields}
+    return rpc.QueryNodesRequest(trace=trace, query=rpc.NodeQuery(**fields), **own)
+
+
 def test_models_are_paged(stub: TraceServiceStub) -> None:
     everything = stub.ListModels(rpc.ListModelsRequest())
     assert [model.name for model in everything.models] == [
@@ -94,6 +99,57 @@ def test_the_basic_view_is_less(stub: TraceServiceStub, trace: str) -> None:
 def test_filters_count_on_all_pages(stub: TraceServiceStub, trace: str) -> None:
     page = stub.GetGraph(graph_request(trace, role="decoder.0.cross_attention", page_size=2))
     assert page.total_nodes > len(page.graph.nodes) == 2
+
+
+PATH = rpc.PathEnds(source="src_ids", target=WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "query", [{}, {"expression": "rank == 4"}, {"pattern": "linear view"}, {"path": PATH}], ids=lambda query: [*query]
+)
+def test_answers_to_a_query_are_paged(stub: TraceServiceStub, trace: str, query: dict[str, Any]) -> None:
+    whole = stub.QueryNodes(query_request(trace, **query))
+    paths = "pattern" in query or "path" in query
+    assert whole.total_size == len(whole.paths if paths else whole.nodes) > 0
+    assert bool(whole.paths) == paths
+    assert not whole.next_page_token
+    nodes: dict[str, Node] = {}
+    found: list[rpc.NodePath] = []
+    token, sizes = "", []
+    while True:
+        page = stub.QueryNodes(query_request(trace, page_size=7, page_token=token, **query))
+        assert (page.total_size, page.truncated) == (whole.total_size, whole.truncated)
+        assert not paths or {node.name for node in page.nodes} == {name for path in page.paths for name in path.nodes}
+        sizes.append(len(page.paths if paths else page.nodes))
+        nodes |= {node.name: node for node in page.nodes}
+        found += page.paths
+        token = page.next_page_token
+        if not token:
+            break
+    assert (list(nodes.values()), found) == (list(whole.nodes), list(whole.paths))
+    assert set(sizes[:-1]) <= {7}
+
+
+def test_an_answer_s_nodes_are_the_graph_s(stub: TraceServiceStub, trace: str) -> None:
+    graph = {node.name: node for node in stub.GetGraph(graph_request(trace)).graph.nodes}
+    answer = stub.QueryNodes(query_request(trace, expression='role != ""'))
+    assert answer.nodes
+    for node in answer.nodes:
+        assert node.roles[0].name
+        node.users.extend(graph[node.name].users)
+        assert node == graph[node.name]
+    basic = stub.QueryNodes(query_request(trace, expression='role != ""', view=rpc.GRAPH_VIEW_BASIC))
+    assert not any(node.args or node.parameters or node.HasField("source") for node in basic.nodes)
+    assert [node.roles[0].name for node in basic.nodes] == [node.roles[0].name for node in answer.nodes]
+
+
+@pytest.mark.parametrize("change", [{"expression": "rank == 3"}, {"view": rpc.GRAPH_VIEW_BASIC}, {"pattern": "add"}])
+def test_a_token_of_a_query_belongs_to_it(stub: TraceServiceStub, trace: str, change: dict[str, Any]) -> None:
+    token = stub.QueryNodes(query_request(trace, expression="rank == 4", page_size=3)).next_page_token
+    assert token
+    with pytest.raises(grpc.RpcError) as e:
+        stub.QueryNodes(query_request(trace, **{"expression": "rank == 4", "page_token": token, **change}))
+    assert reason(e.value)[0] == (Code.INVALID_ARGUMENT, "PAGE_INVALID")
 
 
 @pytest.mark.parametrize("change", [{"role": "encoder"}, {"view": rpc.GRAPH_VIEW_BASIC}, {"module": "decoder"}])
@@ -254,6 +310,7 @@ def reason(error: grpc.RpcError) -> tuple[tuple[grpc.StatusCode, str], str]:
 
 
 NAME, PAGE, OPTION = ((Code.INVALID_ARGUMENT, f"{word}_INVALID") for word in ("NAME", "PAGE", "OPTION"))
+QUERY, QUERY_FIELD = (Code.INVALID_ARGUMENT, "QUERY_INVALID"), "query.expression"
 MISSING = "traces/" + "0" * 32
 Bad = Callable[[TraceServiceStub, str], Any]
 
@@ -285,6 +342,12 @@ BAD: list[tuple[str, Bad, tuple[grpc.StatusCode, str], str]] = [
      (Code.NOT_FOUND, "NODE_NOT_FOUND"), "module"),
     ("unknown role", lambda s, t: s.GetGraph(graph_request(t, role="decoder.9")),
      (Code.NOT_FOUND, "NODE_NOT_FOUND"), "role"),
+    ("query's page too large", lambda s, t: s.QueryNodes(query_request(t, page_size=5001)), PAGE, "page_size"),
+    ("query's token", lambda s, t: s.QueryNodes(query_request(t, page_token="AAAA")), PAGE, "page_token"),
+    ("query's view", lambda s, t: s.QueryNodes(query_request(t, view=77)), OPTION, "view"),
+    ("query's expression", lambda s, t: s.QueryNodes(query_request(t, expression="kidn == 1")), QUERY, QUERY_FIELD),
+    ("query's unknown node", lambda s, t: s.QueryNodes(query_request(t, ancestors_of="nothing")),
+     (Code.NOT_FOUND, "NODE_NOT_FOUND"), "query.ancestors_of"),
     ("unknown snapshot", lambda s, t: s.ListSnapshots(rpc.ListSnapshotsRequest(trace=t, numbers=[1, 99])),
      (Code.NOT_FOUND, "SNAPSHOT_NOT_FOUND"), "numbers"),
     ("unknown tensor", lambda s, t: list(s.ReadTensor(rpc.ReadTensorRequest(trace=t, tensor="decoder.0.weights"))),
