@@ -169,9 +169,9 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
         if node.target.rpartition(".")[2] == "baddbmm":
             # One op scales the product and adds a bias: there are no scores without it.
             alpha = node.kwargs.get("alpha", 1)
-            factor: Factor = ("mul", float(alpha)) if isinstance(alpha, int | float) else ("mul", 1.0)
+            scale: Factor = ("mul", float(alpha) if isinstance(alpha, int | float) else 1.0)
             bias = flow.inputs(node)[0]
-            return _Chain(node, None, (factor,), ((node, bias),))
+            return _Chain(node, None, (scale,), ((node, bias),))
         return _Chain(node, node, (), ())
     inputs = [each for each in flow.inputs(node) if each.spec is not None]
     if node.kind in MOVES and _keeps_rows(node) and inputs:

@@ -160,33 +160,38 @@ def find_stacks(flow: Flow, streams: Streams, blocks: list[Block], kinds: dict[s
         for block in members:
             if isinstance(block.core, Unknown):
                 block.pre_norm = any(each.pre_norm for each in members)
-        stacks.append(
-            Stack(
-                name,
-                name if not alike else f"{name}_{alike + 1}",
-                find_embedding(flow, members[0]),
-                _layers(members, kinds),
-            )
-        )
+        layers = _layers(members, kinds)
+        numbered = f"{name}_{alike + 1}" if alike else name
+        stacks.append(Stack(name, numbered, find_embedding(flow, layers[0].source), layers))
     return stacks
 
 
 def _layers(blocks: list[Block], kinds: dict[str, str]) -> list[Layer]:
     """Cuts a stack's blocks into layers, by the shortest period of their kinds.
 
-    Where the kinds have no period, a layer begins with the attention that follows something else.
+    Unknown blocks before the first layer and after the last belong to none. Where the kinds have no period, a layer
+    begins with the attention that follows something else.
     """
     sequence = [kinds[block.name] for block in blocks]
-    period = next((p for p in range(1, len(blocks)) if len(blocks) % p == 0 and _repeats(sequence, p)), 0)
+    known = [i for i, kind in enumerate(sequence) if kind != UNKNOWN]
+    starts, stops = range(known[0] + 1), range(len(blocks), known[-1], -1)
+    cuts = ((start, stop, _period(sequence[start:stop])) for start in starts for stop in stops)
+    start, stop, period = next((cut for cut in cuts if cut[2]), (known[0], known[-1] + 1, 0))
     layers: list[Layer] = []
-    for i, block in enumerate(blocks):
-        attends = i > 0 and "attention" in sequence[i] and "attention" not in sequence[i - 1]
-        if i == 0 or (i % period == 0 if period else attends):
+    for i in range(start, stop):
+        attends = i > start and "attention" in sequence[i] and "attention" not in sequence[i - 1]
+        if i == start or ((i - start) % period == 0 if period else attends):
             layers.append(Layer({}))
         here = layers[-1].blocks
         alike = sum(name.rstrip("_0123456789") == sequence[i] for name in here)
-        here[sequence[i] if not alike else f"{sequence[i]}_{alike + 1}"] = block
+        here[sequence[i] if not alike else f"{sequence[i]}_{alike + 1}"] = blocks[i]
     return layers
+
+
+def _period(sequence: list[str]) -> int:
+    """The shortest period of kinds that comes more than once; 0 where there is none."""
+    size = len(sequence)
+    return next((p for p in range(1, size) if size % p == 0 and _repeats(sequence, p)), 0)
 
 
 def _repeats(sequence: list[str], period: int) -> bool:
@@ -201,9 +206,8 @@ def _repeats(sequence: list[str], period: int) -> bool:
     return "attention" in "".join(sequence[:period])
 
 
-def find_embedding(flow: Flow, first: Block) -> Embedding:
-    """What stands before a stack's first block."""
-    result = first.skip
+def find_embedding(flow: Flow, result: Node) -> Embedding:
+    """What stands before a stack's first layer, which reads `result`."""
     embedding = Embedding(result)
     lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm", "elementwise"})
     by_ids = [each for each in lookups if _token_ids(flow, each) is not None]
