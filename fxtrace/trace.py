@@ -62,7 +62,7 @@ class TraceRequest:
     """What is to be traced.
 
     Attributes:
-        model: a model's name, or (in this process only) the path of a model file.
+        model: a model's name, or (in this process only) where it comes from: see `fxtrace.models`.
         configuration: fields to override; the rest keep the model's defaults.
         inputs: tensors to use in place of the example inputs, by the input's name.
         input_shapes: shapes to draw inputs of, by the input's name; the dtype is the example input's.
@@ -70,6 +70,8 @@ class TraceRequest:
         values: keep every tensor's numbers; False propagates shapes only, with no compute.
         training: trace in training mode; False is evaluation mode.
         seed: of the random state the model is built and run under.
+        state: path of a safetensors file with the model's weights (in this process only); empty for those it is built
+            with.
     """
 
     model: str
@@ -80,6 +82,7 @@ class TraceRequest:
     values: bool = True
     training: bool = False
     seed: int = 0
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -333,8 +333,12 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
 
     Raises:
         ConfigurationError: a configuration value is no JSON, or an integer beyond ±2**53.
-        OptionInvalid: an unknown rung, or a seed or size beyond 64 bits.
+        OptionInvalid: an unknown rung, a seed or size beyond 64 bits, or a file of weights.
     """
+    if request.state:
+        raise OptionInvalid(
+            f"weights are read from a file in this process only, not by a server; got '{request.state}'", field="state"
+        )
     given = [rpc.InputOverride(name=name, tensor=TENSOR.encode(tensor)) for name, tensor in request.inputs.items()]
     drawn = [
         rpc.InputOverride(name=name, shape=rpc.InputShape(sizes=[fit(n, 64, f"input_shapes.{name}") for n in shape]))

@@ -1,14 +1,22 @@
 """The model contract: what a model file gives, and what is said when it does not."""
 
+import sys
 from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
-from fxtrace.errors import ConfigurationError, ModelInvalid, ModelNotFound
+from fxtrace.client import Client
+from fxtrace.errors import ConfigurationError, InputError, ModelInvalid, ModelNotFound, OptionInvalid
 from fxtrace.models import Model, Registry
+from fxtrace.models.weights import load_weights
+from fxtrace.service.engine import Engine
+from fxtrace.service.server import serving
+from fxtrace.trace import TraceRequest
+from fxtrace.wire import encode_trace_request
 
 GOOD = '''
 """A small model.
@@ -146,3 +154,172 @@ def test_a_model_in_a_file_joins_the_registry(tmp_path: Path) -> None:
     assert registry.names() == ("mine",)
     assert registry.get("mine") is model
     assert isinstance(model.build(model.resolve({})), torch.nn.Linear)
+
+
+FACTORY = """
+from typing import Annotated
+import torch
+
+def make(width: Annotated[int, "features"] = 4, bias=True):
+    \"\"\"A linear map.\"\"\"
+    return torch.nn.Linear(width, 2, bias), {"input": torch.randn(3, width)}
+
+class Kept:
+    \"\"\"Keeps the contract.\"\"\"
+    from dataclasses import make_dataclass
+    Config = make_dataclass("Config", [("width", int, 5)])
+    build = staticmethod(lambda config: torch.nn.Linear(config.width, 2))
+    example_inputs = staticmethod(lambda config: {"input": torch.ones(1, config.width)})
+
+def needs(width): ...
+def alone(): return torch.nn.Linear(2, 2)
+number = 3
+"""
+
+
+@pytest.fixture
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An importable module in the current folder; its name is new each time, for Python keeps what it imported."""
+    name = f"factories_{tmp_path.name}"
+    (tmp_path / f"{name}.py").write_text(FACTORY)
+    monkeypatch.chdir(tmp_path)
+    return name
+
+
+def test_a_factorys_parameters_are_the_configuration(factories: str) -> None:
+    model = Registry().load(f"{factories}:make")
+    info = model.info()
+    assert (info.name, info.summary) == (f"{factories}:make", "A linear map.")
+    assert [(f.name, f.type, f.default, f.description) for f in info.fields] == [
+        ("width", "int", 4, "features"),
+        ("bias", "bool", True, ""),
+    ]
+    config = model.resolve({"width": "6"})
+    torch.manual_seed(0)
+    module, inputs = model.build(config), model.example_inputs(config)
+    assert isinstance(module, torch.nn.Linear)
+    torch.manual_seed(0)
+    assert torch.equal(torch.nn.Linear(6, 2).weight, module.weight)
+    assert torch.equal(torch.randn(3, 6), inputs["input"])  # made by the same call
+    assert model.example_inputs(config)["input"].shape == (3, 6)
+    assert len(model.digest) == 64
+
+
+def test_an_import_path_may_lead_to_the_contract(factories: str) -> None:
+    model = Registry().load(f"{factories}:Kept")
+    assert model.info().summary == "Keeps the contract."
+    assert model.build(model.resolve({})).in_features == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("{}:mak", "did you mean 'make'"),
+        ("{}:needs", "its parameter 'width' must have a default"),
+        ("{}:number", "expected a callable that returns .module, example inputs.*it is a int"),
+        ("{}_not:make", "cannot be imported: ModuleNotFoundError"),
+        ("{}:make()", "expected a model's import path as package.module:factory"),
+        (":make", "expected a model's import path"),
+    ],
+)
+def test_a_bad_import_path_is_refused(factories: str, name: str, message: str) -> None:
+    with pytest.raises(ModelInvalid, match=message):
+        Registry().load(name.format(factories))
+
+
+def test_what_a_factory_returns_is_checked(factories: str) -> None:
+    model = Registry().load(f"{factories}:alone")
+    with pytest.raises(ModelInvalid, match=r"expected .module, example inputs. from it, came Linear"):
+        model.build(model.resolve({}))
+
+
+def test_only_what_is_on_offer_is_got(factories: str) -> None:
+    registry = Registry()
+    for name in (f"{factories}:make", "hf:bert", "mine.py"):
+        with pytest.raises(ModelNotFound, match="no model named"):
+            registry.get(name)
+    assert factories not in sys.modules
+    registry.add(f"{factories}:make")
+    assert registry.get(f"{factories}:make").name in registry.names()
+
+
+def test_every_family_can_be_offered_at_once() -> None:
+    pytest.importorskip("transformers")
+    registry = Registry()
+    registry.add_families()
+    assert registry.get("hf:bert").name == "hf:bert"
+    assert registry.names() == ()
+    with pytest.raises(ModelNotFound, match="did you mean 'bert'"):
+        registry.get("hf:bertt")
+
+
+def test_weights_come_from_a_file(tmp_path: Path) -> None:
+    trained, fresh = torch.nn.Linear(4, 2), torch.nn.Linear(4, 2)
+    save_file(trained.state_dict(), tmp_path / "w.safetensors")
+    load_weights(fresh, tmp_path / "w.safetensors")
+    assert torch.equal(fresh.weight, trained.weight)
+    assert torch.equal(fresh.bias, trained.bias)
+
+
+def test_shared_weights_are_enough_once(tmp_path: Path) -> None:
+    def tied() -> torch.nn.Bilinear:
+        model = torch.nn.Bilinear(2, 3, 4)
+        model.register_parameter("twin", model.weight)
+        return model
+
+    trained, fresh = tied(), tied()
+    save_file({"twin": trained.weight.detach(), "bias": trained.bias.detach()}, tmp_path / "w.safetensors")
+    load_weights(fresh, tmp_path / "w.safetensors")
+    assert torch.equal(fresh.weight, trained.weight)
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"weight": torch.ones(2, 4)}, "it lacks bias; the model is Linear"),
+        ({"weight": torch.ones(2, 4), "bias": torch.ones(2), "x": torch.ones(1)}, "it has besides x;"),
+        ({"weight": torch.ones(4, 2), "bias": torch.ones(2)}, "another shape weight .4×2, not 2×4."),
+        (None, "No such file"),
+    ],
+)
+def test_weights_that_do_not_fit_change_nothing(
+    tmp_path: Path, state: dict[str, torch.Tensor] | None, message: str
+) -> None:
+    module = torch.nn.Linear(4, 2)
+    before = module.weight.clone()
+    if state is not None:
+        save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(InputError, match=message) as caught:
+        load_weights(module, tmp_path / "w.safetensors")
+    assert caught.value.field == "state"
+    assert torch.equal(module.weight, before)
+
+
+def test_weights_are_part_of_a_trace(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(GOOD)
+    request = TraceRequest(str(tmp_path / "mine.py"), state=str(tmp_path / "w.safetensors"))
+    with Engine.open(tmp_path / "store") as engine:
+        plain = engine.create_trace(TraceRequest(request.model))
+        ids = {plain.id}
+        for value in (0.5, 2.0):
+            state = {"weight": torch.full((2, 4), value), "bias": torch.zeros(2)}
+            save_file(state, tmp_path / "w.safetensors")
+            trace = engine.create_trace(request)
+            ids.add(trace.id)
+            output = next(n for n in engine.get_graph(trace.id).nodes if n.op == "output").inputs[0]
+            assert engine.read_tensor(trace.id, output).max() == 4 * value  # the example input is ones
+        assert len(ids) == 3
+    with pytest.raises(OptionInvalid, match="in this process only"):
+        encode_trace_request(request)
+
+
+def test_a_request_to_a_server_leads_nowhere_that_is_not_on_offer(factories: str, tmp_path: Path) -> None:
+    with Engine.open(tmp_path / "store") as engine, serving(engine) as address, Client(address) as client:
+        for name in (f"{factories}:make", "hf:bert"):
+            with pytest.raises(ModelNotFound, match="no model named"):
+                client.create_trace(TraceRequest(name))
+            with pytest.raises(ModelNotFound, match="no model named"):
+                client.get_model(name)
+        assert factories not in sys.modules
+        assert engine.get_model(f"{factories}:make").name == f"{factories}:make"  # the operator's own process
+        assert client.get_model(f"{factories}:make").name == f"{factories}:make"  # and now it is on offer

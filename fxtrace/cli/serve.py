@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,9 +13,14 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 50051,
     host: Annotated[str, typer.Option(help="A loopback address.")] = "127.0.0.1",
     models: Annotated[
-        list[Path] | None,
-        typer.Option("--model", metavar="FILE", help="Offer the model in this file, too. Repeatable."),
+        list[str] | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Offer this one, too: a model file, package.module:factory, or hf:<architecture>. Repeatable.",
+        ),
     ] = None,
+    hf: Annotated[bool, typer.Option("--hf", help="Offer every architecture of transformers, as hf:...")] = False,
     store: StoreFolder = None,
     as_json: Json = False,
 ) -> None:
@@ -34,8 +38,10 @@ def serve(
         ) from error
 
     offered = Registry.installed()
-    for file in models or []:
-        offered.add_file(file)
+    for reference in models or []:
+        offered.add(reference)
+    if hf:
+        offered.add_families()
 
     def ready(address: str) -> None:
         if as_json:

@@ -16,7 +16,12 @@ from fxtrace.trace import Rung, TensorData, TraceRequest
 
 
 def trace(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, or the path of a model file.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A model's name, a model file, package.module:factory, or hf:<architecture>."
+        ),
+    ],
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -37,6 +42,9 @@ def trace(
     rung: Annotated[Rung | None, typer.Option(help="How to capture; fxtrace chooses by itself.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Trace in training mode.")] = False,
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Of the random state.", show_default=True)] = 0,
+    state: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Take the weights from this safetensors file.")
+    ] = None,
     server: Server = None,
     store: StoreFolder = None,
     as_json: Json = False,
@@ -54,6 +62,7 @@ def trace(
         values=not shapes_only,
         training=training,
         seed=seed,
+        state="" if state is None else str(state),
     )
     with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:

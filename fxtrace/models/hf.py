@@ -6,9 +6,9 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
-import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,7 @@ class HuggingFaceModel(Model):
         return {**config.added, **dict(_flat(config.config))}
 
     def build(self, config: _Configuration) -> nn.Module:
-        with _needing_packages(self.name):
+        with _needing_packages(self.name), _offline():
             make: Any = self._class._from_config
             module: nn.Module = make(config.config, attn_implementation=config.added["attn_implementation"])
         return module.eval()
@@ -179,8 +179,6 @@ class HuggingFaceModel(Model):
 
 
 def _import_transformers() -> None:
-    # Nothing is ever fetched; transformers reads these when it is imported.
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import torch  # noqa: F401
         import transformers
@@ -195,22 +193,30 @@ def _import_transformers() -> None:
         ) from error
 
 
-class _needing_packages:  # noqa: N801 - a context manager, used as a function
+@contextmanager
+def _needing_packages(name: str) -> Iterator[None]:
     """Reports an architecture's wish for a package that is not installed.
 
     Raises:
         DependencyMissing: in place of an ImportError.
     """
+    try:
+        yield
+    except ImportError as error:
+        first = next((line for line in str(error).splitlines() if line.strip()), "")
+        raise DependencyMissing(f"model '{name}': {first}", model=name) from error
 
-    def __init__(self, name: str) -> None:
-        self._name = name
 
-    def __enter__(self) -> None: ...
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Keeps transformers from fetching anything, whatever a configuration asks for."""
+    from huggingface_hub import constants
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, ImportError):
-            first = next((line for line in str(error).splitlines() if line.strip()), "")
-            raise DependencyMissing(f"model '{self._name}': {first}", model=self._name) from error
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 def _model_class(name: str, model_type: str, kind: type[PreTrainedConfig], wanted: str) -> type[PreTrainedModel]:

@@ -38,6 +38,8 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
         (r"type_vocab_size", lambda size: size),
         (r"(.*_)?vocab_size(_.*)?|n_vocab|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
         (r"(.*_)?codebook_size", _at_most(CODES)),
+        (r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
+        (r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
         (r"first_k_dense_replace|max_window_layers|num_dense_layers|num_kv_shared_layers", _at_most(1)),
         (r"(.*_)?(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|depth)|num_blocks", _at_most(LAYERS)),
         (_KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
@@ -97,6 +99,8 @@ _SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, 
 
 EXCEPTIONS: Mapping[str, Mapping[str, Any]] = {
     **dict.fromkeys(("glm4v_text", "glm_image_text", "glm_ocr_text", "qwen2_vl_text", "qwen2_5_vl_text"), _SECTIONS),
+    # Its masking looks for this token, and the class names none.
+    "esm": {"pad_token_id": 1},
     # Coordinates are embedded in six equal parts.
     "lilt": {"hidden_size": 96},
     "layoutlmv3": {"coordinate_size": 12, "shape_size": 8, "input_size": 64},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from fxtrace.errors import (
 )
 from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.models import Registry
+from fxtrace.models import Model, Registry
 from fxtrace.service import paging
 from fxtrace.slices import select
 from fxtrace.store import Store, default_folder
@@ -113,6 +114,7 @@ class Engine:
     def __init__(self, store: Store, models: Registry) -> None:
         self._store = store
         self._models = models
+        self._model: Callable[[str], Model] = models.load
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
@@ -135,6 +137,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def restricted(self) -> Engine:
+        """The same engine for callers who may name only models that are on offer: nothing else is imported or run."""
+        engine = copy(self)
+        engine._model = self._models.get
+        return engine
+
     # ---------------------------------------------------------------------------------------------------- models
 
     def list_models(self) -> tuple[ModelInfo, ...]:
@@ -147,7 +155,7 @@ class Engine:
         Raises:
             ModelNotFound, ModelInvalid
         """
-        return self._models.get(name).info()
+        return self._model(name).info()
 
     def _model_or_reason(self, name: str) -> ModelInfo:
         try:
@@ -161,7 +169,7 @@ class Engine:
         """Traces a model, or finds the trace that a request like this one made before.
 
         Args:
-            request: what is to be traced. Where `model` is the path of a Python file, that file is run.
+            request: what is to be traced. Where `model` leads to a file or an import path, that code is run.
             progress: called as the work goes on; raise `Cancelled` from it to stop. Nothing half-done is kept.
 
         Raises:
@@ -169,7 +177,7 @@ class Engine:
             CaptureFailed: the model raised, or cannot be captured.
             Unmet: the store cannot be written to.
         """
-        model = self._models.load(request.model)
+        model = self._model(request.model)
         from fxtrace.service.tracing import Tracing  # not before the model: reading a store needs no PyTorch
 
         tracing = Tracing(model, request, progress or (lambda _: None))

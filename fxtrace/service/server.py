@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from fxtrace.api import TraceApi
 from fxtrace.errors import OptionInvalid, Unmet
+from fxtrace.service.engine import Engine
 from fxtrace.service.interceptors import Edge
 from fxtrace.service.servicer import SERVICE, TraceServicer
 
@@ -111,7 +112,7 @@ async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
     host, port = _loopback(address)
     _check_free(host, port)
     server = grpc.aio.server(interceptors=(Edge(),), options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-    servicer = TraceServicer(engine)
+    servicer = TraceServicer(engine.restricted() if isinstance(engine, Engine) else engine)
     handlers = servicer.handlers()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     server.add_registered_method_handlers(SERVICE.full_name, handlers)

@@ -19,6 +19,7 @@ from fxtrace import wire
 from fxtrace.capture import Capture, capture, model_errors
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.models import Model
+from fxtrace.models.weights import load_weights, weights_digest
 from fxtrace.roles import label
 from fxtrace.service.inputs import Input, make_inputs, seeded, to_numpy
 from fxtrace.shapes import tensor_spec
@@ -41,6 +42,7 @@ class Tracing:
 
     Raises:
         ConfigurationError: the request's configuration does not fit the model.
+        InputError: the file of the weights cannot be read.
     """
 
     def __init__(self, model: Model, request: TraceRequest, report: Callable[[Progress], None]) -> None:
@@ -76,6 +78,8 @@ class Tracing:
             self._report(Progress("build"))
             with model_errors("building the model raised"):
                 module = self._model.build(self._config)
+                if request.state:
+                    load_weights(module, request.state)
                 examples = self._model.example_inputs(self._config)
             inputs = make_inputs(examples, request)
             captured = capture(
@@ -132,6 +136,7 @@ class Tracing:
             "values": request.values,
             "training": request.training,
             "seed": request.seed,
+            "state": weights_digest(request.state) if request.state else "",
             "torch": torch.__version__,
             "fxtrace": fxtrace.__version__,
         }

@@ -1,0 +1,80 @@
+"""What a Hugging Face model itself says of its attentions: the truth that found roles are held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+KINDS = ("self_attention", "masked_self_attention", "cross_attention")
+
+
+@dataclass(frozen=True)
+class TrueAttention:
+    """One attention of the model: its kind, where it was told, and its weights."""
+
+    kind: str
+    where: str
+    weights: Tensor
+
+
+def true_attentions(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[TrueAttention, ...]:
+    """The attention weights that the model gives back when asked for them, and those its modules hand each other.
+
+    The model must compute attention eagerly. What comes as `cross_attentions` is cross-attention; of the rest, weights
+    that are not square are cross-attention too, those of which no query looks ahead masked self-attention.
+    """
+    passed: list[TrueAttention] = []
+
+    def note(path: str) -> Any:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            parts = output if isinstance(output, tuple | list) else ()
+            weights = (each for each in parts if isinstance(each, Tensor) and _are_weights(each))
+            passed.extend(TrueAttention(_kind("", each), path, each) for each in weights)
+
+        return hook
+
+    with torch.no_grad(), ExitStack() as stack:
+        for path, each in module.named_modules():
+            stack.callback(each.register_forward_hook(note(path)).remove)
+        try:
+            told = tuple(_walk(module(**inputs, output_attentions=True, return_dict=True), ""))
+        except TypeError:  # a forward that cannot be asked
+            module(**inputs)
+            told = ()
+    found = list(told)
+    for each in passed:
+        if not any(torch.equal(each.weights, other.weights) for other in found):
+            found.append(each)
+    return tuple(found)
+
+
+def _walk(outputs: Any, path: str) -> Iterator[TrueAttention]:
+    if not isinstance(outputs, Mapping):
+        return
+    for key, value in outputs.items():
+        if key.endswith("attentions") and isinstance(value, tuple):
+            for each in value:
+                if isinstance(each, Tensor) and _are_weights(each):
+                    yield TrueAttention(_kind(key, each), f"{path}{key}", each)
+        else:
+            yield from _walk(value, f"{path}{key}.")
+
+
+def _are_weights(tensor: Tensor) -> bool:
+    """Whether the rows are shares of one; a sink may have a share that is not in the tensor."""
+    if tensor.dim() < 3 or not tensor.is_floating_point() or tensor.shape[-1] < 2 or not tensor.numel():
+        return False
+    rows = tensor.sum(-1)
+    return bool((tensor >= 0).all() and (rows <= 1 + 1e-4).all() and (rows > 1e-3).all())
+
+
+def _kind(key: str, weights: Tensor) -> str:
+    if key.startswith("cross") or weights.shape[-1] != weights.shape[-2]:
+        return "cross_attention"
+    ahead = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
+    return "self_attention" if weights[..., ahead].any() else "masked_self_attention"

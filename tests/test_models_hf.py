@@ -1,0 +1,163 @@
+"""Models from transformers: small, seeded, never fetched."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from fxtrace.errors import ConfigurationError, ModelInvalid, ModelNotFound
+from fxtrace.models import Registry
+from fxtrace.service.engine import Engine
+from fxtrace.trace import TraceRequest
+
+transformers = pytest.importorskip("transformers")
+
+# One of each: encoder, decoder, encoder–decoder, several kinds of layer, experts, vision, sound, several parts.
+ARCHITECTURES = {
+    "bert": ("BertModel", {"input_ids": (2, 10), "attention_mask": (2, 10)}),
+    "llama": ("LlamaForCausalLM", {"input_ids": (2, 10), "attention_mask": (2, 10)}),
+    "t5": (
+        "T5ForConditionalGeneration",
+        {"input_ids": (2, 10), "attention_mask": (2, 10), "decoder_input_ids": (2, 7)},
+    ),
+    "mixtral": ("MixtralForCausalLM", {"input_ids": (2, 10), "attention_mask": (2, 10)}),
+    "vit": ("ViTModel", {"pixel_values": (2, 3, 32, 32)}),
+    "whisper": ("WhisperForConditionalGeneration", {"input_features": (2, 80, 128), "decoder_input_ids": (2, 7)}),
+    "clip": (
+        "CLIPModel",
+        {"input_ids": (2, 10), "pixel_values": (2, 3, 64, 64), "attention_mask": (2, 10)},
+    ),
+}
+
+
+def hf(name: str) -> Any:
+    return Registry().load(f"hf:{name}")
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_is_a_small_model_that_runs(name: str) -> None:
+    kind, shapes = ARCHITECTURES[name]
+    model = hf(name)
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    assert type(module).__name__ == kind
+    assert {each: tuple(tensor.shape) for each, tensor in inputs.items()} == shapes
+    assert sum(parameter.numel() for parameter in module.parameters()) < 2_000_000
+    assert not module.training
+    with torch.no_grad():
+        output = module(**inputs)
+    assert "past_key_values" not in output  # the cache is off
+    assert all(tensor.isfinite().all() for tensor in output.values() if isinstance(tensor, torch.Tensor))
+
+
+def test_fields_are_the_configurations_own() -> None:
+    model = hf("bert")
+    fields = {field.name: field for field in model.info().fields}
+    assert fields["hidden_size"].default == 64
+    assert fields["hidden_size"].dimension
+    assert fields["num_hidden_layers"].default == 2
+    assert fields["attn_implementation"].default == "eager"
+    assert not fields["hidden_act"].dimension
+    config = model.resolve({"hidden_size": "128", "num_hidden_layers": 3, "batch": 3, "seq_len": 5})
+    assert model.fields(config)["hidden_size"] == 128
+    assert len(model.build(config).encoder.layer) == 3
+    assert model.example_inputs(config)["input_ids"].shape == (3, 5)
+
+
+def test_a_common_name_stands_for_the_familys_own() -> None:
+    model = hf("gpt2")
+    assert model.fields(model.resolve({"num_hidden_layers": 3}))["n_layer"] == 3
+
+
+def test_a_configuration_inside_another_has_dotted_names() -> None:
+    model = hf("clip")
+    config = model.resolve({"text_config.hidden_size": 32})
+    assert model.fields(config)["text_config.hidden_size"] == 32
+    assert model.build(config).text_model.config.hidden_size == 32
+
+
+def test_layers_of_several_kinds_are_all_there() -> None:
+    model = hf("gemma3_text")
+    assert model.fields(model.resolve({}))["layer_types"] == ["sliding_attention", "full_attention"]
+    longer = model.resolve({"num_hidden_layers": 7})
+    assert model.fields(longer)["layer_types"] == [*["sliding_attention"] * 5, "full_attention", "sliding_attention"]
+    assert len(model.build(longer).model.layers) == 7
+
+
+def test_the_default_preset_is_the_classs_own() -> None:
+    model = hf("bert")
+    fields = model.fields(model.resolve({"preset": "default", "num_hidden_layers": 1}))
+    assert (fields["hidden_size"], fields["vocab_size"], fields["num_hidden_layers"]) == (768, 30522, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("bert:AutoModelForMaskedLM", "BertForMaskedLM"),
+        ("bert:BertForSequenceClassification", "BertForSequenceClassification"),
+        ("clip_text_model", "CLIPTextModel"),
+    ],
+)
+def test_another_head_can_be_named(name: str, kind: str) -> None:
+    model = hf(name)
+    assert type(model.build(model.resolve({}))).__name__ == kind
+    assert model.name == f"hf:{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("brt", "no architecture of transformers named 'brt'; did you mean 'b"),
+        ("bert:BertForMaskdLM", "did you mean 'BertForMaskedLM'"),
+        ("bert:AutoModelForDepthEstimation", "no class of bert named 'AutoModelForDepthEstimation'"),
+        ("bert:BertLayer", "no class of bert named 'BertLayer'"),
+    ],
+)
+def test_what_there_is_not_is_suggested(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFound, match=message):
+        hf(name)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "field", "message"),
+    [
+        ({"hiden_size": 8}, "configuration.hiden_size", "did you mean 'hidden_size'"),
+        ({"text_config.x": 8}, "configuration.text_config.x", "no configuration field"),
+        ({"hidden_size": "wide"}, "configuration.hidden_size", "hidden_size"),
+        ({"batch": 1}, "configuration.batch", "an integer of at least 2, got 1"),
+        ({"attn_implementation": "egger"}, "configuration.attn_implementation", "did you mean 'eager'"),
+    ],
+)
+def test_a_bad_field_is_refused(overrides: dict[str, Any], field: str, message: str) -> None:
+    model = hf("bert")
+    with pytest.raises(ConfigurationError, match=message) as caught:
+        model.resolve(overrides)
+    assert caught.value.field == field
+
+
+def test_what_no_example_is_known_for_is_said() -> None:
+    model = hf("decision_transformer")
+    with pytest.raises(ModelInvalid, match="no example is known for states"):
+        model.example_inputs(model.resolve({}))
+
+
+def test_images_have_their_tokens_among_the_words() -> None:
+    model = hf("paligemma")
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    places = inputs["input_ids"] == module.config.image_token_id
+    assert places.sum(1).tolist() == [4, 4]
+    with torch.no_grad():
+        module(**inputs)
+
+
+def test_a_trace_of_an_architecture_is_kept_and_found_again(tmp_path: Any) -> None:
+    with Engine.open(tmp_path) as engine:
+        trace = engine.create_trace(TraceRequest("hf:bert"))
+        assert (trace.model, trace.output_equal, trace.rung) == ("hf:bert", True, "record")
+        assert trace.configuration["hidden_size"] == 64
+        assert engine.create_trace(TraceRequest("hf:bert")) == trace
+        other = engine.create_trace(TraceRequest("hf:bert", {"attn_implementation": "sdpa"}))
+        assert other.id != trace.id
+        targets = {node.target.rpartition(".")[2] for node in engine.get_graph(other.id).nodes}
+        assert "scaled_dot_product_attention" in targets
