@@ -7,6 +7,7 @@ a difference of a few rounding steps is allowed and anything more is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -378,24 +379,28 @@ def is_causal(value: Values, attention: Attention) -> bool | str:
         return True
     if not attention.masks:
         return False
-    try:
-        seen = value(attention.weights) != 0 if attention.weights is not None else ~_hidden_by_any(value, attention)
-    except Unavailable:
-        try:
-            seen = ~_hidden_by_any(value, attention)
-        except Unavailable:
-            return "whether its mask is causal cannot be told without values"
-    rows, columns = seen.shape[-2:] if seen.dim() >= 2 else (1, seen.shape[-1])
-    if rows != columns:
-        return False
-    if rows == 1:
+    hidden = _hidden(value, attention)
+    complete = len(hidden) == len(attention.masks)
+    if attention.weights is not None:
+        with suppress(Unavailable):
+            hidden, complete = [value(attention.weights) == 0], True
+    if any(mask.shape[-2:] == (1, 1) for mask in hidden):
         return "with a single position a causal mask cannot be told from none"
-    above = torch.ones(rows, columns, dtype=torch.bool, device=seen.device).triu(1)
-    return not bool(seen[..., above].any()) and bool(seen.any())
+    if any(map(_is_causal, hidden)):
+        return True
+    return False if complete else "whether its mask is causal cannot be told without values"
 
 
-def _hidden_by_any(value: Values, attention: Attention) -> Tensor:
-    hidden = torch.zeros((), dtype=torch.bool)
+def _is_causal(hidden: Tensor) -> bool:
+    rows, columns = hidden.shape[-2:] if hidden.dim() >= 2 else (1, 0)
+    above = torch.ones(rows, columns, dtype=torch.bool, device=hidden.device).triu(1)
+    return rows == columns and bool(hidden[..., above].all()) and not bool(hidden.all())
+
+
+def _hidden(value: Values, attention: Attention) -> list[Tensor]:
+    """What each mask hides, as far as the masks are known."""
+    found = []
     for op, mask in attention.masks:
-        hidden = hidden | hidden_by(op, value(mask))
-    return hidden
+        with suppress(Unavailable):
+            found.append(hidden_by(op, value(mask)))
+    return found

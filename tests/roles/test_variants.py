@@ -53,6 +53,18 @@ VARIANTS: dict[str, tuple[Variant, dict[int, str]]] = {
         Variant(norm="pre", projections="chunked", kernel="fused"),
         dict.fromkeys(SCORES, FUSED),
     ),
+    "shared key heads": (Variant(shared=2), {}),
+    "rotary": (Variant(rotary=True), {}),
+    "rotary, shared key heads, written norms, pre-norm": (
+        Variant(rotary=True, shared=2, norm="pre", norm_op="written"),
+        {},
+    ),
+    "written norms": (Variant(norm_op="written"), {}),
+    "capped scores": (Variant(cap=5.0), {}),
+    "a bias and a mask": (Variant(biased=True), {25: "2 masks or biases are applied"}),
+    "sandwich norms": (Variant(norm="sandwich"), {}),
+    "scaled branches": (Variant(scaled_branch=True, norm="pre"), {}),
+    "parallel blocks": (Variant(norm="parallel"), {15: "no single norm reads the residual sum"}),
     "deep and wide": (Variant(layers=(5, 3), width=60, heads=5, inner=77, batch=3), {}),
     "one head": (Variant(heads=1), {}),
     "one layer": (Variant(layers=(1, 1)), {}),
@@ -94,8 +106,10 @@ def test_shapes_alone_give_the_same_labels(name: str) -> None:
     full, bare = capture(model, inputs), capture(model, inputs, values=False)
     with_values, _ = label(full.graph, full.known, model.state_dict())
     without, snapshots = label(bare.graph, bare.known, model.state_dict())
-    assert {role: node.name for role, node in without.by_role.items()} == {
-        role: node.name for role, node in with_values.by_role.items()
-    }
+    here = {role: node.name for role, node in without.by_role.items()}
+    there = {role: node.name for role, node in with_values.by_role.items()}
+    assert here.items() <= there.items()
+    # A learned bias could be a mask for all that shapes tell.
+    assert here == there or variant.biased
     untried = [check for s in snapshots for check in s.checks if check.name == "softmax"]
     assert all(check.held is None for check in untried)

@@ -22,8 +22,13 @@ class Variant:
     product: str = "matmul"  # matmul, einsum, bmm, permuted
     mask: str = "add"  # add, fill, where, inline
     kernel: str = "explicit"  # explicit, fused, fused_flag
-    norm: str = "post"  # post, pre
-    norm_op: str = "module"  # module, functional
+    norm: str = "post"  # post, pre, sandwich, parallel
+    norm_op: str = "module"  # module, functional, written
+    shared: int = 1  # query heads to a key and value head
+    rotary: bool = False
+    cap: float = 0.0
+    biased: bool = False  # a learned bias besides the mask
+    scaled_branch: bool = False
     activation: str = "relu"  # relu, gelu, module
     feed_forward: str = "two"  # two, gated
     dropout: bool = False
@@ -51,6 +56,7 @@ class Mix(Zog):
     """Attention."""
 
     root: Tensor
+    waves: Tensor
 
     def __init__(self, v: Variant) -> None:
         super().__init__()
@@ -59,7 +65,9 @@ class Mix(Zog):
         if v.projections in ("chunked", "split_late"):
             self.tri = nn.Linear(d, 3 * d)
         for name in "abc":
-            if v.projections in ("functional", "matrix"):
+            if name != "a" and v.shared > 1:
+                setattr(self, name, nn.Linear(d, d // v.shared))
+            elif v.projections in ("functional", "matrix"):
                 self.register_parameter(name, nn.Parameter(torch.randn(d, d) * 0.1))
                 self.register_parameter(f"{name}_off", nn.Parameter(torch.randn(d) * 0.1))
             else:
@@ -68,6 +76,9 @@ class Mix(Zog):
         self.soft = nn.Softmax(dim=-1)
         self.drop = nn.Dropout(0.3)
         self.register_buffer("root", torch.tensor(math.sqrt(self.e)))
+        angles = torch.outer(torch.arange(max(v.lengths)), torch.rand(self.e // 2)).repeat(1, 2)
+        self.register_buffer("waves", torch.stack((angles.cos(), angles.sin())))
+        self.tilt = nn.Parameter(torch.randn(v.heads, max(v.lengths), max(v.lengths)))
 
     def project(self, name: str, x: Tensor) -> Tensor:
         if self.v.projections == "functional":
@@ -77,7 +88,20 @@ class Mix(Zog):
         return getattr(self, name)(x)
 
     def cut(self, x: Tensor) -> Tensor:
-        return x.view(x.shape[0], x.shape[1], self.h, self.e).transpose(1, 2)
+        return x.view(x.shape[0], x.shape[1], -1, self.e).transpose(1, 2)
+
+    def turn(self, x: Tensor) -> Tensor:
+        if not self.v.rotary:
+            return x
+        left, right = x.chunk(2, dim=-1)
+        cos, sin = self.waves[0, : x.shape[2]], self.waves[1, : x.shape[2]]
+        return x * cos + torch.cat((-right, left), dim=-1) * sin
+
+    def copy(self, x: Tensor) -> Tensor:
+        if self.v.shared == 1:
+            return x
+        b, h, n, e = x.shape
+        return x[:, :, None].expand(b, h, self.v.shared, n, e).reshape(b, h * self.v.shared, n, e)
 
     def heads(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if self.v.projections == "split_late" and x is y:
@@ -88,7 +112,7 @@ class Mix(Zog):
         else:
             q, k, v = self.project("a", x), self.project("b", y), self.project("c", y)
         self.tell("query", q), self.tell("key", k), self.tell("value", v)
-        return self.cut(q), self.cut(k), self.cut(v)
+        return self.turn(self.cut(q)), self.turn(self.cut(k)), self.cut(v)
 
     def forward(self, x: Tensor, y: Tensor, m: Tensor | None = None) -> Tensor:
         self.tell("input", x)
@@ -96,6 +120,7 @@ class Mix(Zog):
         self.tell("query_heads", q), self.tell("value_heads", v)
         if self.v.product != "permuted":
             self.tell("key_heads", k)
+        k, v = self.copy(k), self.copy(v)
         o = self.fused(q, k, v, m) if self.v.kernel != "explicit" else self.explicit(q, k, v, m)
         self.tell("head_outputs", o)
         o = o.transpose(1, 2).reshape(x.shape[0], x.shape[1], self.h * self.e)
@@ -129,12 +154,17 @@ class Mix(Zog):
             s = s * (q.shape[-1] ** -0.5)
         elif scale == "buffer":
             s = s / self.root
+        if self.v.cap:
+            s = torch.tanh(s / self.v.cap) * self.v.cap
         return self.tell("scores", s)
 
     def explicit(self, q: Tensor, k: Tensor, v: Tensor, m: Tensor | None) -> Tensor:
         s = self.scores(q, k)
+        if self.v.biased:
+            s = s + self.tilt[:, : s.shape[2], : s.shape[3]]
         if m is not None:
-            self.tell("mask", m)
+            if not self.v.biased:
+                self.tell("mask", m)
             if self.v.mask in ("fill", "inline"):
                 s = s.masked_fill(m, -math.inf)
             elif self.v.mask == "where":
@@ -179,7 +209,7 @@ class Fat(Zog):
         self.tell("input", x)
         y = self.up(x)
         if self.v.feed_forward == "gated":
-            y = functional.silu(self.gate(x)) * y
+            y = functional.silu(self.tell("gate", self.gate(x))) * self.tell("up", y)
         else:
             self.tell("hidden", y)
             y = self.activate(y)
@@ -196,20 +226,27 @@ class Ring(Zog):
         self.n = nn.LayerNorm(v.width)
         nn.init.normal_(self.n.weight, 1.0, 0.1)
         nn.init.normal_(self.n.bias, 0.0, 0.1)
+        self.after, self.gain = nn.LayerNorm(v.width), nn.Parameter(torch.rand(v.width))
 
     def level(self, x: Tensor) -> Tensor:
         if self.v.norm_op == "functional":
             return functional.layer_norm(x, (self.v.width,), self.n.weight, self.n.bias, self.n.eps)
+        if self.v.norm_op == "written":
+            return self.n.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6))
         return self.n(x)
 
     def forward(self, x: Tensor, *rest: Tensor | None) -> Tensor:
-        pre = self.v.norm == "pre"
+        pre = self.v.norm != "post"
         a = self.tell("residual_a", x)
         inner = self.level(x) if pre else x
         given = [inner if each is x else each for each in rest]
         b = self.inside(inner, *given)
         if self.v.dropout:
             b = self.drop(b)
+        if self.v.norm == "sandwich":
+            b = self.after(b)
+        if self.v.scaled_branch:
+            b = b * self.gain
         self.tell("residual_b", b)
         s = self.tell("residual_sum", a + b)
         return s if pre else self.tell("norm_output", self.level(s))
@@ -220,12 +257,16 @@ class Rung(Zog):
 
     def __init__(self, v: Variant, crossed: bool) -> None:
         super().__init__()
+        self.v = v
         self.one = Ring(v, Mix(v))
         self.two = Ring(v, Mix(v)) if crossed else None
         self.three = Ring(v, Fat(v))
 
     def forward(self, x: Tensor, memory: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         self.tell("input", x)
+        if self.v.norm == "parallel" and self.two is None:
+            b, c = self.one.inside(self.one.level(x), self.one.level(x)), self.three.inside(self.one.level(x))
+            return self.tell("output", x + (b + c))
         x = self.one(x, x, mask)
         if self.two is not None:
             x = self.two(x, memory)
@@ -285,7 +326,7 @@ class Blob(Zog):
         x = self.remember("encoder.embedding.output", x + self.waves[: x.shape[1]])
         for rung in self.left:
             x = rung(x)
-        if self.v.norm == "pre":
+        if self.v.norm != "post":
             x = self.end_p(x)
         y = self.remember("decoder.embedding.token_embeddings", self.q(j))
         y = self.remember("decoder.embedding.output", y + self.waves[: y.shape[1]])
@@ -295,7 +336,7 @@ class Blob(Zog):
             wall = n[None, None, None, :] > n[None, None, :, None]
         for rung in self.right:
             y = rung(y, x, wall)
-        if self.v.norm == "pre":
+        if self.v.norm != "post":
             y = self.end_q(y)
         self.remember("output.hidden", y)
         out = self.remember("output.logits", self.w(y))
