@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NODE_READY := examples/node/node_modules/.ready
 
-.PHONY: demo test lint types stubs stubs-check pytest bench goldens clean
+.PHONY: demo test lint types stubs stubs-check pytest bench coverage goldens clean
 
 demo: $(READY)
 	$(BIN)/fxtrace demo --out out
@@ -51,6 +51,11 @@ stubs-check: $(READY)
 # Measurements; the README's table is made of what this prints.
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
+
+# Traces every model of tests/benchmarks/coverage and writes table.md there and the README's part. Takes half an hour.
+coverage: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[coverage]'
+	$(BIN)/python -m tests.benchmarks.coverage
 
 # Refresh the golden DOT sources after a wanted change of the pictures.
 goldens: $(READY)

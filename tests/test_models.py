@@ -264,7 +264,7 @@ def test_weights_come_from_a_file(tmp_path: Path) -> None:
 def test_shared_weights_are_enough_once(tmp_path: Path) -> None:
     def tied() -> torch.nn.Bilinear:
         model = torch.nn.Bilinear(2, 3, 4)
-        model.register_parameter("twin", model.weight)
+        model.register_parameter("twin", model.get_parameter("weight"))
         return model
 
     trained, fresh = tied(), tied()

@@ -44,7 +44,7 @@ BAD_CALLS = [
     (["trace", "reference", "--rung", "ladder"], 2, "'ladder' is not"),
     (["trace", "reference", "--seed", "seven"], 2, "Invalid value for '--seed'"),
     (["trace", "FILES/none.py"], 1, "no model file at"),
-    (["trace", "FILES/text.py"], 1, "model file text.py raised NameError"),
+    (["trace", "FILES/text.py"], 1, "model file text.py cannot be imported: NameError"),
     (["trace"], 2, "Missing argument 'MODEL'"),
     (["models", "referense"], 1, "did you mean 'reference'?"),
     (["snapshots", "my-trace"], 1, "expected a trace's id, the start of one, or 'latest'; got 'my-trace'"),

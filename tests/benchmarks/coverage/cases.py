@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+
+from tests.benchmarks.coverage import zoo
 
 FAMILIES: Mapping[str, str] = {
     "encoder": (
@@ -28,3 +30,13 @@ FAMILIES: Mapping[str, str] = {
     "audio": "audio-spectrogram-transformer hubert sew speech_to_text wav2vec2 wavlm whisper",
     "multimodal": "blip clip flava layoutlm lilt paligemma qwen2_vl siglip vilt visual_bert",
 }
+
+
+def cases() -> Iterator[tuple[str, str, str]]:
+    """(group, case, attention) of every row: each family with both ways to compute attention, and the zoo."""
+    for group, families in FAMILIES.items():
+        for family in families.split():
+            for attention in ("eager", "sdpa"):
+                yield group, f"hf:{family}", attention
+    for factory in zoo.MODELS:
+        yield "plain PyTorch", f"zoo:{factory.__name__}", ""

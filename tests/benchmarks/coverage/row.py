@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import statistics
 import sys
@@ -9,22 +10,22 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from fxtrace.capture import capture
 from fxtrace.graph import Graph
-from fxtrace.models import Model, Registry
+from fxtrace.models import Registry
 from fxtrace.roles import label
+from tests.benchmarks.coverage import zoo
 from tests.benchmarks.coverage.truth import KINDS, TrueAttention, true_attentions
-
-TENSOR_TYPES = ("Tensor", "Parameter")
 
 
 @dataclass
 class Score:
-    """Blocks of one kind: how many there are, and what became of them."""
+    """Attention blocks of one kind: how many there are, and what became of them."""
 
     expected: int = 0
     found: int = 0
@@ -33,12 +34,13 @@ class Score:
 
     @property
     def refused(self) -> int:
+        """Those not found."""
         return max(0, self.expected - self.found)
 
 
 @dataclass
 class Row:
-    """What was measured of one model; times in seconds, and in words where something could not be measured."""
+    """What was measured of one model; times in seconds, or in words why there is none."""
 
     case: str
     attention: str = ""
@@ -47,7 +49,6 @@ class Row:
     with_shape: float = 0.0
     output_equal: bool | None = None
     notes: tuple[str, ...] = ()
-    truth: bool = False
     scores: dict[str, Score] = field(default_factory=dict)
     refusals: tuple[tuple[str, str], ...] = ()
     eager: float = 0.0
@@ -57,71 +58,92 @@ class Row:
     error: str = ""
 
 
-def measure(reference: str, attention: str, *, rivals: bool = True) -> Row:
-    """The row of a model: `hf:<type>` or an import path; `attention` is `eager`, `sdpa` or empty."""
-    model = Registry().load(reference)
-    row = Row(reference, attention)
-    config = model.resolve({"attn_implementation": attention} if attention else {})
+@dataclass(frozen=True)
+class Subject:
+    """A module and its inputs; its true attentions, where it tells them, and how many of each kind there are."""
+
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    truth: tuple[TrueAttention, ...]
+    expected: Mapping[str, int]
+
+
+def subject(case: str, attention: str) -> Subject:
+    """What `hf:<type>` (with attention `eager` or `sdpa`) or `zoo:<name>` stands for."""
     torch.manual_seed(0)
-    module, inputs = model.build(config).eval(), model.example_inputs(config)
-    captured = capture(module, inputs)
-    graph, _ = label(captured.graph, captured.known, module.state_dict())
-    row.rung, row.nodes, row.output_equal, row.notes = (
+    source, _, name = case.partition(":")
+    if source == "zoo":
+        factory, expected = next((f, n) for f, n in zoo.MODELS.items() if f.__name__ == name)
+        module, inputs = factory()
+        return Subject(module.eval(), inputs, (), expected)
+    model = Registry().load(case)
+    config = model.resolve({"attn_implementation": attention})
+    module, inputs = model.build(config), model.example_inputs(config)
+    twin = module
+    if attention != "eager":  # a fused op tells no weights; the same model computed eagerly does
+        twin = model.build(model.resolve({"attn_implementation": "eager"}))
+        twin.load_state_dict(module.state_dict())
+    truth = true_attentions(twin, inputs)
+    return Subject(module, inputs, truth, {kind: sum(each.kind == kind for each in truth) for kind in KINDS})
+
+
+def measure(case: str, attention: str, *, timed: bool = True) -> Row:
+    """The row of a case; untimed, it says what was found alone."""
+    it = subject(case, attention)
+    captured = capture(it.module, it.inputs)
+    graph, _ = label(captured.graph, captured.known, it.module.state_dict())
+    values = [v for node in graph.nodes for v in node.values if v.spec or v.type in ("Tensor", "Parameter")]
+    row = Row(
+        case,
+        attention,
         captured.rung,
         len(graph.nodes),
+        sum(value.spec is not None for value in values) / len(values),
         captured.output_equal,
         captured.rung_notes,
+        score(graph, captured.values, it),
+        tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
     )
-    values = [value for node in graph.nodes for value in node.values if value.spec or value.type in TENSOR_TYPES]
-    row.with_shape = sum(value.spec is not None for value in values) / len(values)
-    row.refusals = tuple((refusal.role, refusal.reason) for refusal in graph.refusals)
-    truth = _truth(model, module, inputs, attention) if reference.startswith("hf:") else ()
-    row.truth = bool(truth)
-    row.scores = score(graph, captured.values, truth)
-    row.eager = _median(lambda: module(**inputs))
-    row.capture = _median(lambda: capture(module, inputs), rounds=3)
-    if rivals:
-        row.torchlens = _rival(lambda: _torchlens(module, inputs))
-        row.torchview = _rival(lambda: _torchview(module, inputs))
+    if timed:
+        row.eager = _median(lambda: it.module(**it.inputs), rounds=9)
+        row.capture = _median(lambda: capture(it.module, it.inputs), rounds=3)
+        row.torchview = _rival(lambda: _torchview(it))
+        row.torchlens = _rival(lambda: _torchlens(it))  # last: it leaves torch's functions wrapped
     return row
 
 
-def _truth(model: Model, module: nn.Module, inputs: Mapping[str, Tensor], attention: str) -> tuple[TrueAttention, ...]:
-    if attention == "eager":
-        return true_attentions(module, inputs)
-    twin = model.build(model.resolve({"attn_implementation": "eager"})).eval()
-    twin.load_state_dict(module.state_dict())
-    return true_attentions(twin, inputs)
-
-
-def score(graph: Graph, values: Mapping[str, Tensor], truth: tuple[TrueAttention, ...]) -> dict[str, Score]:
+def score(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
     """Found attention blocks against the true ones, by kind.
 
     A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
     of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
-    kind's, or nobody's.
+    kind's, or nobody's. Where the model tells no weights, blocks are counted: more than there are of a kind are wrong.
     """
-    scores = {kind: Score(expected=sum(each.kind == kind for each in truth)) for kind in KINDS}
-    left = list(truth)
+    scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
+    left = list(it.truth)
     blocks = dict.fromkeys(
         (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
     )
     for stack, layer, kind in blocks:
-        scores[kind].found += 1
+        of_kind = scores[kind]
+        of_kind.found += 1
         prefix = ".".join(str(each) for each in (stack, layer, kind) if each is not None)
         parts = {
             part: values[node.name]
             for part in ("weights", "value_heads", "head_outputs")
             if (node := graph.by_role.get(f"{prefix}.{part}")) is not None and node.name in values
         }
-        if not truth or not parts:
-            continue
         mine = next((each for each in left if each.kind == kind and _shows(each.weights, parts)), None)
-        if mine is None:
-            scores[kind].wrong += 1
-        else:
-            scores[kind].right += 1
+        if it.truth and mine is not None:
             left.remove(mine)
+            of_kind.right += 1
+        elif it.truth:
+            of_kind.wrong += bool(parts)
+        else:
+            of_kind.right, of_kind.wrong = (
+                min(of_kind.found, of_kind.expected),
+                max(0, of_kind.found - of_kind.expected),
+            )
     return scores
 
 
@@ -141,7 +163,7 @@ def _same(true: Tensor, found: Tensor) -> bool:
     return true.numel() == found.numel() and torch.allclose(true.reshape(-1), found.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
-def _median(run: Callable[[], object], rounds: int = 7) -> float:
+def _median(run: Callable[[], object], *, rounds: int) -> float:
     times = []
     with torch.no_grad():
         run()
@@ -153,34 +175,41 @@ def _median(run: Callable[[], object], rounds: int = 7) -> float:
 
 
 def _rival(run: Callable[[], object]) -> float | str:
-    """How long another tool takes for the same, once; or what it says."""
-    start = time.perf_counter()
+    """The median time another tool takes for the same; or what it says."""
     try:
-        with torch.no_grad():
-            run()
-    except Exception as error:  # noqa: BLE001 - whatever it raises is its row's content
-        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-    return time.perf_counter() - start
+        return _median(run, rounds=3)
+    except Exception as error:  # noqa: BLE001 - whatever it raises is its part of the row
+        return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def _torchlens(module: nn.Module, inputs: Mapping[str, Tensor]) -> object:
+def _torchlens(it: Subject) -> object:
     import torchlens
 
-    return torchlens.trace(module, [], dict(inputs), save="all")
+    first = list(inspect.signature(it.module.forward).parameters)[: len(it.inputs)]
+    in_order = [it.inputs[name] for name in first] if set(first) == set(it.inputs) else None
+    # It saves every tensor by default. With keywords alone it would make up positional inputs of its own.
+    return torchlens.trace(it.module, in_order or [], None if in_order else dict(it.inputs))
 
 
-def _torchview(module: nn.Module, inputs: Mapping[str, Tensor]) -> object:
+def _torchview(it: Subject) -> object:
     import torchview
 
-    return torchview.draw_graph(module, input_data=dict(inputs), depth=100, device="cpu", save_graph=False)
+    return torchview.draw_graph(it.module, input_data=dict(it.inputs), depth=100, device="cpu", save_graph=False)
+
+
+def read(line: str) -> Row:
+    """A row from what `python -m tests.benchmarks.coverage.row` prints."""
+    fields = json.loads(line)
+    fields["scores"] = {kind: Score(**numbers) for kind, numbers in fields["scores"].items()}
+    return Row(**fields)
 
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    case, attention, rivals = sys.argv[1:]
+    case, attention = sys.argv[1:]
     try:
-        made = measure(case, attention, rivals=rivals == "rivals")
-    except Exception as error:  # noqa: BLE001 - a row that failed is a row
+        made = measure(case, attention)
+    except Exception as error:  # noqa: BLE001 - a model that failed has a row, too
         made = Row(case, attention, error=f"{type(error).__name__}: {error}")
     print(json.dumps(asdict(made)))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 KINDS = ("self_attention", "masked_self_attention", "cross_attention")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TrueAttention:
     """One attention of the model: its kind, where it was told, and its weights."""
 

@@ -1,0 +1,87 @@
+"""A small part of the coverage table, on every run: traced, every tensor with a shape, no attention mistaken."""
+
+import warnings
+
+import pytest
+
+from tests.benchmarks.coverage.page import full
+from tests.benchmarks.coverage.row import Row, Score, measure, read, score, subject
+from tests.benchmarks.coverage.truth import KINDS, true_attentions
+
+# (case, attention, attention blocks of each kind)
+SAMPLE = (
+    ("hf:bert", "eager", (2, 0, 0)),
+    ("hf:bert", "sdpa", (2, 0, 0)),
+    ("hf:llama", "eager", (0, 2, 0)),
+    ("hf:bart", "eager", (2, 2, 2)),
+    ("hf:t5", "eager", (2, 2, 2)),
+    ("hf:vit", "sdpa", (2, 0, 0)),
+    ("zoo:nn_transformer", "", (2, 2, 2)),
+    ("zoo:mixture_of_experts", "", (0, 0, 0)),
+    ("zoo:list_inputs", "", (0, 0, 0)),
+    ("zoo:data_dependent_loop", "", (0, 0, 0)),
+)
+
+
+@pytest.mark.parametrize(("case", "attention", "expected"), SAMPLE)
+def test_a_model_is_traced_and_nothing_in_it_is_mistaken(
+    case: str, attention: str, expected: tuple[int, int, int]
+) -> None:
+    if case.startswith("hf:"):
+        pytest.importorskip("transformers")
+    row = measure(case, attention, timed=False)
+    assert row.nodes > 5
+    assert row.with_shape == 1
+    assert row.output_equal is True, row.notes
+    assert tuple(row.scores[kind].expected for kind in KINDS) == expected
+    for kind, found in row.scores.items():
+        assert found.wrong == 0, kind
+        assert found.right == found.found, kind
+
+
+def test_a_mistake_is_seen() -> None:
+    pytest.importorskip("transformers")
+    from fxtrace.capture import capture
+    from fxtrace.roles import label
+
+    it = subject("hf:bart", "eager")
+    captured = capture(it.module, it.inputs)
+    graph, _ = label(captured.graph, captured.known)
+    right = score(graph, captured.values, it)
+    assert right["cross_attention"] == Score(2, 2, 2, 0)
+    # The same graph, its values disturbed: what was right is nobody's now.
+    node = graph.by_role["decoder.0.cross_attention.weights"].name
+    disturbed = {**captured.values, node: captured.values[node].flip(-1)}
+    assert score(graph, disturbed, it)["cross_attention"] == Score(2, 2, 1, 1)
+
+
+def test_the_truth_is_the_models_own() -> None:
+    pytest.importorskip("transformers")
+    it = subject("hf:bart", "eager")
+    assert [(each.kind, each.where) for each in it.truth] == [
+        *[("masked_self_attention", "decoder_attentions")] * 2,
+        *[("cross_attention", "cross_attentions")] * 2,
+        *[("self_attention", "encoder_attentions")] * 2,
+    ]
+    assert not true_attentions(subject("zoo:cnn", "").module, subject("zoo:cnn", "").inputs)
+
+
+def test_the_page_has_every_row() -> None:
+    rows = [("encoder", Row("hf:bert", "eager", "record", 9, 1.0, True, eager=1.0, capture=9.0, error=""))]
+    rows[0][1].scores = {kind: Score() for kind in KINDS}
+    rows[0][1].scores["self_attention"] = Score(2, 1, 1, 0)
+    rows[0][1].refusals = (("block at 'x_1'", "no product leads to 'x_1'"),)
+    rows.append(("decoder", Row("hf:odd", "eager", error="ended | with 1")))
+    text = "\n".join(full(rows))
+    assert "| encoder | hf:bert | eager | record | 9 | 100% | equal | 2 / 1 / 1 / 0 |  |  | 9.0 |" in text
+    assert "| decoder | hf:odd | eager | ended \\| with 1 |" in text
+    assert "| 1 | no product leads to … | hf:bert |" in text
+
+
+def test_a_row_survives_its_journey() -> None:
+    from dataclasses import asdict
+    from json import dumps
+
+    with warnings.catch_warnings():
+        row = measure("zoo:cnn", "", timed=False)
+    assert read(dumps(asdict(row))).scores == row.scores
