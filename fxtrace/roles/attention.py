@@ -187,33 +187,18 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
         chains = [(_to_product(flow, each), other) for each, other in (inputs, reversed(inputs))]
         ways = [(chain, other) for chain, other in chains if chain is not None]
         return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
-    if node.kind == "mask" and len(inputs) >= 2:
-        # masked_fill(scores, mask, value) and where(mask, scores, value) name the scores first and second.
-        scores, mask = (
-            (inputs[0], inputs[1]) if node.target.endswith(("masked_fill", "masked_fill_")) else inputs[1::-1]
-        )
+    name = node.target.rpartition(".")[2].rstrip("_")
+    if name in ("masked_fill", "where") and len(inputs) >= 2:
+        # masked_fill(scores, mask, value) and where(mask, scores, value)
+        scores, mask = inputs[:2] if name == "masked_fill" else inputs[1::-1]
         chain = _to_product(flow, scores)
         return chain and _extend(chain, node, mask=mask)
     return None
 
 
 _REORDERS = frozenset(
-    [
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "permute",
-        "movedim",
-        "t",
-        "T",
-        "H",
-        "mT",
-        "mH",
-        "adjoint",
-        "getattr",
-        "flip",
-        "roll",
-    ]
+    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "t", "T", "H", "mT", "mH", "adjoint", "getattr", "flip"}
+    | {"roll"}
 )
 
 
