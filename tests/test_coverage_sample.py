@@ -1,11 +1,9 @@
 """A small part of the coverage table, on every run: traced, every tensor with a shape, no attention mistaken."""
 
-import warnings
-
 import pytest
 
 from tests.benchmarks.coverage.page import full
-from tests.benchmarks.coverage.row import Row, Score, measure, read, score, subject
+from tests.benchmarks.coverage.row import Row, Score, attempt, measure, score, subject
 from tests.benchmarks.coverage.truth import KINDS, true_attentions
 
 # (case, attention, attention blocks of each kind)
@@ -78,10 +76,7 @@ def test_the_page_has_every_row() -> None:
     assert "| 1 | no product leads to … | hf:bert |" in text
 
 
-def test_a_row_survives_its_journey() -> None:
-    from dataclasses import asdict
-    from json import dumps
-
-    with warnings.catch_warnings():
-        row = measure("zoo:cnn", "", timed=False)
-    assert read(dumps(asdict(row))).scores == row.scores
+def test_a_model_that_fails_has_a_row() -> None:
+    pytest.importorskip("transformers")
+    assert attempt("hf:nowhere", "eager").error.startswith("ModelNotFound: no architecture of transformers")
+    assert "has no attn_implementation 'sdpa'" in attempt("hf:rwkv", "sdpa").skipped

@@ -125,6 +125,7 @@ def test_what_there_is_not_is_suggested(name: str, message: str) -> None:
         ({"text_config.x": 8}, "configuration.text_config.x", "no configuration field"),
         ({"hidden_size": "wide"}, "configuration.hidden_size", "hidden_size"),
         ({"batch": 1}, "configuration.batch", "an integer of at least 2, got 1"),
+        ({"attn_implementation": "flash"}, "configuration.attn_implementation", "Known: eager, sdpa"),
         ({"attn_implementation": "egger"}, "configuration.attn_implementation", "did you mean 'eager'"),
     ],
 )
@@ -133,6 +134,11 @@ def test_a_bad_field_is_refused(overrides: dict[str, Any], field: str, message: 
     with pytest.raises(ConfigurationError, match=message) as caught:
         model.resolve(overrides)
     assert caught.value.field == field
+
+
+def test_a_way_of_attention_that_an_architecture_lacks_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="RwkvForCausalLM has no attn_implementation 'sdpa'; use 'eager'"):
+        hf("rwkv").resolve({"attn_implementation": "sdpa"})
 
 
 def test_what_no_example_is_known_for_is_said() -> None:

@@ -114,6 +114,12 @@ class HuggingFaceModel(Model):
             if value not in choices:
                 message = unknown(f"{name} for model '{self.name}'", str(value), choices)
                 raise ConfigurationError(message, field=f"configuration.{name}", model=self.name)
+            if value == "sdpa" and not self._class._supports_sdpa:
+                raise ConfigurationError(
+                    f"model '{self.name}': {self._class.__name__} has no attn_implementation 'sdpa'; use 'eager'",
+                    field=f"configuration.{name}",
+                    model=self.name,
+                )
             return value
         size = _number(value, int)
         if not isinstance(size, int) or isinstance(size, bool) or size < _SMALLEST:
@@ -162,7 +168,7 @@ class HuggingFaceModel(Model):
         return module.eval()
 
     def example_inputs(self, config: _Configuration) -> dict[str, Tensor]:
-        from fxtrace.models.hf_inputs import Sizes, example_inputs, missing_inputs, with_image_tokens
+        from fxtrace.models.hf_inputs import Sizes, example_inputs, missing_inputs, with_media_tokens
 
         sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
         inputs = example_inputs(self._class, config.config, sizes)
@@ -173,9 +179,7 @@ class HuggingFaceModel(Model):
                 "give a factory (package.module:factory) that makes the model and its inputs",
                 model=self.name,
             )
-        if {"input_ids", "pixel_values"} <= set(inputs):
-            inputs = with_image_tokens(lambda: self.build(config), config.config, inputs)
-        return inputs
+        return with_media_tokens(lambda: self.build(config), config.config, inputs)
 
 
 def _import_transformers() -> None:
@@ -228,10 +232,9 @@ def _model_class(name: str, model_type: str, kind: type[PreTrainedConfig], wante
         if kind in mapping:
             found: type[PreTrainedModel] = _first(mapping[kind])
             return found
-    modeling = importlib.import_module(kind.__module__.replace(".configuration_", ".modeling_"))
     classes = {
         each: found
-        for each, found in vars(modeling).items()
+        for each, found in _modeling(kind).items()
         if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel) and _builds(found)
     }
     tables = [modeling_auto.__dict__[each] for each in _tables(kind)]
@@ -245,6 +248,17 @@ def _model_class(name: str, model_type: str, kind: type[PreTrainedConfig], wante
         return classes[chosen]
     borrowed: type[PreTrainedModel] = getattr(transformers, chosen)  # from another family's module
     return borrowed
+
+
+def _modeling(kind: type[PreTrainedConfig]) -> Mapping[str, Any]:
+    """The names in the module of a family's models; none where another family's models serve it."""
+    name = kind.__module__.replace(".configuration_", ".modeling_")
+    try:
+        return vars(importlib.import_module(name))
+    except ModuleNotFoundError as error:
+        if error.name != name:
+            raise
+        return {}
 
 
 def _builds(kind: type[PreTrainedModel]) -> bool:

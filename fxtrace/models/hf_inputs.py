@@ -31,11 +31,8 @@ def example_inputs(model: type[PreTrainedModel], config: PreTrainedConfig, sizes
     the vocabulary, floats standard normal.
     """
     parameters = inspect.signature(model.forward).parameters
-    main = model.main_input_name
-    needed = [name for name, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    wanted = dict.fromkeys((*([main] if isinstance(main, str) else main), *needed, *_COMPANIONS))
     maker = _Maker(config, sizes, frozenset(parameters))
-    for name in wanted:
+    for name in dict.fromkeys((*_needed(model), *_COMPANIONS)):
         make: Callable[[], Tensor | None] | None = getattr(maker, name, None)
         if name in parameters and make is not None and (tensor := make()) is not None:
             maker.made[name] = tensor
@@ -43,44 +40,17 @@ def example_inputs(model: type[PreTrainedModel], config: PreTrainedConfig, sizes
 
 
 def missing_inputs(model: type[PreTrainedModel], inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The parameters of `forward` that have no default and are not among the inputs, and the main input likewise."""
+    """The parameters that a call needs and that are not among the inputs."""
+    return tuple(name for name in _needed(model) if name not in inputs)
+
+
+def _needed(model: type[PreTrainedModel]) -> tuple[str, ...]:
+    """The model's main input, and the parameters of `forward` that have no default."""
     parameters = inspect.signature(model.forward).parameters
-    needed = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    main = [model.main_input_name] if isinstance(model.main_input_name, str) else list(model.main_input_name)
-    wanted = [name for name in (*main, *needed) if name in parameters and name != "self"]
-    return tuple(dict.fromkeys(name for name in wanted if name not in inputs))
-
-
-def with_image_tokens(
-    build: Callable[[], Any], config: PreTrainedConfig, inputs: dict[str, Tensor]
-) -> dict[str, Tensor]:
-    """The inputs with a placeholder token among the words for each feature of an image, where the model wants them.
-
-    How many features an image has is not in the configuration: the model's own image part is run to count them.
-    """
-    token = next((t for name in _IMAGE_TOKENS if isinstance(t := getattr(config, name, None), int)), None)
-    if token is None:
-        return inputs
-    model = build()
-    if not hasattr(model, "get_image_features"):
-        return inputs
-    taken = inspect.signature(model.get_image_features).parameters
-    with torch.no_grad():
-        found = model.get_image_features(**{name: tensor for name, tensor in inputs.items() if name in taken})
-    features = getattr(found, "pooler_output", found)
-    tensors = features if isinstance(features, list | tuple) else [features]
-    words = inputs["input_ids"]
-    count = sum(each.numel() // each.shape[-1] for each in tensors) // len(words)
-    ids = torch.cat([words[:, :1], words.new_full((len(words), count), token), words[:, 1:]], 1)
-    changed = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
-        changed["mm_token_type_ids"] = (ids == token).int()
-    if "attention_mask" not in inputs:
-        del changed["attention_mask"]
-    return {**inputs, **changed}
-
-
-_IMAGE_TOKENS = ("image_token_id", "image_token_index")
+    main = model.main_input_name
+    bare = [n for n, p in parameters.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    wanted = (*([main] if isinstance(main, str) else main), *bare)
+    return tuple(name for name in dict.fromkeys(wanted) if name in parameters and name != "self")
 
 
 # What is given besides, where `forward` takes it and the configuration has a part for it; in this order.
@@ -89,11 +59,49 @@ _COMPANIONS = (
     "bbox",
     "pixel_values",
     "image_grid_thw",
-    "image_sizes",
     "input_features",
+    "input_features_mask",
+    "feature_attention_mask",
     "decoder_input_ids",
     "attention_mask",
 )
+
+# Input, the method that makes features of it, and the fields that have the token that stands for one of them.
+_MEDIA = (
+    ("pixel_values", "get_image_features", ("image_token_id", "image_token_index")),
+    ("input_features", "get_audio_features", ("audio_token_id", "audio_token_index")),
+)
+
+
+def with_media_tokens(
+    build: Callable[[], Any], config: PreTrainedConfig, inputs: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """The inputs with a placeholder among the words for each feature of an image or a sound, where the model wants one.
+
+    How many features there are is not in the configuration: the model's own part for the medium is run to count them.
+    """
+    for name, method, fields in _MEDIA:
+        token = next((t for field in fields if isinstance(t := getattr(config, field, None), int)), None)
+        if {"input_ids", name} <= set(inputs) and token is not None and hasattr(model := build(), method):
+            inputs = _with_tokens(model, getattr(model, method), token, inputs)
+    return inputs
+
+
+def _with_tokens(model: Any, features: Callable[..., Any], token: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    taken = inspect.signature(features).parameters
+    with torch.no_grad():
+        found = features(**{name: tensor for name, tensor in inputs.items() if name in taken})
+    found = getattr(found, "pooler_output", found)
+    count = sum(each.numel() // each.shape[-1] for each in (found if isinstance(found, list | tuple) else [found]))
+    words = inputs["input_ids"]
+    ids = torch.cat([words[:, :1], words.new_full((len(words), count // len(words)), token), words[:, 1:]], 1)
+    changed = {"input_ids": ids}
+    if "attention_mask" in inputs:
+        changed["attention_mask"] = torch.ones_like(ids)
+    if "mm_token_type_ids" in inspect.signature(model.forward).parameters:
+        changed["mm_token_type_ids"] = (ids == token).int()
+    return {**inputs, **changed}
+
 
 # Special tokens stand at either end of a vocabulary: words are drawn from between.
 _FIRST_WORD, _LAST_WORDS = 5, 20
@@ -131,10 +139,6 @@ class _Maker:
         return torch.arange(4).repeat(self.sizes.batch, self.sizes.seq_len, 1) if "input_ids" in self.made else None
 
     # ------------------------------------------------------------------------------------------------------- vision
-
-    def image_sizes(self) -> Tensor:
-        height, width = self._side()
-        return torch.tensor([[height, width]] * self.sizes.batch)
 
     def _grid(self) -> Tensor:
         side = 2 * _one(self.vision("spatial_merge_size", "merge_size", default=1))
@@ -181,6 +185,15 @@ class _Maker:
         if positions and self.sound("num_mel_bins"):  # convolved, bins as channels, to exactly as many positions
             return torch.randn(self.sizes.batch, bins, 2 * positions)
         return torch.randn(self.sizes.batch, 4 * self.sizes.seq_len, bins)
+
+    def input_features_mask(self) -> Tensor | None:
+        features = self.made.get("input_features")
+        if features is None:
+            return None
+        frames = features.shape[-1] if self.sound("max_source_positions") else features.shape[1]
+        return torch.ones(len(features), frames, dtype=torch.long)
+
+    feature_attention_mask = input_features_mask
 
     # -------------------------------------------------------------------------------------------------- time series
 

@@ -76,6 +76,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
         (r"window_size", lambda size: size if size >= IMAGE else min(size, 2)),  # in pixels, or in patches
         (r"num_frames", _at_most(WINDOW)),
         (r"num_conv_pos_embeddings", _at_most(HEAD_DIM)),
+        (r"mm_tokens_per_image", _at_most(4)),
         (r"num_quer(ies|y_tokens)|num_latents", _at_most(8)),
     )
 )
