@@ -148,7 +148,10 @@ def _has_tensor(value: object, seen: set[int]) -> bool:
     return any(_has_tensor(item, seen) for _, _, item in parts(value))
 
 
-_ATOMS = (str, bytes, int, float, complex, NoneType, torch.dtype, torch.device, torch.Size)
+_ATOMS = (
+    *(str, bytes, int, float, complex, NoneType, torch.dtype, torch.device, torch.Size),
+    *(torch.SymInt, torch.SymFloat, torch.SymBool),
+)
 
 
 def tensor_spec(tensor: Tensor) -> TensorSpec:

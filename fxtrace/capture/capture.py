@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fxtrace.capture.export import export, without_weights
 from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
 from fxtrace.capture.run import Run, Taken, copies, model_errors
@@ -24,7 +25,7 @@ from fxtrace.trace import RUNGS, Progress, Rung
 _LADDER: tuple[Rung, ...] = ("symbolic", "record")
 """The rungs that are tried where none is asked for, in this order."""
 
-_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic, "record": record}
+_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic, "record": record, "export": export}
 
 RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
     "symbolic": (
@@ -35,6 +36,11 @@ RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
         "This is the path that this input took: sizes, branches and loops are fixed as they fell.",
         "A call that gave back its own input (dropout in evaluation mode, `.to()` or `.contiguous()` with nothing to "
         "do) has no node.",
+    ),
+    "export": (
+        "This is a graph of ATen's ops, with shapes and without values; sizes and branches are fixed as this input "
+        "took them.",
+        "A source line is the innermost one in a module's forward: torch.export does not note those of helper functions.",
     ),
 }
 
@@ -83,8 +89,8 @@ def capture(
         inputs: tensors, or nests of them, by the names of `forward`'s parameters; parameters with defaults may be left
             out.
         rung: the rung to use; empty lets fxtrace choose: the first of `symbolic` and `record` that can follow the
-            module.
-        values: keep every tensor; False propagates shapes on fake tensors, with no compute.
+            module, or `export` where its parameters are on the meta device.
+        values: keep every tensor; False propagates shapes on fake tensors, with no compute. `export` has no values.
         training: run in training mode.
         progress: called as the work goes on; an exception it raises stops the work.
 
@@ -94,6 +100,8 @@ def capture(
     """
     if rung and rung not in RUNGS:
         raise OptionInvalid(unknown("capture rung", rung, RUNGS), field="rung", rung=rung)
+    rungs = (rung,) if rung else ("export",) if without_weights(module) else _LADDER
+    values = values and rungs != ("export",)
     report = progress or (lambda _: None)
     _check_inputs(module, inputs)
     _check_parameters(module)
@@ -105,7 +113,7 @@ def capture(
             with model_errors("the model raised"):
                 eager = module(**copies(inputs))
         run = Run(module, inputs, values, eager, report, rewind)
-        taken, chosen, refused = _climb(run, (rung,) if rung else _LADDER)
+        taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
         values=taken.values,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch._ops import HigherOrderOperator, OpOverload
 
 from fxtrace.capture.kinds import function_kind, module_kind
 from fxtrace.graph import Arg, Graph, Module, Node, Parameter, Ref, SliceArg, Symbol, Value
@@ -65,6 +66,10 @@ def _target(node: fx.Node) -> str:
 
 @cache
 def _function_name(function: Callable[..., Any]) -> str:
+    if isinstance(function, OpOverload):
+        return str(function.overloadpacket)  # the arguments say which overload it is
+    if isinstance(function, HigherOrderOperator):
+        return str(function)
     if getattr(operator, function.__name__, None) is function:
         return f"operator.{function.__name__}"
     for namespace in (torch, nn.functional):

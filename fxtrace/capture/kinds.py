@@ -26,33 +26,37 @@ _FUNCTIONS: dict[str, str] = {
         "linear": "linear bilinear",
         "embedding": "embedding embedding_bag",
         "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
-        "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+        "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
         "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot",
-        "attention": "scaled_dot_product_attention multi_head_attention_forward",
+        "attention": "scaled_dot_product_attention multi_head_attention_forward scaled_dot_product_flash_attention "
+        "scaled_dot_product_flash_attention_for_cpu scaled_dot_product_efficient_attention "
+        "scaled_dot_product_cudnn_attention",
         "softmax": "softmax",
-        "norm": "layer_norm rms_norm group_norm batch_norm instance_norm normalize",
+        "norm": "layer_norm rms_norm group_norm batch_norm instance_norm normalize native_layer_norm fused_rms_norm "
+        "native_group_norm native_batch_norm native_batch_norm_legit "
+        "native_batch_norm_legit_no_training cudnn_batch_norm",
         "activation": "relu relu6 gelu silu mish elu selu celu leaky_relu prelu glu sigmoid tanh hardswish hardtanh "
         "hardsigmoid softplus softsign logsigmoid",
-        "dropout": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout",
+        "dropout": "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout native_dropout",
         "add": "add iadd",
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill where setitem",
+        "mask": "masked_fill where setitem index_put",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach roll flip alias identity",
+        "detach roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
         "join": "cat concat concatenate stack hstack vstack dstack",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
-        "diagonal masked_select topk",
+        "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
         "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
         "create": "arange zeros ones full empty rand randn eye linspace tensor zeros_like ones_like full_like "
         "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like randint randperm "
         "scalar_tensor as_tensor new_tensor",
-        "cast": "to type type_as float half bfloat16 double long int bool cpu cuda",
+        "cast": "to to_copy type type_as float half bfloat16 double long int bool cpu cuda",
         "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
         "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
-        "addcmul addcdiv lerp floor_divide floordiv remainder mod",
+        "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod",
     }.items()
     for name in names.split()
 }
@@ -83,8 +87,10 @@ def function_kind(node: Node, before: Mapping[str, Node]) -> str:
     factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
     if kind == "matmul" and any(_is_parameter(each, before) for each in factors):
         return "linear"
-    if node.target == "operator.getitem" and len(node.args) > 1:
+    if name in ("getitem", "index") and len(node.args) > 1:
         index = node.args[1]
+        if name == "index" and isinstance(index, tuple) and len(index) == 1:  # ATen's spelling
+            index = index[0]
         by_ids = isinstance(index, Ref) and before[index.node].kind != "size"
         if by_ids and tensors and _is_parameter(tensors[0], before):
             return "embedding"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtrace.capture.compare import bit_equal, same_tensor
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
 from fxtrace.capture.recorder import Recorder, current_modes, set_modes
-from fxtrace.capture.run import Run, Taken, copies, error_source, keeping, map_tensors, model_errors, show_source
+from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, needing_values, show_source
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Source
 from fxtrace.shapes import ShapeInterpreter
@@ -42,7 +42,7 @@ def record(run: Run) -> Taken:
     if not run.values:
         mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
         given = map_tensors(fake.from_tensor, given)
-    with model_errors("the model raised"), mode, _needing_values():
+    with model_errors("the model raised"), mode, needing_values():
         output = recorder.run(given)
     run.rewind()
     graph = to_graph(run.module, recorder.graph, recorder.values)
@@ -108,18 +108,3 @@ def _places(sources: Iterable[Source | None]) -> str:
     known = [f"{source.file}:{source.line} (`{source.code}`)" for source in sources if source is not None]
     more = f" and {len(known) - 3} more lines" if len(known) > 3 else ""
     return f" at {', '.join(known[:3])}{more}" if known else ""
-
-
-@contextmanager
-def _needing_values() -> Iterator[None]:
-    try:
-        yield
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        source = error_source(error)
-        raise CaptureFailed(
-            f"the model's path depends on the numbers in a tensor{show_source(source)}, and a capture without values "
-            "has none; capture it with values",
-            error=type(error).__name__,
-            file=source.file if source else "",
-            line=source.line if source else "",
-        ) from error

@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import tree_map
 
 from fxtrace.capture.source import code_source, user_source
@@ -125,6 +127,26 @@ def model_errors(what: str, module: nn.Module | None = None) -> Iterator[None]:
         first_line = (str(error).strip().splitlines() or [""])[0]
         raise CaptureFailed(
             f"{what}{show_source(source)}: {type(error).__name__}: {first_line}",
+            error=type(error).__name__,
+            file=source.file if source else "",
+            line=source.line if source else "",
+        ) from error
+
+
+@contextmanager
+def needing_values() -> Iterator[None]:
+    """Reports that a model looked at numbers where there are none.
+
+    Raises:
+        CaptureFailed: in place of the exceptions of fake tensors.
+    """
+    try:
+        yield
+    except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
+        source = error_source(error)
+        raise CaptureFailed(
+            f"the model's path depends on the numbers in a tensor{show_source(source)}, and a capture without values "
+            "has none; capture it with values",
             error=type(error).__name__,
             file=source.file if source else "",
             line=source.line if source else "",

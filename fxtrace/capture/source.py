@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 import sysconfig
 from functools import cache, lru_cache
@@ -44,6 +45,53 @@ def calling_source(stop: CodeType) -> Source | None:
             return source
         frame = frame.f_back
     return None
+
+
+_FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
+
+
+@lru_cache(maxsize=1 << 14)
+def stack_source(stack: str) -> Source | None:
+    """The innermost user line of a stack that was written down as text, as torch.export does; None where it has none.
+
+    The text has no more than a function's plain name; the rest comes from the file and the module made from it.
+    """
+    for file, line, function in reversed(_FRAME.findall(stack)):
+        if _is_users(file):
+            code = max(
+                (code for code in _codes(file) if code.co_name == function and int(line) in _lines(code)),
+                key=lambda code: code.co_firstlineno,
+                default=None,
+            )
+            if code is not None:
+                return _source(code, int(line), _package(file))
+            return Source(Path(file).name, int(line), linecache.getline(file, int(line)).strip(), function)
+    return None
+
+
+@cache
+def _codes(file: str) -> tuple[CodeType, ...]:
+    """Every function in a file; none where it is not plain Python."""
+    try:
+        found = [compile("".join(linecache.getlines(file)), file, "exec")]
+    except (SyntaxError, ValueError):
+        return ()
+    for code in found:  # which grows as it goes
+        found.extend(each for each in code.co_consts if isinstance(each, CodeType))
+    return tuple(found)
+
+
+@cache
+def _lines(code: CodeType) -> range:
+    lines = [line for _, _, line in code.co_lines() if line]
+    return range(min(lines, default=0), max(lines, default=0) + 1)
+
+
+@cache
+def _package(file: str) -> str:
+    """The package of the module that was made from a file."""
+    spaces = (vars(module) for module in tuple(sys.modules.values()))
+    return next((str(space.get("__package__") or "") for space in spaces if space.get("__file__") == file), "")
 
 
 @cache

@@ -107,7 +107,7 @@ class Tracing:
             inputs=tuple(TracedInput(name, tensor_spec(each.tensor), each.fill) for name, each in inputs.items()),
             rung=captured.rung,
             rung_notes=captured.rung_notes,
-            values=request.values,
+            values=request.values and captured.rung != "export",
             training=request.training,
             seed=request.seed,
             torch_version=torch.__version__,

@@ -1,0 +1,237 @@
+"""The `export` rung: torch.export, which needs no weights and so no numbers; the graph is one of ATen's ops."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
+from io import StringIO
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.utils._pytree import TreeSpec
+
+from fxtrace.capture.constants import fold_constants
+from fxtrace.capture.convert import to_graph
+from fxtrace.capture.run import Run, Taken, copies, map_tensors, model_errors, needing_values, show_source
+from fxtrace.capture.source import stack_source
+from fxtrace.errors import CaptureFailed
+from fxtrace.graph import Value
+from fxtrace.shapes import noted, tensor_spec, tensors
+
+
+def export(run: Run) -> Taken:
+    """Exports the module, with no compute; what is on the meta device is taken for a tensor on the CPU.
+
+    Raises:
+        CaptureFailed: torch.export cannot follow the module.
+    """
+    given = copies(run.inputs)
+    mode = _fake_mode(run.module, given)
+    if mode is not None:
+        _make_fake(run.module, mode)
+        given = map_tensors(lambda tensor: _fake(tensor, mode), given)
+    what = "torch.export cannot follow this model"
+    with model_errors(what, run.module), needing_values(), warnings.catch_warnings(), redirect_stderr(StringIO()):
+        # They are about attributes and gradients, which are put back. What goes to stderr is the graph up to an error.
+        warnings.simplefilter("ignore")
+        program = torch.export.export(run.module, (), given, strict=False)
+    unlifted = _Unlifted(run.module, program)
+    graph = to_graph(run.module, unlifted.graph, unlifted.values)
+    run.rewind()
+    with model_errors("the captured graph raised"):
+        known = fold_constants(unlifted.root(), unlifted.graph, {})
+    # Without the blocks' autocast modes, what was computed in them may come out in another precision.
+    dtypes = {name: spec.dtype for name, spec in graph.tensors()}
+    return Taken(graph, {}, {name: t for name, t in known.items() if tensor_spec(t).dtype == dtypes[name]}, None)
+
+
+def without_weights(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers on the meta device: shapes, and no numbers."""
+    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+
+
+def _fake_mode(module: nn.Module, inputs: Mapping[str, Any]) -> FakeTensorMode | None:
+    """The mode that the module's fake tensors or the inputs belong to, a new one for meta tensors, else None."""
+    given = (tensor for _, tensor in tensors(inputs))
+    everything = (*module.parameters(), *module.buffers(), *given)
+    for tensor in everything:
+        if isinstance(tensor, FakeTensor):
+            return tensor.fake_mode
+    return FakeTensorMode(allow_non_fake_inputs=True) if any(tensor.is_meta for tensor in everything) else None
+
+
+def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
+    """Puts fake tensors in the place of the module's meta tensors; one that is shared stays shared."""
+    made: dict[int, Tensor] = {}
+    for each in module.modules():
+        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers, vars(each))
+        for table in tables:
+            for name, tensor in table.items():
+                if isinstance(tensor, Tensor) and tensor.is_meta:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake(tensor, mode)
+                    table[name] = made[id(tensor)]
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    if isinstance(tensor, FakeTensor) and tensor.fake_mode is mode:
+        return tensor
+    if not (tensor.is_meta or isinstance(tensor, FakeTensor)):
+        return mode.from_tensor(tensor)
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+
+
+# Blocks under `torch.no_grad()` or `torch.autocast()` are exported as functions that a call runs in that mode.
+_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+
+# What export adds to guard its own assumptions.
+_GUARDS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_functional_assert_async")
+
+
+class _Unlifted:
+    """An exported program as an ordinary torch.fx graph: parameters are `get_attr` nodes before their first use."""
+
+    def __init__(self, module: nn.Module, program: ExportedProgram) -> None:
+        self.graph = fx.Graph()
+        self.values: dict[fx.Node, tuple[Value, ...]] = {}
+        self.constants: dict[str, Tensor] = {}
+        self._module = module
+        self._paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
+        self._program = program
+        self._owned = _owned(module)
+        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
+        self._attributes: dict[str, fx.Node] = {}
+        results = self._inline(program.graph_module, {})
+        self._note(self.graph.output(_nested(iter(results), program.call_spec.out_spec)), None)
+
+    def root(self) -> nn.Module:
+        """Where the graph finds its tensors and subgraphs."""
+        root = nn.Module()
+        vars(root).update(vars(self._module))
+        vars(root)["_buffers"] = {**self._module._buffers, **self.constants}
+        vars(root)["_modules"] = {**self._program.graph_module._modules, **self._module._modules}
+        return root
+
+    def _inline(self, module: fx.GraphModule, copied: dict[fx.Node, Any]) -> Any:
+        """Copies a graph's nodes, given what stands for its placeholders; returns what stands for its results."""
+
+        def found(node: fx.Node) -> Any:
+            if node not in copied:
+                copied[node] = self._attribute(node)  # before its first use
+            return copied[node]
+
+        for node in module.graph.nodes:
+            if node.op == "output":
+                return fx.node.map_arg(node.args[0], found)
+            if node.op == "get_attr" or node in copied or self._is_owned(node):
+                continue
+            name = _base_name(node)
+            if name in _GUARDS and not node.users:
+                continue
+            if name in _WRAPPERS:
+                at = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
+                block = getattr(module, str(cast(fx.Node, node.args[at]).target))
+                names = block.graph.find_nodes(op="placeholder")
+                given = (fx.node.map_arg(arg, found) for arg in node.args[at + 1 :])
+                copied[node] = self._inline(block, dict(zip(names, given, strict=True)))
+            elif _gives_back(node, name):
+                copied[node] = found(node.args[0])
+            elif name == "getitem" and isinstance(items := found(node.args[0]), tuple | list):
+                copied[node] = items[node.args[1]]
+            else:
+                copied[node] = self._note(self.graph.node_copy(node, found), node.meta.get("val"))
+        raise AssertionError("a torch.fx graph ends with its output")
+
+    def _is_owned(self, node: fx.Node) -> bool:
+        return node.op == "placeholder" and self._specs[node.name].kind is not InputKind.USER_INPUT
+
+    def _attribute(self, node: fx.Node) -> fx.Node:
+        """The node for a parameter, a buffer, a constant or a subgraph."""
+        if node.op == "get_attr":
+            name, value = str(node.target), None
+        else:
+            name, value = self._tensor(str(self._specs[node.name].target))
+        if name not in self._attributes:
+            self._attributes[name] = self._note(self.graph.create_node("get_attr", name), value)
+        return self._attributes[name]
+
+    def _tensor(self, name: str) -> tuple[str, Tensor | None]:
+        """A tensor with the first of the names that the module has for it; a constant of no module gets a new one."""
+        if name in self._owned:
+            return self._owned[name]
+        value = self._program.constants[name]
+        name = f"_constant_{len(self.constants)}"
+        self.constants[name] = value
+        return name, value
+
+    def _note(self, node: fx.Node, value: object) -> fx.Node:
+        stack = tuple(node.meta.get("nn_module_stack", {}).values())
+        path = str(stack[-1][0]).partition("@")[0] if stack else ""  # `name@1` is the second call of a module
+        node.meta["module"] = path if path in self._paths else ""
+        node.meta["source"] = stack_source(node.meta.get("stack_trace") or "")
+        if any(isinstance(size, torch.SymInt) for _, tensor in tensors(value) for size in tensor.shape):
+            raise CaptureFailed(
+                f"a tensor's size depends on the numbers in another{show_source(node.meta['source'])}, and a capture "
+                "without values has none; capture it with values",
+                node=node.name,
+            )
+        self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
+        return node
+
+
+def _owned(module: nn.Module) -> dict[str, tuple[str, Tensor]]:
+    """For every qualified name of a tensor: the first of the names that this tensor has, and the tensor."""
+    first: dict[int, tuple[str, Tensor]] = {}
+    owned: dict[str, tuple[str, Tensor]] = {}
+    for path, each in module.named_modules(remove_duplicate=False):
+        for table in (each._parameters, each._buffers, vars(each)):
+            for name, tensor in table.items():
+                if isinstance(tensor, Tensor):
+                    qualified = f"{path}.{name}" if path else name
+                    owned[qualified] = first.setdefault(id(tensor), (qualified, tensor))
+    return owned
+
+
+def _base_name(node: fx.Node) -> str:
+    """What a node calls, without its namespace and overload."""
+    match node.target:
+        case OpOverload():
+            return str(node.target.overloadpacket.__name__)
+        case _:
+            return str(getattr(node.target, "__name__", ""))
+
+
+def _gives_back(node: fx.Node, name: str) -> bool:
+    """Whether a call has nothing to do and returns the very tensor it is given."""
+    match name, node.args, node.meta.get("val"):
+        case "dropout", (fx.Node(), _, False), _:
+            return True
+        case (("to" | "contiguous"), (fx.Node() as given, *rest), Tensor() as result):
+            copying = True in (*rest, *node.kwargs.values())
+            return not copying and _layout(given.meta["val"]) == _layout(result)
+        case _:
+            return False
+
+
+def _layout(tensor: Tensor) -> tuple[object, ...]:
+    return tensor.dtype, tensor.device, tensor.stride()
+
+
+def _nested(results: Iterator[Any], spec: TreeSpec) -> Any:
+    """The flat results of an export as the tuples and dicts that the module returned."""
+    if spec.is_leaf():
+        return next(results)
+    items = [_nested(results, child) for child in spec.children()]
+    if not isinstance(spec.type, type) or issubclass(spec.type, tuple | list):  # a named tuple's type is a function
+        return tuple(items)
+    keys = spec.context if isinstance(spec.context, list) and len(spec.context) == len(items) else range(len(items))
+    return dict(zip(map(str, keys), items, strict=True))

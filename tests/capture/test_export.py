@@ -1,0 +1,197 @@
+"""The export rung: ATen graphs with shapes, kinds, modules and source lines, with weights and without."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fxtrace.capture import Capture, capture
+from fxtrace.errors import CaptureFailed
+from fxtrace.graph import Node
+from fxtrace.roles import label
+from tests.capture.zoo import ZOO, Function
+
+LOOKS_AT_NUMBERS = {"transformer", "experts", "loop_on_data", "branches_on_data"}
+OTHERWISE_REFUSED = {
+    "packed_sequence": "zeros()",
+    "dataclass_input": "Unsupported input type",
+    "dataclass_output": "not a known type",
+    "object_output": "not a known type",
+    "own_grad_and_autocast": "fake tensor",
+}
+
+
+def exported(module: nn.Module, **inputs: Any) -> Capture:
+    return capture(module, inputs, rung="export")
+
+
+def of_kind(captured: Capture, kind: str) -> list[Node]:
+    return [node for node in captured.graph.nodes if node.kind == kind]
+
+
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - LOOKS_AT_NUMBERS - OTHERWISE_REFUSED.keys()))
+def test_shapes_are_those_of_a_real_run(name: str) -> None:
+    torch.manual_seed(0)
+    module, inputs = ZOO[name]()
+    before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
+    captured = capture(module, inputs, rung="export")
+    assert (captured.rung, captured.output_equal, dict(captured.values)) == ("export", None, {})
+    assert all(torch.equal(tensor, before[key]) for key, tensor in module.state_dict().items())
+
+    real = list(output_shapes(module(**inputs)))
+    graph = captured.graph
+    returned = [graph.by_name[name].values[0] for name in graph.nodes[-1].inputs]
+    assert [value.spec.shape for value in returned if value.spec] == real or name == "cached"
+
+
+def output_shapes(value: Any) -> Iterator[tuple[int, ...]]:
+    if isinstance(value, Tensor):
+        yield tuple(value.shape)
+    elif isinstance(value, dict):
+        yield from output_shapes(tuple(value.values()))
+    elif isinstance(value, tuple | list):
+        for item in value:
+            yield from output_shapes(item)
+
+
+@pytest.mark.parametrize("name", sorted(LOOKS_AT_NUMBERS))
+def test_a_path_that_depends_on_numbers_is_refused(name: str) -> None:
+    module, inputs = ZOO[name]()
+    with pytest.raises(CaptureFailed, match=r"depends on the numbers in a tensor.*capture it with values"):
+        capture(module, inputs, rung="export")
+
+
+@pytest.mark.parametrize("name", OTHERWISE_REFUSED)
+def test_what_export_cannot_follow_is_refused_with_the_users_line(name: str) -> None:
+    module, inputs = ZOO[name]()
+    with pytest.raises(
+        CaptureFailed, match=r"torch.export cannot follow this model at tests/capture/zoo\.py"
+    ) as failed:
+        capture(module, inputs, rung="export")
+    assert OTHERWISE_REFUSED[name] in failed.value.message
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.project = nn.Linear(8, 24)
+        self.norm = nn.LayerNorm(8)
+        self.table = nn.Parameter(torch.randn(9, 4))
+        self.index: Tensor
+        self.register_buffer("index", torch.arange(9).reshape(3, 3))
+        self.tied = self.project
+
+    def forward(self, x: Tensor, drop: float = 0.5) -> dict[str, Any]:
+        q, k, v = self.project(self.norm(x)).chunk(3, dim=-1)
+        fused = F.scaled_dot_product_attention(q, k, v)
+        mask = torch.ones(3, 3, dtype=torch.bool).tril()
+        weights = (q @ k.mT).masked_fill(~mask, -1e9).softmax(-1)
+        weights = F.dropout(weights, drop, self.training).to(torch.float32)
+        bias = self.table[self.index]
+        with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+            both = self.tied(x)
+        return {"y": weights @ v + fused, "rest": [bias, both]}
+
+
+def test_nodes_know_kind_module_parameters_and_source() -> None:
+    module = Block().eval()
+    captured = exported(module, x=torch.randn(2, 3, 8))
+    nodes = captured.graph.by_name
+    linear, tied = of_kind(captured, "linear")
+    assert (linear.target, linear.op, linear.module) == ("aten.linear", "call_function", "project")
+    assert linear.spec is not None
+    assert linear.spec.shape == (2, 3, 24)
+    assert linear.source is not None
+    assert (linear.source.file, linear.source.function) == ("tests/capture/test_export.py", "Block.forward")
+    assert linear.source.code == "q, k, v = self.project(self.norm(x)).chunk(3, dim=-1)"
+    weight = nodes[linear.inputs[1]]
+    assert (weight.op, weight.kind, weight.parameters) == ("get_attr", "constant", ("project.weight",))
+    assert tied.spec is not None
+    assert tied.spec.dtype == "bfloat16"  # the block's autocast is seen
+    assert weight.name in tied.inputs
+    assert [of_kind(captured, kind)[0].target for kind in ("norm", "attention", "softmax", "embedding", "mask")] == [
+        "aten.layer_norm",
+        "aten.scaled_dot_product_attention",
+        "aten.softmax",
+        "aten.index",
+        "aten.masked_fill",
+    ]
+    assert of_kind(captured, "other") == of_kind(captured, "dropout") == of_kind(captured, "cast") == []
+    output = captured.graph.nodes[-1].args[0]
+    assert isinstance(output, dict)
+    assert list(output) == ["y", "rest"]
+    assert isinstance(output["rest"], tuple)
+
+
+def test_inputs_and_masks_are_what_can_be_known() -> None:
+    captured = exported(Block().eval(), x=torch.randn(2, 3, 8))
+    assert [node.name for node in of_kind(captured, "input")] == ["x"]
+    mask = captured.graph.by_name[of_kind(captured, "mask")[0].inputs[1]]
+    assert torch.equal(captured.known[mask.name], ~torch.ones(3, 3, dtype=torch.bool).tril())
+    assert not any("linear" in name for name in captured.known)
+
+
+@pytest.mark.parametrize("rung", ["", "export"])
+@pytest.mark.parametrize("inputs_on", ["meta", "cpu"])
+def test_a_module_without_weights_gives_the_same_graph(rung: Any, inputs_on: str) -> None:
+    with torch.device("meta"):
+        module = Block().eval()
+    x = torch.randn(2, 3, 8, device=inputs_on)
+    captured = capture(module, {"x": x}, rung=rung)
+    assert captured.rung == "export"
+    assert captured.graph.nodes == exported(Block().eval(), x=torch.randn(2, 3, 8)).graph.nodes
+    assert all(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+    assert module.tied is module.project
+
+
+def test_a_module_of_fake_tensors_is_exported() -> None:
+    with FakeTensorMode():
+        module = Block().eval()
+        x = torch.randn(2, 3, 8)
+    captured = exported(module, x=x)
+    assert captured.graph.nodes == exported(Block().eval(), x=torch.randn(2, 3, 8)).graph.nodes
+
+
+def test_a_size_that_depends_on_numbers_is_refused() -> None:
+    with pytest.raises(CaptureFailed, match=r"size depends on the numbers.*self.function\(x\)"):
+        exported(Function(lambda x: x.nonzero()), x=torch.ones(3))
+
+
+def test_training_keeps_dropout() -> None:
+    captured = capture(Block(), {"x": torch.randn(2, 3, 8)}, rung="export", training=True)
+    assert [node.target for node in of_kind(captured, "dropout")] == ["aten.dropout"]
+
+
+@pytest.mark.parametrize("family", ["llama", "bert"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_transformers_models_without_weights_are_labelled_as_recorded_ones(family: str, attention: str) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "vocab_size": 30,
+        "attn_implementation": attention,
+    }
+    config = transformers.AutoConfig.for_model(family, use_cache=False, **sizes)
+    make = transformers.AutoModelForCausalLM if family == "llama" else transformers.AutoModel
+    with torch.device("meta"):
+        absent = make.from_config(config)
+    ids = torch.zeros(2, 5, dtype=torch.long)
+    captured = capture(absent, {"input_ids": ids})
+    recorded = capture(make.from_config(config), {"input_ids": ids}, rung="record", values=False)
+    labelled, _ = label(captured.graph, captured.known)
+    reference, _ = label(recorded.graph, recorded.known)
+    found, expected = ({str(role) for node in graph.nodes for role in node.roles} for graph in (labelled, reference))
+    # A recording sees that a mask hides nothing, and leaves it out; export cannot.
+    assert expected <= found
+    assert {role.rpartition(".")[2] for role in found - expected} <= {"mask", "masked_scores"}
+    assert bool(expected) == (family == "bert")
+    assert len(of_kind(captured, "linear")) == len(of_kind(recorded, "linear"))
+    assert len(of_kind(captured, "softmax" if attention == "eager" else "attention")) == 2
+    assert of_kind(captured, "embedding")[0].spec == of_kind(recorded, "embedding")[0].spec
