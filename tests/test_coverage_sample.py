@@ -3,7 +3,8 @@
 import pytest
 
 from tests.benchmarks.coverage.page import full
-from tests.benchmarks.coverage.row import Row, Score, attempt, measure, score, subject
+from tests.benchmarks.coverage.row import Row, attempt, measure, subject
+from tests.benchmarks.coverage.score import PARTS, Score, score_attentions, score_parts
 from tests.benchmarks.coverage.truth import KINDS, true_attentions
 
 # (case, attention, attention blocks of each kind)
@@ -45,12 +46,22 @@ def test_a_mistake_is_seen() -> None:
     it = subject("hf:bart", "eager")
     captured = capture(it.module, it.inputs)
     graph, _ = label(captured.graph, captured.known)
-    right = score(graph, captured.values, it)
+    right = score_attentions(graph, captured.values, it)
     assert right["cross_attention"] == Score(2, 2, 2, 0)
     # The same graph, its values disturbed: what was right is nobody's now.
     node = graph.by_role["decoder.0.cross_attention.weights"].name
     disturbed = {**captured.values, node: captured.values[node].flip(-1)}
-    assert score(graph, disturbed, it)["cross_attention"] == Score(2, 2, 1, 1)
+    assert score_attentions(graph, disturbed, it)["cross_attention"] == Score(2, 2, 1, 1)
+    for part, role in (
+        ("feed_forward", "encoder.0.feed_forward.output"),
+        ("norm", "encoder.0.feed_forward.norm_output"),
+        ("residual", "decoder.1.cross_attention.residual_sum"),
+    ):
+        before = score_parts(graph, captured.values, it)[part]
+        assert before.right == before.found > 3
+        node = graph.by_role[role].name
+        disturbed = {**captured.values, node: captured.values[node].flip(-1)}
+        assert score_parts(graph, disturbed, it)[part].wrong == 1
 
 
 def test_the_truth_is_the_models_own() -> None:
@@ -66,12 +77,12 @@ def test_the_truth_is_the_models_own() -> None:
 
 def test_the_page_has_every_row() -> None:
     rows = [("encoder", Row("hf:bert", "eager", "record", 9, 1.0, True, eager=1.0, capture=9.0, error=""))]
-    rows[0][1].scores = {kind: Score() for kind in KINDS}
+    rows[0][1].scores = {kind: Score() for kind in (*KINDS, *PARTS)}
     rows[0][1].scores["self_attention"] = Score(2, 1, 1, 0)
     rows[0][1].refusals = (("block at 'x_1'", "no product leads to 'x_1'"),)
     rows.append(("decoder", Row("hf:odd", "eager", error="ended | with 1")))
     text = "\n".join(full(rows))
-    assert "| encoder | hf:bert | eager | record | 9 | 100% | equal | 2 / 1 / 1 / 0 |  |  | 9.0 |" in text
+    assert "| encoder | hf:bert | eager | record | 9 | 100% | equal | 2 / 1 / 1 / 0 |  |  |  |  |  | 9.0 |" in text
     assert "| decoder | hf:odd | eager | ended \\| with 1 |" in text
     assert "| 1 | no product leads to … | hf:bert |" in text
 

@@ -14,6 +14,7 @@ Rows = Sequence[tuple[str, Row]]
 """(group, row)."""
 
 _HEADS = {"self_attention": "self", "masked_self_attention": "masked self", "cross_attention": "cross"}
+_PART_HEADS = {"feed_forward": "feed-forward outputs", "norm": "norm outputs", "residual": "residual sums"}
 
 
 def totals(rows: Rows) -> Iterator[str]:
@@ -36,6 +37,9 @@ def totals(rows: Rows) -> Iterator[str]:
     for kind in KINDS:
         counts = {part: sum(getattr(row.scores[kind], part) for row in traced) for part in _PARTS}
         yield f"| {_HEADS[kind]}-attention blocks | " + ", ".join(f"{n} {part}" for part, n in counts.items()) + " |"
+    for part, head in _PART_HEADS.items():
+        counts = {each: sum(getattr(row.scores[part], each) for row in traced) for each in ("found", "right", "wrong")}
+        yield f"| {head} | " + ", ".join(f"{n} {each}" for each, n in counts.items()) + " |"
     ours = statistics.median(row.capture / row.eager for row in traced)
     yield f"| a capture with every value ÷ an eager run, median | {ours:.1f} |"
     for tool in ("torchlens", "torchview"):
@@ -53,16 +57,17 @@ def full(rows: Rows) -> Iterator[str]:
     yield "# Coverage"
     yield ""
     yield "Written by `make coverage`. Attention blocks are expected / right / refused / wrong, held by value against"
-    yield "what the model itself says its attention weights are. Times are medians, on one thread of one machine."
+    yield "what the model itself says its attention weights are; other parts are right / wrong, held against what its"
+    yield "modules take and give. Times are medians, on one thread of one machine; the other tools run on eager models."
     yield ""
     yield from totals(rows)
     yield ""
     yield (
         "| group | model | attention | rung | nodes | with shape | output | "
-        + " | ".join(_HEADS.values())
+        + " | ".join((*_HEADS.values(), *_PART_HEADS.values()))
         + " | ÷ eager | TorchLens ÷ ours | torchview ÷ ours |"
     )
-    yield "| --- " * (10 + len(_HEADS)) + "|"
+    yield "| --- " * (10 + len(_HEADS) + len(_PART_HEADS)) + "|"
     for group, row in rows:
         yield "| " + " | ".join(_cells(group, row)) + " |"
     yield ""
@@ -72,7 +77,7 @@ def full(rows: Rows) -> Iterator[str]:
     yield "| --- | --- | --- |"
     reasons: dict[str, list[str]] = defaultdict(list)
     for _, row in rows:
-        if any(score.refused for score in row.scores.values()):
+        if any(row.scores[kind].refused for kind in KINDS if row.scores):
             for reason in {_plain(reason) for role, reason in row.refusals if not role.startswith("output")}:
                 reasons[reason].append(row.case)
     for reason, found in sorted(reasons.items(), key=lambda item: -len(item[1])):
@@ -82,7 +87,7 @@ def full(rows: Rows) -> Iterator[str]:
 def _cells(group: str, row: Row) -> Iterator[str]:
     yield from (group, row.case, row.attention or "—")
     if row.error:
-        yield from (_cell(row.error), *[""] * (6 + len(_HEADS)))
+        yield from (_cell(row.error), *[""] * (6 + len(_HEADS) + len(_PART_HEADS)))
         return
     equal = {True: "equal", False: "not equal: " + _cell(row.notes[-1] if row.notes else ""), None: "—"}
     yield from (row.rung, str(row.nodes), f"{row.with_shape:.0%}", equal[row.output_equal])
@@ -90,6 +95,9 @@ def _cells(group: str, row: Row) -> Iterator[str]:
         score = row.scores[kind]
         some = score.expected or score.found
         yield f"{score.expected} / {score.right} / {score.refused} / {score.wrong}" if some else ""
+    for part in _PART_HEADS:
+        score = row.scores[part]
+        yield f"{score.right} / {score.wrong}" if score.found else ""
     yield f"{row.capture / row.eager:.1f}"
     for seconds in (row.torchlens, row.torchview):
         yield f"{seconds / row.capture:.1f}" if isinstance(seconds, float) else _cell(seconds)

@@ -5,35 +5,18 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from fxtrace.capture import capture
 from fxtrace.errors import ConfigurationError
-from fxtrace.graph import Graph
 from fxtrace.models import Registry
 from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
-from tests.benchmarks.coverage.truth import KINDS, TrueAttention, true_attentions
-
-
-@dataclass
-class Score:
-    """Attention blocks of one kind: how many there are, and what became of them."""
-
-    expected: int = 0
-    found: int = 0
-    right: int = 0
-    wrong: int = 0
-
-    @property
-    def refused(self) -> int:
-        """Those not found."""
-        return max(0, self.expected - self.found)
+from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_parts
+from tests.benchmarks.coverage.truth import KINDS, passed_tensors, true_attentions
 
 
 @dataclass
@@ -57,16 +40,6 @@ class Row:
     error: str = ""
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A module and its inputs; its true attentions, where it tells them, and how many of each kind there are."""
-
-    module: nn.Module
-    inputs: Mapping[str, Any]
-    truth: tuple[TrueAttention, ...]
-    expected: Mapping[str, int]
-
-
 def subject(case: str, attention: str) -> Subject:
     """What `hf:<type>` (with attention `eager` or `sdpa`) or `zoo:<name>` stands for."""
     torch.manual_seed(0)
@@ -74,7 +47,8 @@ def subject(case: str, attention: str) -> Subject:
     if source == "zoo":
         factory, expected = next((f, n) for f, n in zoo.MODELS.items() if f.__name__ == name)
         module, inputs = factory()
-        return Subject(module.eval(), inputs, (), expected)
+        module.eval()
+        return Subject(module, inputs, (), passed_tensors(module, inputs), expected)
     model = Registry().load(case)
     config = model.resolve({"attn_implementation": attention})
     module, inputs = model.build(config), model.example_inputs(config)
@@ -83,7 +57,8 @@ def subject(case: str, attention: str) -> Subject:
         twin = model.build(model.resolve({"attn_implementation": "eager"}))
         twin.load_state_dict(module.state_dict())
     truth = true_attentions(twin, inputs)
-    return Subject(module, inputs, truth, {kind: sum(each.kind == kind for each in truth) for kind in KINDS})
+    expected = {kind: sum(each.kind == kind for each in truth) for kind in KINDS}
+    return Subject(module, inputs, truth, passed_tensors(module, inputs), expected)
 
 
 def measure(case: str, attention: str, *, timed: bool = True) -> Row:
@@ -100,7 +75,7 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         sum(value.spec is not None for value in values) / len(values),
         captured.output_equal,
         captured.rung_notes,
-        score(graph, captured.values, it),
+        score_attentions(graph, captured.values, it) | score_parts(graph, captured.values, it),
         tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
     )
     if timed:
@@ -110,57 +85,6 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
             row.torchview = _rival(lambda: _torchview(it))
             row.torchlens = _rival(lambda: _torchlens(it))  # last: it leaves torch's functions wrapped
     return row
-
-
-def score(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
-    """Found attention blocks against the true ones, by kind.
-
-    A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
-    of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
-    kind's, or nobody's. Where the model tells no weights, blocks are counted: more than there are of a kind are wrong.
-    """
-    scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
-    left = list(it.truth)
-    blocks = dict.fromkeys(
-        (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
-    )
-    for stack, layer, kind in blocks:
-        of_kind = scores[kind]
-        of_kind.found += 1
-        prefix = ".".join(str(each) for each in (stack, layer, kind) if each is not None)
-        parts = {
-            part: values[node.name]
-            for part in ("weights", "value_heads", "head_outputs")
-            if (node := graph.by_role.get(f"{prefix}.{part}")) is not None and node.name in values
-        }
-        mine = next((each for each in left if each.kind == kind and _shows(each.weights, parts)), None)
-        if it.truth and mine is not None:
-            left.remove(mine)
-            of_kind.right += 1
-        elif it.truth:
-            of_kind.wrong += bool(parts)
-        else:
-            of_kind.right, of_kind.wrong = (
-                min(of_kind.found, of_kind.expected),
-                max(0, of_kind.found - of_kind.expected),
-            )
-    return scores
-
-
-def _shows(true: Tensor, parts: Mapping[str, Tensor]) -> bool:
-    if "weights" in parts:
-        return _same(true, parts["weights"])
-    if not {"value_heads", "head_outputs"} <= set(parts):
-        return False
-    values = parts["value_heads"]
-    fits = values.dim() == true.dim() == 4 and values.shape[-2] == true.shape[-1] and values.shape[0] == true.shape[0]
-    if not fits or true.shape[1] % values.shape[1]:
-        return False
-    return _same(true @ values.repeat_interleave(true.shape[1] // values.shape[1], 1), parts["head_outputs"])
-
-
-def _same(true: Tensor, found: Tensor) -> bool:
-    return true.numel() == found.numel() and torch.allclose(true.reshape(-1), found.reshape(-1), rtol=1e-4, atol=1e-6)
 
 
 def _median(run: Callable[[], object], *, rounds: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 KINDS = ("self_attention", "masked_self_attention", "cross_attention")
 
@@ -78,3 +79,42 @@ def _kind(key: str, weights: Tensor) -> str:
         return "cross_attention"
     ahead = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
     return "self_attention" if weights[..., ahead].any() else "masked_self_attention"
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """A tensor that went into a module or came out of it, as it was at that moment."""
+
+    path: str
+    type: str
+    came_out: bool
+    leaf: bool
+    tensor: Tensor
+
+
+def passed_tensors(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Passed, ...]:
+    """Every tensor that the modules of one run took and gave."""
+    found: list[Passed] = []
+
+    def note(path: str, each: nn.Module, values: object, *, came_out: bool) -> None:
+        leaf = not any(True for _ in each.children())
+        flat = tree_leaves(values)
+        found.extend(
+            Passed(path, type(each).__name__, came_out, leaf, value.detach().clone())
+            for value in flat
+            if isinstance(value, Tensor) and value.is_floating_point()
+        )
+
+    with torch.no_grad(), ExitStack() as stack:
+        for path, each in module.named_modules():
+
+            def before(each: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
+                note(path, each, (args, kwargs), came_out=False)
+
+            def after(each: nn.Module, _: Any, output: Any, path: str = path) -> None:
+                note(path, each, output, came_out=True)
+
+            stack.callback(each.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(each.register_forward_hook(after).remove)
+        module(**inputs)
+    return tuple(found)

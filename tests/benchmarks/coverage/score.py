@@ -1,0 +1,128 @@
+"""Found roles against the truth: right, wrong, or not found."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxtrace.graph import Graph
+from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
+
+PARTS = ("feed_forward", "norm", "residual")
+
+
+@dataclass
+class Score:
+    """Blocks or parts of one kind: how many there are, and what became of them."""
+
+    expected: int = 0
+    found: int = 0
+    right: int = 0
+    wrong: int = 0
+
+    @property
+    def refused(self) -> int:
+        """Those not found."""
+        return max(0, self.expected - self.found)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A module and its inputs, and what is known of it besides the trace.
+
+    Attributes:
+        truth: its attentions, where it tells them.
+        passed: what its modules took and gave.
+        expected: how many attentions of each kind there are.
+    """
+
+    module: nn.Module
+    inputs: Mapping[str, Any]
+    truth: tuple[TrueAttention, ...]
+    passed: tuple[Passed, ...]
+    expected: Mapping[str, int]
+
+
+def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
+    """Found attention blocks against the true ones, by kind.
+
+    A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
+    of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
+    kind's, or nobody's. Where the model tells no weights, blocks are counted: more than there are of a kind are wrong.
+    """
+    scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
+    left = list(it.truth)
+    blocks = dict.fromkeys(
+        (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
+    )
+    for stack, layer, kind in blocks:
+        of_kind = scores[kind]
+        of_kind.found += 1
+        prefix = ".".join(str(each) for each in (stack, layer, kind) if each is not None)
+        parts = {
+            part: values[node.name]
+            for part in ("weights", "value_heads", "head_outputs")
+            if (node := graph.by_role.get(f"{prefix}.{part}")) is not None and node.name in values
+        }
+        mine = next((each for each in left if each.kind == kind and _shows(each.weights, parts)), None)
+        if it.truth and mine is not None:
+            left.remove(mine)
+            of_kind.right += 1
+        elif it.truth:
+            of_kind.wrong += bool(parts)
+        else:
+            of_kind.right, of_kind.wrong = (
+                min(of_kind.found, of_kind.expected),
+                max(0, of_kind.found - of_kind.expected),
+            )
+    return scores
+
+
+def _shows(true: Tensor, parts: Mapping[str, Tensor]) -> bool:
+    if "weights" in parts:
+        return _same(true, parts["weights"])
+    if not {"value_heads", "head_outputs"} <= set(parts):
+        return False
+    values = parts["value_heads"]
+    fits = values.dim() == true.dim() == 4 and values.shape[-2] == true.shape[-1] and values.shape[0] == true.shape[0]
+    if not fits or true.shape[1] % values.shape[1]:
+        return False
+    return _same(true @ values.repeat_interleave(true.shape[1] // values.shape[1], 1), parts["head_outputs"])
+
+
+def _same(true: Tensor, found: Tensor) -> bool:
+    # Not bit by bit: in a plain run PyTorch's own modules may take fused kernels, which round otherwise.
+    return true.numel() == found.numel() and torch.allclose(true.reshape(-1), found.reshape(-1), rtol=1e-4, atol=3e-6)
+
+
+def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
+    """Found feed-forwards, norms and residual sums against what the model's modules took and gave, by value.
+
+    A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
+    norm gave it; a residual sum where some module took it, or one with modules inside gave it. How many there are is
+    not known: what is not found is not counted.
+    """
+    tests: Mapping[str, Callable[[Passed], object]] = {
+        "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
+        "norm": lambda each: each.came_out and re.search("norm", each.type, re.I),
+        "residual": lambda each: not each.came_out or not each.leaf,
+    }
+    scores = {part: Score() for part in PARTS}
+    for node in graph.nodes:
+        for role in node.roles:
+            part = {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
+            if role.block == "feed_forward" and role.part == "output":
+                part = "feed_forward"
+            if part is None or node.name not in values:
+                continue
+            right = any(tests[part](each) and _same(each.tensor, values[node.name]) for each in it.passed)
+            scores[part].expected += 1
+            scores[part].found += 1
+            scores[part].right += right
+            scores[part].wrong += not right
+    return scores
