@@ -40,7 +40,7 @@ RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
     "export": (
         "This is a graph of ATen's ops, with shapes and without values; sizes and branches are fixed as this input "
         "took them.",
-        "A source line is the innermost one in a module's forward: torch.export does not note those of helper functions.",
+        "A source line is the innermost one in a module's forward: torch.export notes no other.",
     ),
 }
 

@@ -31,11 +31,7 @@ def export(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.export cannot follow the module.
     """
-    given = copies(run.inputs)
-    mode = _fake_mode(run.module, given)
-    if mode is not None:
-        _make_fake(run.module, mode)
-        given = map_tensors(lambda tensor: _fake(tensor, mode), given)
+    given = with_fakes(run.module, copies(run.inputs))
     what = "torch.export cannot follow this model"
     with model_errors(what, run.module), needing_values(), warnings.catch_warnings(), redirect_stderr(StringIO()):
         # They are about attributes and gradients, which are put back. What goes to stderr is the graph up to an error.
@@ -56,18 +52,16 @@ def without_weights(module: nn.Module) -> bool:
     return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
 
 
-def _fake_mode(module: nn.Module, inputs: Mapping[str, Any]) -> FakeTensorMode | None:
-    """The mode that the module's fake tensors or the inputs belong to, a new one for meta tensors, else None."""
-    given = (tensor for _, tensor in tensors(inputs))
-    everything = (*module.parameters(), *module.buffers(), *given)
-    for tensor in everything:
-        if isinstance(tensor, FakeTensor):
-            return tensor.fake_mode
-    return FakeTensorMode(allow_non_fake_inputs=True) if any(tensor.is_meta for tensor in everything) else None
+def with_fakes(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts fake tensors on the CPU in the place of a module's meta tensors, and returns the inputs as fake ones too.
 
-
-def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Puts fake tensors in the place of the module's meta tensors; one that is shared stays shared."""
+    A tensor that is shared stays shared. Where nothing is on the meta device or fake already, nothing changes.
+    """
+    everything = (*module.parameters(), *module.buffers(), *(tensor for _, tensor in tensors(inputs)))
+    modes = [tensor.fake_mode for tensor in everything if isinstance(tensor, FakeTensor)]
+    if not modes and not any(tensor.is_meta for tensor in everything):
+        return dict(inputs)
+    mode = modes[0] if modes else FakeTensorMode(allow_non_fake_inputs=True)
     made: dict[int, Tensor] = {}
     for each in module.modules():
         tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers, vars(each))
@@ -77,6 +71,7 @@ def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
                     if id(tensor) not in made:
                         made[id(tensor)] = _fake(tensor, mode)
                     table[name] = made[id(tensor)]
+    return {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in inputs.items()}
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
