@@ -24,6 +24,8 @@ class Score:
     found: int = 0
     right: int = 0
     wrong: int = 0
+    untold: int = 0
+    """Found, where the model does not tell that attention's weights."""
 
     @property
     def refused(self) -> int:
@@ -53,10 +55,12 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
 
     A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
     of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
-    kind's, or nobody's. Where the model tells no weights, blocks are counted: more than there are of a kind are wrong.
+    kind's, or nobody's while one of its kind is left; what is found beyond all that the model tells is untold. Where
+    only the number of attentions is known, blocks are counted: more than there are of a kind are wrong.
     """
     scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
     left = list(it.truth)
+    unmatched: list[tuple[str, dict[str, Tensor]]] = []
     blocks = dict.fromkeys(
         (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
     )
@@ -73,13 +77,17 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
         if it.truth and mine is not None:
             left.remove(mine)
             of_kind.right += 1
-        elif it.truth:
-            of_kind.wrong += bool(parts)
+        elif it.truth or not it.expected:
+            unmatched.append((kind, parts))
         else:
             of_kind.right, of_kind.wrong = (
                 min(of_kind.found, of_kind.expected),
                 max(0, of_kind.found - of_kind.expected),
             )
+    for kind, parts in unmatched:
+        contradicted = any(_shows(each.weights, parts) for each in it.truth) or any(e.kind == kind for e in left)
+        scores[kind].wrong += bool(parts) and contradicted
+        scores[kind].untold += not contradicted
     return scores
 
 
@@ -105,7 +113,8 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
     norm gave it; a residual sum where some module took it, or one with modules inside gave it. How many there are is
-    not known: what is not found is not counted.
+    not known: what is not found is not counted. A sum that another residual sum adds to, with no module between, is
+    seen by no module: it is untold.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
@@ -124,5 +133,7 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             scores[part].expected += 1
             scores[part].found += 1
             scores[part].right += right
-            scores[part].wrong += not right
+            untold = not right and any(other.part == "residual_a" for other in node.roles)
+            scores[part].untold += untold
+            scores[part].wrong += not (right or untold)
     return scores

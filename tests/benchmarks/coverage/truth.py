@@ -26,8 +26,9 @@ class TrueAttention:
 def true_attentions(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[TrueAttention, ...]:
     """The attention weights that the model gives back when asked for them, and those its modules hand each other.
 
-    The model must compute attention eagerly. What comes as `cross_attentions` is cross-attention; of the rest, weights
-    that are not square are cross-attention too, those of which no query looks ahead masked self-attention.
+    The model must compute attention eagerly. What comes as `cross_attentions` is cross-attention, and so are weights
+    that are not square where the model does not say that they are its own `attentions` (whose keys may be fewer than
+    its queries); of the rest, those of which no query looks ahead are masked self-attention.
     """
     passed: list[TrueAttention] = []
 
@@ -71,12 +72,17 @@ def _are_weights(tensor: Tensor) -> bool:
     if tensor.dim() < 3 or not tensor.is_floating_point() or tensor.shape[-1] < 2 or not tensor.numel():
         return False
     rows = tensor.sum(-1)
+    if tensor.dim() == 4 and tensor.shape[1] > 1 and bool((tensor == tensor[:, :1]).all()):
+        return False  # a mean over the heads, given once for each of them: no head's weights
     return bool((tensor >= 0).all() and (rows <= 1 + 1e-4).all() and (rows > 1e-3).all())
 
 
 def _kind(key: str, weights: Tensor) -> str:
-    if key.startswith("cross") or weights.shape[-1] != weights.shape[-2]:
+    square = weights.shape[-1] == weights.shape[-2]
+    if key.startswith("cross") or not (key or square):
         return "cross_attention"
+    if not square:
+        return "self_attention"
     ahead = torch.ones(weights.shape[-2:], dtype=torch.bool).triu(1)
     return "self_attention" if weights[..., ahead].any() else "masked_self_attention"
 
