@@ -33,11 +33,12 @@ def main(wanted: list[str]) -> None:
     """Measures the wanted cases, or all."""
     rows = []
     chosen = [each for each in cases() if not wanted or each[1] in wanted]
-    for number, (group, case, attention) in enumerate(chosen, 1):
-        row = run(case, attention)
-        print(f"{number}/{len(chosen)} {case} {attention}: {row.error or row.skipped or 'done'}", file=sys.stderr)
-        if not row.skipped:
-            rows.append((group, row))
+    for number, (group, case, attentions) in enumerate(chosen, 1):
+        for row in sorted(run(case, attentions), key=lambda row: row.attention):
+            result = row.error or row.skipped or "done"
+            print(f"{number}/{len(chosen)} {case} {row.attention}: {result}", file=sys.stderr, flush=True)
+            if not row.skipped:
+                rows.append((group, row))
     if wanted:
         print("\n".join(page.full(rows)))
     else:

@@ -45,7 +45,7 @@ def totals(rows: Rows) -> Iterator[str]:
     for tool in ("torchlens", "torchview"):
         ratios = [seconds / row.capture for row in traced if isinstance(seconds := getattr(row, tool), float)]
         if ratios:
-            failed = sum(isinstance(getattr(row, tool), str) for row in traced)
+            failed = sum(isinstance(said := getattr(row, tool), str) and said != "" for row in traced)
             yield f"| {tool}'s time ÷ ours, median | {statistics.median(ratios):.1f} (it fails on {failed}) |"
 
 

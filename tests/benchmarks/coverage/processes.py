@@ -21,17 +21,18 @@ MEMORY = 12 << 30
 ROOT = Path(__file__).parents[3]
 
 
-def run(case: str, attention: str) -> Row:
-    """A case's row, measured in a new process; or what stopped it."""
-    command = [sys.executable, "-m", __name__, case, attention]
+def run(case: str, attentions: tuple[str, ...]) -> list[Row]:
+    """A case's rows, one for each attention, measured in a new process; or what stopped it."""
+    command = [sys.executable, "-m", __name__, case, *attentions]
     try:
         done = subprocess.run(command, capture_output=True, timeout=SECONDS, cwd=ROOT, check=False)
     except subprocess.TimeoutExpired:
-        return Row(case, attention, error=f"took more than {SECONDS} s")
+        return [Row(case, attention, error=f"took more than {SECONDS} s") for attention in attentions]
     if done.returncode:
-        return Row(case, attention, error=f"ended with {done.returncode}: {done.stderr.decode().strip()[-200:]}")
-    row: Row = pickle.loads(done.stdout)
-    return row
+        error = f"ended with {done.returncode}: {done.stderr.decode().strip()[-200:]}"
+        return [Row(case, attention, error=error) for attention in attentions]
+    rows: list[Row] = pickle.loads(done.stdout)
+    return rows
 
 
 if __name__ == "__main__":
@@ -39,4 +40,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     result, sys.stdout = sys.stdout.buffer, sys.stderr  # what the tools print is not the row
-    result.write(pickle.dumps(attempt(*sys.argv[1:])))
+    result.write(pickle.dumps([attempt(sys.argv[1], attention) for attention in sys.argv[2:]]))

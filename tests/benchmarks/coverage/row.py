@@ -16,7 +16,7 @@ from fxtrace.models import Registry
 from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
 from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_parts
-from tests.benchmarks.coverage.truth import KINDS, passed_tensors, true_attentions
+from tests.benchmarks.coverage.truth import KINDS, passed_tensors, same_state, true_attentions
 
 
 @dataclass
@@ -66,8 +66,13 @@ def subject(case: str, attention: str) -> Subject:
 def measure(case: str, attention: str, *, timed: bool = True) -> Row:
     """The row of a case; untimed, it says what was found alone."""
     it = subject(case, attention)
+<<<<<<< HEAD
     torch.manual_seed(1)
     captured = capture(it.module, it.inputs)
+=======
+    with same_state():
+        captured = capture(it.module, it.inputs)
+>>>>>>> issue3
     graph, _ = label(captured.graph, captured.known, it.module.state_dict())
     values = [v for node in graph.nodes for v in node.values if v.spec or v.type in ("Tensor", "Parameter")]
     row = Row(
@@ -84,7 +89,7 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
     if timed:
         row.eager = _median(lambda: it.module(**it.inputs), rounds=9)
         row.capture = _median(lambda: capture(it.module, it.inputs), rounds=3)
-        if attention != "sdpa":  # another op or two in the same model
+        if attention != "sdpa":  # the same model but for an op or two
             row.torchview = _rival(lambda: _torchview(it))
             row.torchlens = _rival(lambda: _torchlens(it))  # last: it leaves torch's functions wrapped
     return row

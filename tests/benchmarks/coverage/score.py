@@ -133,7 +133,8 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             scores[part].expected += 1
             scores[part].found += 1
             scores[part].right += right
-            untold = not right and any(other.part == "residual_a" for other in node.roles)
+            readers = [graph.by_name[name] for name in graph.users[node.name]]
+            untold = not right and all(any(r.part == "residual_sum" for r in reader.roles) for reader in readers)
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
     return scores

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 KINDS = ("self_attention", "masked_self_attention", "cross_attention")
+
+
+@contextmanager
+def same_state() -> Iterator[None]:
+    """Each run of a model begins in the same random state: some draw what they mask."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(1)
+        yield
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +48,7 @@ def true_attentions(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tr
 
         return hook
 
-    with torch.no_grad(), ExitStack() as stack:
+    with same_state(), ExitStack() as stack:
         for path, each in module.named_modules():
             stack.callback(each.register_forward_hook(note(path)).remove)
         try:
@@ -111,7 +119,7 @@ def passed_tensors(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Passed
             if isinstance(value, Tensor) and value.is_floating_point()
         )
 
-    with torch.no_grad(), ExitStack() as stack:
+    with same_state(), ExitStack() as stack:
         for path, each in module.named_modules():
 
             def before(each: nn.Module, args: Any, kwargs: Any, path: str = path) -> None:
