@@ -56,23 +56,16 @@ def subject(case: str, attention: str) -> Subject:
     if attention != "eager":  # a fused op tells no weights; the same model computed eagerly does
         twin = model.build(model.resolve({"attn_implementation": "eager"}))
         twin.load_state_dict(module.state_dict())
-    torch.manual_seed(1)  # some models draw random numbers as they run: each run begins with the same
     truth = true_attentions(twin, inputs)
     expected = {kind: sum(each.kind == kind for each in truth) for kind in KINDS} if truth else {}
-    torch.manual_seed(1)
     return Subject(module, inputs, truth, passed_tensors(module, inputs), expected)
 
 
 def measure(case: str, attention: str, *, timed: bool = True) -> Row:
     """The row of a case; untimed, it says what was found alone."""
     it = subject(case, attention)
-<<<<<<< HEAD
-    torch.manual_seed(1)
-    captured = capture(it.module, it.inputs)
-=======
     with same_state():
         captured = capture(it.module, it.inputs)
->>>>>>> issue3
     graph, _ = label(captured.graph, captured.known, it.module.state_dict())
     values = [v for node in graph.nodes for v in node.values if v.spec or v.type in ("Tensor", "Parameter")]
     row = Row(
