@@ -1,0 +1,121 @@
+"""What a model costs to capture and label without its weights, against a bare torch.export: `python -m` this module.
+
+Each measurement is a process of its own, so that its peak memory is its own.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+SIZES: dict[str, dict[str, Any]] = {
+    "7B": {
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 32,
+        "vocab_size": 32000,
+    },
+    "70B": {
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "405B": {
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+}
+"""Llama's published configurations."""
+
+
+def build(size: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
+    """The model on the meta device, with ids for it."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size])).eval()
+    return model, {"input_ids": torch.zeros(2, 128, dtype=torch.long)}
+
+
+def ours(size: str) -> dict[str, Any]:
+    """Captures and labels."""
+    from fxtrace.capture import capture
+    from fxtrace.roles import label
+
+    model, inputs = build(size)
+    start, cpu = time.perf_counter(), time.process_time()
+    captured = capture(model, inputs, rung="export", values=False)
+    captured_at = time.perf_counter()
+    graph, _ = label(captured.graph, captured.known)
+    end = time.perf_counter()
+    return {
+        "seconds": end - start,
+        "cpu": time.process_time() - cpu,
+        "label_seconds": end - captured_at,
+        "nodes": len(graph.nodes),
+        "labelled": sum(bool(node.roles) for node in graph.nodes),
+        "without_shape": sum(not node.values for node in graph.nodes if node.op != "output"),
+        "parameters": graph.parameter_count,
+    }
+
+
+def bare(size: str) -> dict[str, Any]:
+    """torch.export on fake tensors, and nothing else."""
+    from fxtrace.capture.export import with_fakes
+
+    model, inputs = build(size)
+    inputs = with_fakes(model, inputs)
+    start, cpu = time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        program = torch.export.export(model, (), inputs, strict=False)
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu": time.process_time() - cpu,
+        "nodes": len(program.graph.nodes),
+    }
+
+
+def in_a_process(what: str, size: str) -> dict[str, Any]:
+    """Runs one of the two in a process of its own."""
+    command = [sys.executable, "-m", "tests.benchmarks.weightless", what, size]
+    result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return result
+
+
+def main() -> None:
+    """Prints the table; of three pairs of runs, the one with the middle ratio."""
+    print("| model | capture + label | of it label | bare export | CPU ratio | peak memory | bare | nodes | labelled |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    for size in SIZES:
+        pairs = [(in_a_process("ours", size), in_a_process("bare", size)) for _ in range(3)]
+        mine, floor = sorted(pairs, key=lambda pair: pair[0]["cpu"] / pair[1]["cpu"])[1]
+        print(
+            f"| Llama {size} ({mine['parameters'] / 1e9:.1f} billion) | {mine['seconds']:.2f} s "
+            f"| {mine['label_seconds']:.2f} s | {floor['seconds']:.2f} s | {mine['cpu'] / floor['cpu']:.2f} "
+            f"| {mine['megabytes']:.0f} MB | {floor['megabytes']:.0f} MB | {mine['nodes']} | {mine['labelled']} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        measured = {"ours": ours, "bare": bare}[sys.argv[1]](sys.argv[2])
+        measured["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print(json.dumps(measured))
+    else:
+        main()
