@@ -134,7 +134,8 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             scores[part].found += 1
             scores[part].right += right
             readers = [graph.by_name[name] for name in graph.users[node.name]]
-            untold = not right and all(any(r.part == "residual_sum" for r in reader.roles) for reader in readers)
+            summed_on = all(any(r.part == "residual_sum" for r in reader.roles) for reader in readers)
+            untold = part == "residual" and summed_on and not right
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
     return scores
