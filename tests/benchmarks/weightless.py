@@ -48,7 +48,8 @@ def build(size: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size])).eval()
+        model: torch.nn.Module = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size]))
+    model.eval()
     return model, {"input_ids": torch.zeros(2, 128, dtype=torch.long)}
 
 
