@@ -23,7 +23,7 @@ from fxtrace.capture.convert import to_graph
 from fxtrace.capture.run import Run, Taken, copies, map_tensors, model_errors, needing_values, show_source
 from fxtrace.capture.source import stack_source
 from fxtrace.errors import CaptureFailed
-from fxtrace.graph import Value
+from fxtrace.graph import TensorSpec, Value
 from fxtrace.shapes import noted, tensor_spec, tensors
 
 
@@ -114,15 +114,12 @@ def _names(run: Run, program: ExportedProgram) -> tuple[dict[Symbol, Symbol], tu
 
 
 def _example(tensor: Tensor) -> Tensor:
-    """A tensor of the example's sizes for one with symbolic sizes."""
+    """A meta tensor of the example's sizes for one with symbolic sizes."""
 
     def numbers(sizes: Iterable[Any]) -> list[int]:
         return [size.node.hint if isinstance(size, torch.SymInt) else size for size in sizes]
 
-    with FakeTensorMode():
-        return torch.empty_strided(
-            numbers(tensor.shape), numbers(tensor.stride()), dtype=tensor.dtype, device=tensor.device
-        )
+    return torch.empty_strided(numbers(tensor.shape), numbers(tensor.stride()), dtype=tensor.dtype, device="meta")
 
 
 # Blocks under `torch.no_grad()` or `torch.autocast()` are exported as functions that a call runs in that mode.
@@ -227,14 +224,17 @@ class _Unlifted:
             self.sizes[node] = value.node.hint
             self.values[node] = (Value("", type(value.node.hint).__name__, text=self._text(value)),)
         elif sizes:
-            specs = iter([tuple(map(self._text, tensor.shape)) for _, tensor in tensors(value)])
+            given = (tensor for _, tensor in tensors(value))
             self.values[node] = tuple(
-                replace(each, spec=replace(each.spec, symbolic=next(specs))) if each.spec else each
+                replace(each, spec=self._symbolic(each.spec, next(given))) if each.spec else each
                 for each in noted(node.name, map_tensors(_example, value))
             )
         else:
             self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
         return node
+
+    def _symbolic(self, spec: TensorSpec, tensor: Tensor) -> TensorSpec:
+        return replace(spec, device=str(tensor.device), symbolic=tuple(map(self._text, tensor.shape)))
 
     def _text(self, size: Any) -> str:
         symbolic = isinstance(size, torch.SymInt | torch.SymBool)
