@@ -18,7 +18,9 @@ class TensorSpec:
     """What is known of a tensor besides its numbers.
 
     `shape` and `stride` are counted in elements, `nbytes` is shape × element size (a view counts its own elements,
-    not its base's). `dtype` is PyTorch's name without the prefix: `float32`, `bfloat16`, `int64`.
+    not its base's). `dtype` is PyTorch's name without the prefix: `float32`, `bfloat16`, `int64`. Where sizes were
+    traced as symbols, `symbolic` has each size as an expression of them (`batch`, `2*sequence`, `64`) and `shape` the
+    example's; otherwise it is empty.
     """
 
     shape: tuple[int, ...]
@@ -27,6 +29,7 @@ class TensorSpec:
     device: str
     contiguous: bool
     nbytes: int
+    symbolic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from fxtrace.capture.export import export, without_weights
 from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
 from fxtrace.capture.run import Run, Taken, copies, model_errors
-from fxtrace.capture.symbolic import symbolic
+from fxtrace.capture.symbolic import symbolic as symbolic_rung
 from fxtrace.errors import CaptureFailed, InputError, OptionInvalid, unknown
 from fxtrace.graph import Graph
 from fxtrace.trace import RUNGS, Progress, Rung
@@ -25,7 +25,7 @@ from fxtrace.trace import RUNGS, Progress, Rung
 _LADDER: tuple[Rung, ...] = ("symbolic", "record")
 """The rungs that are tried where none is asked for, in this order."""
 
-_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic, "record": record, "export": export}
+_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic_rung, "record": record, "export": export}
 
 RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
     "symbolic": (
@@ -76,6 +76,7 @@ def capture(
     rung: Rung | Literal[""] = "",
     values: bool = True,
     training: bool = False,
+    symbolic: Mapping[str, tuple[str, ...]] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Capture:
     """Captures one call `module(**inputs)`.
@@ -92,18 +93,25 @@ def capture(
             module, or `export` where its parameters are on the meta device.
         values: keep every tensor; False propagates shapes on fake tensors, with no compute. `export` has no values.
         training: run in training mode.
+        symbolic: names for sizes of the inputs, such as `{"ids": ("batch", "length")}`, that `export` keeps as symbols
+            (see `TensorSpec.symbolic`); an empty name for a size that is not one. Their examples must be 2 or more.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:
-        InputError: an input is unknown, or one without a default is missing.
+        InputError: an input is unknown, one without a default is missing, or `symbolic` does not fit the inputs.
+        OptionInvalid: the rung is unknown, or is not `export` where sizes are to be symbolic.
         CaptureFailed: the module raised, or no rung can follow it; the message has the user's own line.
     """
     if rung and rung not in RUNGS:
         raise OptionInvalid(unknown("capture rung", rung, RUNGS), field="rung", rung=rung)
-    rungs = (rung,) if rung else ("export",) if without_weights(module) else _LADDER
+    symbolic = symbolic or {}
+    if symbolic and rung not in ("", "export"):
+        raise OptionInvalid(f"symbolic sizes need the rung 'export', not '{rung}'", field="rung", rung=rung)
+    rungs = (rung,) if rung else ("export",) if symbolic or without_weights(module) else _LADDER
     values = values and rungs != ("export",)
     report = progress or (lambda _: None)
     _check_inputs(module, inputs)
+    _check_symbolic(symbolic, inputs)
     _check_parameters(module)
     with _ALONE, as_found(module) as rewind, _unfused(), torch.no_grad():
         module.train(training)
@@ -112,7 +120,7 @@ def capture(
             report(Progress("run"))
             with model_errors("the model raised"):
                 eager = module(**copies(inputs))
-        run = Run(module, inputs, values, eager, report, rewind)
+        run = Run(module, inputs, values, eager, report, rewind, symbolic)
         taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
@@ -181,3 +189,23 @@ def _check_inputs(module: nn.Module, inputs: Mapping[str, Any]) -> None:
             field="inputs",
             missing=", ".join(missing),
         )
+
+
+def _check_symbolic(symbolic: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any]) -> None:
+    for name, sizes in symbolic.items():
+        if not isinstance(tensor := inputs.get(name), Tensor):
+            message = unknown("tensor among the inputs", name, [k for k, v in inputs.items() if isinstance(v, Tensor)])
+            raise InputError(message, field=f"symbolic.{name}", input=name)
+        if len(sizes) != tensor.dim():
+            raise InputError(
+                f"'{name}' has {tensor.dim()} sizes {tuple(tensor.shape)}, and {len(sizes)} names {sizes} were given",
+                field=f"symbolic.{name}",
+                input=name,
+            )
+        for size, each in zip(sizes, tensor.shape, strict=True):
+            if size and each < 2:
+                raise InputError(
+                    f"'{size}' of '{name}' is {each}: a size that is to be a symbol needs an example of 2 or more",
+                    field=f"symbolic.{name}",
+                    input=name,
+                )

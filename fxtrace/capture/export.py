@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from typing import Any, cast
 
 import torch
+from sympy import Symbol
 from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.utils._pytree import TreeSpec
 
@@ -21,7 +23,7 @@ from fxtrace.capture.convert import to_graph
 from fxtrace.capture.run import Run, Taken, copies, map_tensors, model_errors, needing_values, show_source
 from fxtrace.capture.source import stack_source
 from fxtrace.errors import CaptureFailed
-from fxtrace.graph import Value
+from fxtrace.graph import TensorSpec, Value
 from fxtrace.shapes import noted, tensor_spec, tensors
 
 
@@ -36,15 +38,17 @@ def export(run: Run) -> Taken:
     with model_errors(what, run.module), needing_values(), warnings.catch_warnings(), redirect_stderr(StringIO()):
         # They are about attributes and gradients, which are put back. What goes to stderr is the graph up to an error.
         warnings.simplefilter("ignore")
-        program = torch.export.export(run.module, (), given, strict=False)
-    unlifted = _Unlifted(run.module, program)
+        program = torch.export.export(run.module, (), given, dynamic_shapes=_dynamic(run), strict=False)
+    names, fixed = _names(run, program)
+    unlifted = _Unlifted(run.module, program, names)
     graph = to_graph(run.module, unlifted.graph, unlifted.values)
     run.rewind()
     with model_errors("the captured graph raised"):
-        known = fold_constants(unlifted.root(), unlifted.graph, {})
+        known = fold_constants(unlifted.root(), unlifted.graph, unlifted.sizes)
     # Without the blocks' autocast modes, what was computed in them may come out in another precision.
     dtypes = {name: spec.dtype for name, spec in graph.tensors()}
-    return Taken(graph, {}, {name: t for name, t in known.items() if tensor_spec(t).dtype == dtypes[name]}, None)
+    known = {name: tensor for name, tensor in known.items() if tensor_spec(tensor).dtype == dtypes[name]}
+    return Taken(graph, {}, known, None, fixed)
 
 
 def without_weights(module: nn.Module) -> bool:
@@ -85,6 +89,39 @@ def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
     return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
 
 
+def _dynamic(run: Run) -> dict[str, Any] | None:
+    """What torch.export is to keep as symbols, input by input."""
+    if not run.symbolic:
+        return None
+    return {
+        name: {i: Dim.AUTO for i, size in enumerate(run.symbolic[name]) if size} if name in run.symbolic else None
+        for name in run.inputs
+    }
+
+
+def _names(run: Run, program: ExportedProgram) -> tuple[dict[Symbol, Symbol], tuple[str, ...]]:
+    """The asked names by torch.export's own symbols, and a note for each size that came back fixed."""
+    names: dict[Symbol, Symbol] = {}
+    fixed = []
+    for node in program.graph.find_nodes(op="placeholder"):
+        for name, size in zip(run.symbolic.get(node.name, ()), getattr(node.meta["val"], "shape", ()), strict=False):
+            expression = size.node.expr if isinstance(size, torch.SymInt) else None
+            if name and isinstance(expression, Symbol):
+                names.setdefault(expression, Symbol(name, integer=True, positive=True))
+            elif name:
+                fixed.append(f"'{name}' of '{node.name}' is no symbol: the model fixes this size at {size}.")
+    return names, tuple(fixed)
+
+
+def _example(tensor: Tensor) -> Tensor:
+    """A meta tensor of the example's sizes for one with symbolic sizes."""
+
+    def numbers(sizes: Iterable[Any]) -> list[int]:
+        return [size.node.hint if isinstance(size, torch.SymInt) else size for size in sizes]
+
+    return torch.empty_strided(numbers(tensor.shape), numbers(tensor.stride()), dtype=tensor.dtype, device="meta")
+
+
 # Blocks under `torch.no_grad()` or `torch.autocast()` are exported as functions that a call runs in that mode.
 _WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
 
@@ -95,10 +132,12 @@ _GUARDS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_funct
 class _Unlifted:
     """An exported program as an ordinary torch.fx graph: parameters are `get_attr` nodes before their first use."""
 
-    def __init__(self, module: nn.Module, program: ExportedProgram) -> None:
+    def __init__(self, module: nn.Module, program: ExportedProgram, names: Mapping[Symbol, Symbol]) -> None:
         self.graph = fx.Graph()
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.constants: dict[str, Tensor] = {}
+        self.sizes: dict[fx.Node, Any] = {}
+        self._names = names
         self._module = module
         self._paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
         self._program = program
@@ -173,14 +212,33 @@ class _Unlifted:
         path = str(stack[-1][0]).partition("@")[0] if stack else ""  # `name@1` is the second call of a module
         node.meta["module"] = path if path in self._paths else ""
         node.meta["source"] = stack_source(node.meta.get("stack_trace") or "")
-        if any(isinstance(size, torch.SymInt) for _, tensor in tensors(value) for size in tensor.shape):
+        sizes: list[Any] = [size for _, tensor in tensors(value) for size in tensor.shape]
+        sizes = [size.node for size in sizes if isinstance(size, torch.SymInt)]
+        if not all(size.has_hint() for size in sizes):
             raise CaptureFailed(
                 f"a tensor's size depends on the numbers in another{show_source(node.meta['source'])}, and a capture "
                 "without values has none; capture it with values",
                 node=node.name,
             )
-        self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
+        if isinstance(value, torch.SymInt | torch.SymBool) and value.node.has_hint():
+            self.sizes[node] = value.node.hint
+            self.values[node] = (Value("", type(value.node.hint).__name__, text=self._text(value)),)
+        elif sizes:
+            given = (tensor for _, tensor in tensors(value))
+            self.values[node] = tuple(
+                replace(each, spec=self._symbolic(each.spec, next(given))) if each.spec else each
+                for each in noted(node.name, map_tensors(_example, value))
+            )
+        else:
+            self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
         return node
+
+    def _symbolic(self, spec: TensorSpec, tensor: Tensor) -> TensorSpec:
+        return replace(spec, device=str(tensor.device), symbolic=tuple(map(self._text, tensor.shape)))
+
+    def _text(self, size: Any) -> str:
+        symbolic = isinstance(size, torch.SymInt | torch.SymBool)
+        return str(size.node.expr.xreplace(self._names) if symbolic else size)
 
 
 def _owned(module: nn.Module) -> dict[str, tuple[str, Tensor]]:

@@ -31,6 +31,7 @@ class Run:
         values: keep every tensor; False propagates shapes with no compute.
         eager: what the module itself returned; None without values.
         report: called as the work goes on.
+        symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
         rewind: puts the module and the random states back as they were before the call.
     """
 
@@ -40,6 +41,7 @@ class Run:
     eager: object
     report: Callable[[Progress], None]
     rewind: Callable[[], None]
+    symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,7 @@ class TensorSpec(message.Message):
     DEVICE_FIELD_NUMBER: builtins.int
     CONTIGUOUS_FIELD_NUMBER: builtins.int
     NBYTES_FIELD_NUMBER: builtins.int
+    SYMBOLIC_FIELD_NUMBER: builtins.int
     dtype: builtins.str
     """PyTorch's name of the element type without its prefix: "float32", "bfloat16", "int64"."""
     device: builtins.str
@@ -47,6 +48,12 @@ class TensorSpec(message.Message):
     def stride(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Distance in elements between neighbours along each dimension, as the model had it."""
 
+    @builtins.property
+    def symbolic(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The sizes as expressions of named ones ("batch", "2*sequence", "64"), where some were traced as symbols;
+        otherwise empty. `shape` has this trace's sizes.
+        """
+
     def __init__(
         self,
         *,
@@ -56,10 +63,11 @@ class TensorSpec(message.Message):
         device: builtins.str = ...,
         contiguous: builtins.bool = ...,
         nbytes: builtins.int = ...,
+        symbolic: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["contiguous", b"contiguous", "device", b"device", "dtype", b"dtype", "nbytes", b"nbytes", "shape", b"shape", "stride", b"stride"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["contiguous", b"contiguous", "device", b"device", "dtype", b"dtype", "nbytes", b"nbytes", "shape", b"shape", "stride", b"stride", "symbolic", b"symbolic"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -13,6 +13,7 @@ import time
 from typing import Any
 
 import torch
+from torch.export import Dim
 
 SIZES: dict[str, dict[str, Any]] = {
     "7B": {
@@ -48,18 +49,20 @@ def build(size: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     with torch.device("meta"):
-        model = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size])).eval()
+        model: torch.nn.Module = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size]))
+    model.eval()
     return model, {"input_ids": torch.zeros(2, 128, dtype=torch.long)}
 
 
-def ours(size: str) -> dict[str, Any]:
+def ours(size: str, symbolic: bool) -> dict[str, Any]:
     """Captures and labels."""
     from fxtrace.capture import capture
     from fxtrace.roles import label
 
     model, inputs = build(size)
     start, cpu = time.perf_counter(), time.process_time()
-    captured = capture(model, inputs, rung="export", values=False)
+    names = {"input_ids": ("batch", "sequence")} if symbolic else None
+    captured = capture(model, inputs, rung="export", values=False, symbolic=names)
     captured_at = time.perf_counter()
     graph, _ = label(captured.graph, captured.known)
     end = time.perf_counter()
@@ -74,15 +77,16 @@ def ours(size: str) -> dict[str, Any]:
     }
 
 
-def bare(size: str) -> dict[str, Any]:
+def bare(size: str, symbolic: bool) -> dict[str, Any]:
     """torch.export on fake tensors, and nothing else."""
     from fxtrace.capture.export import with_fakes
 
     model, inputs = build(size)
     inputs = with_fakes(model, inputs)
+    sizes = {"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}} if symbolic else None
     start, cpu = time.perf_counter(), time.process_time()
     with torch.no_grad():
-        program = torch.export.export(model, (), inputs, strict=False)
+        program = torch.export.export(model, (), inputs, dynamic_shapes=sizes, strict=False)
     return {
         "seconds": time.perf_counter() - start,
         "cpu": time.process_time() - cpu,
@@ -90,9 +94,9 @@ def bare(size: str) -> dict[str, Any]:
     }
 
 
-def in_a_process(what: str, size: str) -> dict[str, Any]:
+def in_a_process(what: str, size: str, sizes: str) -> dict[str, Any]:
     """Runs one of the two in a process of its own."""
-    command = [sys.executable, "-m", "tests.benchmarks.weightless", what, size]
+    command = [sys.executable, "-m", "tests.benchmarks.weightless", what, size, sizes]
     result: dict[str, Any] = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     return result
 
@@ -101,11 +105,11 @@ def main() -> None:
     """Prints the table; of three pairs of runs, the one with the middle ratio."""
     print("| model | capture + label | of it label | bare export | CPU ratio | peak memory | bare | nodes | labelled |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for size in SIZES:
-        pairs = [(in_a_process("ours", size), in_a_process("bare", size)) for _ in range(3)]
+    for size, sizes in (*((size, "fixed") for size in SIZES), ("7B", "symbolic")):
+        pairs = [(in_a_process("ours", size, sizes), in_a_process("bare", size, sizes)) for _ in range(3)]
         mine, floor = sorted(pairs, key=lambda pair: pair[0]["cpu"] / pair[1]["cpu"])[1]
         print(
-            f"| Llama {size} ({mine['parameters'] / 1e9:.1f} billion) | {mine['seconds']:.2f} s "
+            f"| Llama {size} ({mine['parameters'] / 1e9:.1f} billion), {sizes} sizes | {mine['seconds']:.2f} s "
             f"| {mine['label_seconds']:.2f} s | {floor['seconds']:.2f} s | {mine['cpu'] / floor['cpu']:.2f} "
             f"| {mine['megabytes']:.0f} MB | {floor['megabytes']:.0f} MB | {mine['nodes']} | {mine['labelled']} |",
             flush=True,
@@ -113,8 +117,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        measured = {"ours": ours, "bare": bare}[sys.argv[1]](sys.argv[2])
+    if len(sys.argv) == 4:
+        measured = {"ours": ours, "bare": bare}[sys.argv[1]](sys.argv[2], sys.argv[3] == "symbolic")
         measured["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps(measured))
     else:

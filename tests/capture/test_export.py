@@ -9,9 +9,10 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fxtrace import wire
 from fxtrace.capture import Capture, capture
-from fxtrace.errors import CaptureFailed
-from fxtrace.graph import Node
+from fxtrace.errors import CaptureFailed, FxtraceError
+from fxtrace.graph import Graph, Node
 from fxtrace.roles import label
 from tests.capture.zoo import ZOO, Function
 
@@ -195,3 +196,56 @@ def test_transformers_models_without_weights_are_labelled_as_recorded_ones(famil
     assert len(of_kind(captured, "linear")) == len(of_kind(recorded, "linear"))
     assert len(of_kind(captured, "softmax" if attention == "eager" else "attention")) == 2
     assert of_kind(captured, "embedding")[0].spec == of_kind(recorded, "embedding")[0].spec
+
+
+def test_symbolic_sizes_are_named() -> None:
+    names = {"x": ("batch", "", "")}
+    captured = capture(Block().eval(), {"x": torch.randn(2, 3, 8)}, symbolic=names)
+    assert captured.rung == "export"
+    specs = dict(captured.graph.tensors())
+    linear, _ = of_kind(captured, "linear")
+    assert (specs["x"].shape, specs["x"].symbolic) == ((2, 3, 8), ("batch", "3", "8"))
+    assert (specs[linear.name].shape, specs[linear.name].symbolic) == ((2, 3, 24), ("batch", "3", "24"))
+    assert [value.text for node in of_kind(captured, "size") for value in node.values] in ([], ["batch"])
+    mask = of_kind(captured, "mask")[0]
+    assert specs[mask.inputs[1]].symbolic == ()
+    assert not any("no symbol" in note for note in captured.rung_notes)
+    assert symbols(captured.graph) == {"batch"}
+    static = exported(Block().eval(), x=torch.randn(2, 3, 8)).graph
+    shapes = {name: (spec.shape, spec.stride, spec.nbytes) for name, spec in static.tensors()}
+    assert {name: (spec.shape, spec.stride, spec.nbytes) for name, spec in specs.items()} == shapes
+
+
+def symbols(graph: Graph) -> set[str]:
+    return {size for _, spec in graph.tensors() for size in spec.symbolic if not size.isdigit()}
+
+
+def test_sizes_are_expressions_of_the_named_ones_in_what_follows() -> None:
+    module = Function(lambda x: torch.arange(x.shape[1]) + torch.cat([x, x], 0).flatten().sum())
+    captured = capture(module, {"x": torch.randn(3, 5)}, symbolic={"x": ("batch", "sequence")})
+    assert symbols(captured.graph) == {"batch", "sequence", "2*batch", "2*batch*sequence"}
+    arange = next(node for node in captured.graph.nodes if node.target == "aten.arange")
+    assert arange.spec is not None
+    assert arange.spec.symbolic == ("sequence",)
+    assert torch.equal(captured.known[arange.name], torch.arange(5))  # as it is in the example
+    assert wire.decode_graph([wire.encode_graph(captured.graph)]) == captured.graph
+
+
+def test_a_size_that_the_model_fixes_is_told() -> None:
+    module = Function(lambda x: x + torch.ones(2, 1))
+    captured = capture(module, {"x": torch.randn(2, 3)}, symbolic={"x": ("batch", "width")})
+    assert "'batch' of 'x' is no symbol: the model fixes this size at 2." in captured.rung_notes
+
+
+@pytest.mark.parametrize(
+    ("symbolic", "rung", "message"),
+    [
+        ({"x": ("batch",)}, "", "'x' has 2 sizes"),
+        ({"y": ("batch", "")}, "", "y"),
+        ({"x": ("", "one")}, "", "'one' of 'x' is 1"),
+        ({"x": ("batch", "")}, "record", "need the rung 'export'"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(symbolic: Any, rung: Any, message: str) -> None:
+    with pytest.raises(FxtraceError, match=message):
+        capture(Function(lambda x: x + 1), {"x": torch.ones(2, 1)}, rung=rung, symbolic=symbolic)
