@@ -168,7 +168,7 @@ def test_tensors(run: Run, served: Served) -> None:
     args = ("tensor", MASK, "--trace", served.reference.id, "--store", folder(served))
     told = parse(run(*args, "--slice", "0,0,:2", "--json").stdout)
     assert set(told) == {"trace", "tensor", "spec", "slice", "shape", "values"}
-    assert set(told["spec"]) == {"shape", "dtype", "stride", "device", "contiguous", "nbytes"}
+    assert set(told["spec"]) == {"shape", "dtype", "stride", "device", "contiguous", "nbytes", "symbolic"}
     assert (told["trace"], told["shape"], told["slice"]) == (served.reference.id, [2, 5], "0,0,:2")
     assert told["values"] == [[0.0, *["-Infinity"] * 4], [0.0, 0.0, *["-Infinity"] * 3]]
     text = run(*args, "--slice", "0,0,:2").stdout
