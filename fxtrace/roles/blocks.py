@@ -72,8 +72,9 @@ def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
     """Every residual block in execution order, the unknown ones too."""
     by_output = {attention.output.name: attention for attention in attentions if attention.output is not None}
     blocks: list[Block] = []
+    totals: dict[str, Block] = {}
     for node in flow.graph.nodes:
-        operands = _residual_operands(flow, node, {block.total.name: block for block in blocks})
+        operands = _residual_operands(flow, node, totals)
         if operands is None:
             continue
         skip, branches, left_at = operands
@@ -81,13 +82,14 @@ def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
         normed = norms[0] if len(norms) == 1 else None
         for branch in branches:
             core = _core(flow, by_output, branch)
-            position = _enters(flow, left_at, core.sources["query"] if isinstance(core, Attention) else core.source)
-            if position is None and not isinstance(core, Unknown):
-                why = f"its branch starts neither at '{skip.name}' nor at the norm of it"
-                core = Unknown(core.sources["query"] if isinstance(core, Attention) else core.source, why)
             source = core.sources["query"] if isinstance(core, Attention) else core.source
+            position = _enters(flow, left_at, source)
+            if position is None and not isinstance(core, Unknown):
+                core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
             pre_norm = position == "pre"
-            blocks.append(Block(core, source, skip, branch, node, normed, pre_norm, parallel=len(branches) > 1))
+            block = Block(core, source, skip, branch, node, normed, pre_norm, parallel=len(branches) > 1)
+            blocks.append(block)
+            totals[node.name] = block
     return blocks
 
 

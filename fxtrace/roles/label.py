@@ -66,6 +66,8 @@ class _Labels:
         self.flow = Flow(graph)
         self.roles: dict[str, list[Role]] = {}
         self.refused: dict[str, str] = {}
+        self.core_checks: dict[str, dict[str, Check]] = {}
+        """The identities of each attention's core, by the core's name: tried once, for its kind and for its roles."""
         self.tables: dict[str, tuple[int, ...]] = {}
         """Shape of each stack's embedding table, by the stack's name."""
 
@@ -99,12 +101,8 @@ class _Labels:
         if isinstance(block.core, FeedForward):
             return "feed_forward"
         attention = block.core
-        checks = [identity.head_outputs(self.value, attention)]
-        if attention.scores is not None:
-            checks.append(identity.scores(self.value, attention))
-        if attention.weights is not None:
-            checks.append(self._softmax(attention))
-        failed = next((check for check in checks if check.held is False), None)
+        checks = self.core_checks[attention.core.name] = self._core_checks(attention)
+        failed = next((check for check in checks.values() if check.held is False), None)
         if failed is None:
             kind = attention_kind(self.flow, streams, block, lambda core: identity.is_causal(self.value, core))
             if not kind.startswith(":"):
@@ -113,11 +111,16 @@ class _Labels:
         self.refused[f"attention at '{attention.core.name}'"] = reason
         return UNKNOWN_ATTENTION
 
-    def _softmax(self, attention: Attention) -> Check:
-        assert attention.weights is not None
-        entry = self.flow.data_input(attention.weights)
-        assert entry is not None
-        return identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
+    def _core_checks(self, attention: Attention) -> dict[str, Check]:
+        """The identities that make it an attention, by the part they are about."""
+        checks = {"head_outputs": identity.head_outputs(self.value, attention)}
+        if attention.scores is not None:
+            checks["scores"] = identity.scores(self.value, attention)
+        if attention.weights is not None:
+            entry = self.flow.data_input(attention.weights)
+            assert entry is not None
+            checks["weights"] = identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
+        return checks
 
     def _stack(self, stack: Stack) -> None:
         self._embedding(stack)
@@ -202,7 +205,7 @@ class _Labels:
         return identity.written_norm(self.value, source, self.graph.by_name[written.normalised])
 
     def _attention(self, stack: str, number: int, kind: str, found: Attention) -> None:
-        at, value = _Place(stack, number, kind), self.value
+        at, value, core = _Place(stack, number, kind), self.value, self.core_checks[found.core.name]
         refused = dict(found.refused)
         for part in ("query", "key", "value"):
             projection, source = found.projections.get(part), found.sources.get(part)
@@ -229,14 +232,14 @@ class _Labels:
                 found.scores,
                 at("scores"),
                 "the scaled product of query and key heads, before any mask",
-                [identity.scores(value, found)],
+                [core["scores"]],
             )
         if found.masks and not found.fused:
             after = found.masks[-1][0]
             checks = [identity.masked(value, found)] if found.scores is not None else []
             self._give(after, at("masked_scores"), "the scores with the mask", checks)
         if found.weights is not None:
-            checks = [self._softmax(found)]
+            checks = [core["weights"]]
             if kind == "masked_self_attention":
                 checks.append(identity.causal_weights(value, found.weights))
             self._give(found.weights, at("weights"), "the softmax between the two products", checks)
@@ -245,7 +248,7 @@ class _Labels:
                 found.head_outputs,
                 at("head_outputs"),
                 "weights times value heads",
-                [identity.head_outputs(value, found)],
+                [core["head_outputs"]],
             )
         if found.concat is not None and found.head_outputs is not None:
             check = identity.concat_heads(value, found.head_outputs, found.concat)
