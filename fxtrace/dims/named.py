@@ -1,45 +1,10 @@
-"""Named sizes: expressions over them, and reading the sizes off shapes whose formula is known."""
+"""Named sizes, read off shapes whose formula is known."""
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Mapping
 
-from fxtrace.errors import InvalidRequest
-
-
-def evaluate(expression: str, sizes: Mapping[str, int]) -> int | None:
-    """The value of a size expression: integers, names, `min(…)` and `max(…)`. None where a name has no size yet.
-
-    Example:
-        >>> evaluate("min(10,tgt_vocab)", {"tgt_vocab": 5})
-        5
-
-    Raises:
-        InvalidRequest: the expression is none of these.
-    """
-    try:
-        return _value(ast.parse(expression, mode="eval").body, sizes)
-    except (SyntaxError, ValueError):
-        raise InvalidRequest(
-            f"a size is a number, a name, or min or max of them, got '{expression}'", expression=expression
-        ) from None
-
-
-def _value(node: ast.expr, sizes: Mapping[str, int]) -> int | None:
-    match node:
-        case ast.Constant(value=int() as number):
-            return number
-        case ast.Name(id=name):
-            return sizes.get(name)
-        case ast.Call(func=ast.Name(id="min" | "max" as function), args=args, keywords=[]) if args:
-            values = [_value(arg, sizes) for arg in args]
-            known = [value for value in values if value is not None]
-            if len(known) < len(values):
-                return None
-            return min(known) if function == "min" else max(known)
-        case _:
-            raise ValueError(ast.dump(node))
+from fxtrace.dims.formula import Formula
 
 
 def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str, int]:
@@ -77,4 +42,4 @@ def fit(formula: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, in
     named = aligned(formula, shape)
     if len(named) != len(shape):
         return tuple(map(str, shape))
-    return tuple(name if evaluate(name, sizes) == size else str(size) for name, size in zip(named, shape, strict=True))
+    return tuple(name if Formula(name).value(sizes) == size else str(size) for name, size in zip(named, shape, strict=True))

@@ -1,0 +1,7 @@
+"""Sizes with names: formulas of them, finding the formulas, and reading named sizes off shapes."""
+
+from fxtrace.dims.formula import Columns, Formula
+from fxtrace.dims.infer import Finding, Probe, find_formulas
+from fxtrace.dims.named import aligned, bind, fit
+
+__all__ = ["Columns", "Finding", "Formula", "Probe", "aligned", "bind", "find_formulas", "fit"]

@@ -1,0 +1,255 @@
+"""Which named sizes make up each size of a model's tensors: the model is propagated under many configurations.
+
+Every integer of the configuration, and every size of an input that no field decides, is changed alone and together
+with others, within what the model accepts; `fxtrace.dims.find_formulas` reads the formulas off what the sizes came to.
+No numbers are computed: shapes are propagated on fake tensors.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fxtrace.capture import capture
+from fxtrace.dims import Finding, Formula, Probe, find_formulas
+from fxtrace.errors import CaptureFailed, FxtraceError
+from fxtrace.graph import Graph
+from fxtrace.models import Model
+from fxtrace.trace import Json, Progress, Rung
+
+FITTED, HELD_OUT = 10, 6
+"""How many configurations with several sizes changed are read for formulas, and how many only confirm them."""
+_TRIES = 10
+_ALONE = 3
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """What each size of a model's graph is made of.
+
+    Attributes:
+        sizes: the named sizes, at the configuration that was asked for.
+        tensors: for each tensor of the graph by name, a finding for each of its dimensions.
+        parameters: likewise for each parameter and buffer, by qualified name.
+        structural: the fields that change which nodes there are, each with how.
+        fixed: the fields that the model accepts no other value of.
+        probes: how many configurations were propagated.
+    """
+
+    sizes: Mapping[str, int]
+    tensors: Mapping[str, tuple[Finding, ...]]
+    parameters: Mapping[str, tuple[Finding, ...]]
+    structural: Mapping[str, str] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    probes: int = 0
+
+    def shape(self, tensor: str) -> tuple[Formula | None, ...]:
+        """The formula of each dimension of a tensor; None where there is none."""
+        return tuple(finding.formula for finding in self.tensors[tensor])
+
+
+class Prober:
+    """Tries configurations of a model around one of its own.
+
+    Args:
+        model: the model.
+        config: a configuration of it, as `Model.resolve` gives it.
+        shapes: shapes of inputs that are not the model's own examples, by name.
+        rung: the capture rung whose nodes are to get formulas.
+        training: whether in training mode.
+        report: called as the work goes on; what it raises stops the work.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        config: Any,
+        *,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        rung: Rung = "record",
+        training: bool = False,
+        report: Callable[[Progress], None] = lambda _: None,
+    ) -> None:
+        self._model, self._rung, self._training, self._report = model, rung, training, report
+        self._fields = model.fields(config)
+        self._shapes = dict(shapes or {})
+        self._tried = 0
+
+    def formulas(self, seed: int = 0) -> Formulas:
+        """Probes the model, and finds the formula of each size.
+
+        Raises:
+            CaptureFailed: the model cannot be propagated under the configuration itself.
+        """
+        base = dict(integers(self._fields))
+        first = self._propagate(base)
+        if isinstance(first, str):
+            raise CaptureFailed(first)
+        probes, rows = [Probe(base)], [first.sizes]
+        values: dict[str, list[int]] = {}
+        structural: dict[str, str] = {}
+        fixed: list[str] = []
+        for number, name in enumerate(base):
+            self._report(Progress("probe", number, len(base) + 1))
+            accepted = 0
+            for value in candidates(base[name]):
+                seen = self._propagate({**base, name: value})
+                if isinstance(seen, str):
+                    continue
+                accepted += 1
+                if seen.nodes != first.nodes:
+                    structural.setdefault(name, _difference(first, seen, base[name], value))
+                    continue
+                if seen.sizes == first.sizes:
+                    break  # not a size
+                probes.append(Probe({**base, name: value}, name))
+                rows.append(seen.sizes)
+                values.setdefault(name, [base[name]]).append(value)
+                if len(values[name]) > _ALONE:
+                    break
+            if not accepted:
+                fixed.append(name)
+        self._report(Progress("probe", len(base), len(base) + 1))
+        together = list(islice(self._together(base, values, first, random.Random(seed)), FITTED + HELD_OUT))
+        probes += [Probe(sizes) for sizes, _ in together]
+        rows += [seen.sizes for _, seen in together]
+        found = iter(find_formulas(probes, np.array(rows, np.int64), min(HELD_OUT, len(together))))
+        return Formulas(
+            base,
+            {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors},
+            {name: tuple(next(found) for _ in range(rank)) for name, rank in first.parameters},
+            {name: how for name, how in structural.items() if name not in values},
+            tuple(fixed),
+            len(probes),
+        )
+
+    def _together(
+        self, base: Mapping[str, int], values: Mapping[str, Sequence[int]], first: _Seen, chance: random.Random
+    ) -> Iterator[tuple[dict[str, int], _Seen]]:
+        """Configurations with several fields changed that the model accepts, and what came of them."""
+        for _ in range(_TRIES * (FITTED + HELD_OUT)):
+            chosen = {name: chance.choice(each) for name, each in values.items()}
+            for _ in range(4):
+                sizes = {**base, **chosen}
+                seen = self._propagate(sizes)
+                if not isinstance(seen, str) and seen.nodes == first.nodes:
+                    yield sizes, seen
+                    break
+                # Fewer at once: some fields hang together.
+                kept = chance.sample(sorted(chosen), k=len(chosen) // 2)
+                chosen = {name: chosen[name] for name in kept}
+                if len(chosen) < 2:
+                    break
+
+    def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
+        """What the model's sizes come to; or why it does not accept the configuration."""
+        self._tried += 1
+        self._report(Progress("probe"))
+        try:
+            config = self._model.resolve(replaced(self._fields, sizes))
+            taken = dict(integers(self._model.fields(config)))
+            if any(taken.get(name) != value for name, value in sizes.items()):
+                return "the model puts another value in its place"
+            with torch.random.fork_rng(devices=()):
+                module = self._model.build(config)
+                inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
+            for name, shape in self._shapes.items():
+                inputs[name] = inputs[name].new_ones(shape)
+            captured = capture(module, inputs, rung=self._rung, values=False, training=self._training)
+        except FxtraceError as error:
+            return error.message
+        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
+            return f"{type(error).__name__}: {error}"
+        return _Seen.of(captured.graph)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A propagated graph, as far as probes compare it."""
+
+    nodes: tuple[object, ...]
+    tensors: tuple[tuple[str, int], ...]
+    parameters: tuple[tuple[str, int], ...]
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, graph: Graph) -> _Seen:
+        tensors = list(graph.tensors())
+        parameters = list(graph.parameters.values())
+        return cls(
+            tuple((node.name, node.op, node.target, node.inputs) for node in graph.nodes)
+            + tuple((name, len(spec.shape)) for name, spec in tensors)
+            + tuple((each.name, len(each.shape)) for each in parameters),
+            tuple((name, len(spec.shape)) for name, spec in tensors),
+            tuple((each.name, len(each.shape)) for each in parameters),
+            tuple(size for _, spec in tensors for size in spec.shape)
+            + tuple(size for each in parameters for size in each.shape),
+        )
+
+
+def _difference(first: _Seen, other: _Seen, before: int, after: int) -> str:
+    return f"{before} → {after}: {len(first.tensors)} → {len(other.tensors)} tensors"
+
+
+def candidates(value: int) -> tuple[int, ...]:
+    """Other values for an integer, those first that tell most: primes, then multiples and parts of its own."""
+    prime = {each: None for each in (_prime_above(2 * value), _prime_above(5 * value), _prime_above(value // 2))}
+    multiples = [value * factor for factor in (3, 5, 2, 7)] + [value // 2 if value % 2 == 0 else 0, value // 4]
+    near = [value + 1, value - 1, value + 2]
+    order = dict.fromkeys((*prime, *multiples, *near)) if value < 16 else dict.fromkeys((*list(prime)[:1], *multiples, *list(prime)[1:], *near))
+    return tuple(each for each in order if each > 0 and each != value)
+
+
+def _prime_above(number: int) -> int:
+    number = max(2, number + 1)
+    while any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
+        number += 1
+    return number
+
+
+def integers(fields: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, int]]:
+    """(name, value) of each integer in a configuration; inside nests as `text_config.hidden_size`, `kernel[0]`."""
+    for key, value in fields.items():
+        yield from _integers(f"{prefix}{key}", value)
+
+
+def _integers(name: str, value: Json) -> Iterator[tuple[str, int]]:
+    match value:
+        case bool():
+            return
+        case int() if value > 0:
+            yield name, value
+        case dict() if all(re.fullmatch(r"[A-Za-z_]\w*", key) for key in value):
+            yield from integers(value, f"{name}.")
+        case list() if len(value) <= 16:
+            for index, each in enumerate(value):
+                yield from _integers(f"{name}[{index}]", each)
+        case _:
+            return
+
+
+def replaced(fields: Mapping[str, Json], sizes: Mapping[str, int]) -> dict[str, Json]:
+    """The configuration with these integers put in their places (see `integers`)."""
+
+    def put(name: str, value: Json) -> Json:
+        match value:
+            case bool():
+                return value
+            case int():
+                return sizes.get(name, value)
+            case dict():
+                return {key: put(f"{name}.{key}", each) for key, each in value.items()}
+            case list():
+                return [put(f"{name}[{index}]", each) for index, each in enumerate(value)]
+            case _:
+                return value
+
+    return {key: put(key, value) for key, value in fields.items()}
