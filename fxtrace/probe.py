@@ -204,7 +204,11 @@ def candidates(value: int) -> tuple[int, ...]:
     prime = {each: None for each in (_prime_above(2 * value), _prime_above(5 * value), _prime_above(value // 2))}
     multiples = [value * factor for factor in (3, 5, 2, 7)] + [value // 2 if value % 2 == 0 else 0, value // 4]
     near = [value + 1, value - 1, value + 2]
-    order = dict.fromkeys((*prime, *multiples, *near)) if value < 16 else dict.fromkeys((*list(prime)[:1], *multiples, *list(prime)[1:], *near))
+    order = (
+        dict.fromkeys((*prime, *multiples, *near))
+        if value < 16
+        else dict.fromkeys((*list(prime)[:1], *multiples, *list(prime)[1:], *near))
+    )
     return tuple(each for each in order if each > 0 and each != value)
 
 

@@ -159,7 +159,9 @@ class _Search:
             factors, _, rank, _ = np.linalg.lstsq(matrix / scale, target, rcond=None)
             if rank < count or not np.allclose(matrix / scale @ factors, target, rtol=1e-9, atol=1e-6):
                 continue
-            exact = [Fraction(float(f / s)).limit_denominator(_MAX_DENOMINATOR) for f, s in zip(factors, scale, strict=True)]
+            exact = [
+                Fraction(float(f / s)).limit_denominator(_MAX_DENOMINATOR) for f, s in zip(factors, scale, strict=True)
+            ]
             if all(exact):
                 yield _written(zip(exact, chosen, strict=True))
 
@@ -169,7 +171,9 @@ class _Search:
         pool |= {name: values[: self._fitted] for name, values in self._columns.items()}
         pool |= {text: values[: self._fitted] for text, values in self._solved.items() if "min" not in text}
         for function, choose in (("min", np.minimum), ("max", np.maximum)):
-            bounds = [each for each in pool.items() if ((each[1] >= size) if function == "min" else (each[1] <= size)).all()]
+            bounds = [
+                each for each in pool.items() if ((each[1] >= size) if function == "min" else (each[1] <= size)).all()
+            ]
             for (a, first), (b, second) in combinations(bounds, 2):
                 if (choose(first, second) == size).all() and set(needs) <= Formula(a).names | Formula(b).names:
                     yield f"{function}({a}, {b})"

@@ -42,4 +42,6 @@ def fit(formula: tuple[str, ...], shape: tuple[int, ...], sizes: Mapping[str, in
     named = aligned(formula, shape)
     if len(named) != len(shape):
         return tuple(map(str, shape))
-    return tuple(name if Formula(name).value(sizes) == size else str(size) for name, size in zip(named, shape, strict=True))
+    return tuple(
+        name if Formula(name).value(sizes) == size else str(size) for name, size in zip(named, shape, strict=True)
+    )
