@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import islice
+from dataclasses import dataclass
+from itertools import combinations, islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fxtrace.capture import capture
-from fxtrace.dims import Finding, Formula, Probe, find_formulas
+from fxtrace.dims import Formulas, Probe, find_formulas
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.models import Model
@@ -29,31 +29,6 @@ FITTED, HELD_OUT = 10, 6
 """How many configurations with several sizes changed are read for formulas, and how many only confirm them."""
 _TRIES = 10
 _ALONE = 3
-
-
-@dataclass(frozen=True)
-class Formulas:
-    """What each size of a model's graph is made of.
-
-    Attributes:
-        sizes: the named sizes, at the configuration that was asked for.
-        tensors: for each tensor of the graph by name, a finding for each of its dimensions.
-        parameters: likewise for each parameter and buffer, by qualified name.
-        structural: the fields that change which nodes there are, each with how.
-        fixed: the fields that the model accepts no other value of.
-        probes: how many configurations were propagated.
-    """
-
-    sizes: Mapping[str, int]
-    tensors: Mapping[str, tuple[Finding, ...]]
-    parameters: Mapping[str, tuple[Finding, ...]]
-    structural: Mapping[str, str] = field(default_factory=dict)
-    fixed: tuple[str, ...] = ()
-    probes: int = 0
-
-    def shape(self, tensor: str) -> tuple[Formula | None, ...]:
-        """The formula of each dimension of a tensor; None where there is none."""
-        return tuple(finding.formula for finding in self.tensors[tensor])
 
 
 class Prober:
@@ -97,28 +72,42 @@ class Prober:
         values: dict[str, list[int]] = {}
         structural: dict[str, str] = {}
         fixed: list[str] = []
-        for number, name in enumerate(base):
-            self._report(Progress("probe", number, len(base) + 1))
-            accepted = 0
-            for value in candidates(base[name]):
-                seen = self._propagate({**base, name: value})
+        tied: dict[str, str] = {}
+
+        def alone(*names: str) -> bool:
+            """Tries values of one field, or one value for several; whether the model accepted any."""
+            accepted = False
+            for value in candidates(base[names[0]]):
+                sizes = {**base, **dict.fromkeys(names, value)}
+                seen = self._propagate(sizes)
                 if isinstance(seen, str):
                     continue
-                accepted += 1
+                accepted = True
                 if seen.nodes != first.nodes:
-                    structural.setdefault(name, _difference(first, seen, base[name], value))
+                    structural.setdefault(names[0], _difference(first, seen, base[names[0]], value))
                     continue
                 if seen.sizes == first.sizes:
                     break  # not a size
-                probes.append(Probe({**base, name: value}, name))
+                probes.append(Probe(sizes, names[0]))
                 rows.append(seen.sizes)
-                values.setdefault(name, [base[name]]).append(value)
-                if len(values[name]) > _ALONE:
+                values.setdefault(names[0], [base[names[0]]]).append(value)
+                if len(values[names[0]]) > _ALONE:
                     break
-            if not accepted:
+            return accepted
+
+        for number, name in enumerate(base):
+            self._report(Progress("probe", number, len(base) + 1))
+            if not alone(name):
                 fixed.append(name)
+        # Some hold only together: as many key heads as query heads.
+        stuck = [name for name in base if name not in values and (name in structural or name in fixed)]
+        for name, other in combinations(stuck, 2):
+            if base[name] == base[other] and not {name, other} & {*tied, *values}:
+                alone(name, other)
+                if name in values:
+                    tied[other] = name
         self._report(Progress("probe", len(base), len(base) + 1))
-        together = list(islice(self._together(base, values, first, random.Random(seed)), FITTED + HELD_OUT))
+        together = list(islice(self._together(base, values, tied, first, random.Random(seed)), FITTED + HELD_OUT))
         probes += [Probe(sizes) for sizes, _ in together]
         rows += [seen.sizes for _, seen in together]
         found = iter(find_formulas(probes, np.array(rows, np.int64), min(HELD_OUT, len(together))))
@@ -126,19 +115,25 @@ class Prober:
             base,
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors},
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.parameters},
-            {name: how for name, how in structural.items() if name not in values},
-            tuple(fixed),
-            len(probes),
+            structural={name: how for name, how in structural.items() if name not in values},
+            tied=tied,
+            fixed=tuple(fixed),
+            probes=len(probes),
         )
 
     def _together(
-        self, base: Mapping[str, int], values: Mapping[str, Sequence[int]], first: _Seen, chance: random.Random
+        self,
+        base: Mapping[str, int],
+        values: Mapping[str, Sequence[int]],
+        tied: Mapping[str, str],
+        first: _Seen,
+        chance: random.Random,
     ) -> Iterator[tuple[dict[str, int], _Seen]]:
         """Configurations with several fields changed that the model accepts, and what came of them."""
         for _ in range(_TRIES * (FITTED + HELD_OUT)):
             chosen = {name: chance.choice(each) for name, each in values.items()}
             for _ in range(4):
-                sizes = {**base, **chosen}
+                sizes = {**base, **chosen, **{name: chosen[other] for name, other in tied.items() if other in chosen}}
                 seen = self._propagate(sizes)
                 if not isinstance(seen, str) and seen.nodes == first.nodes:
                     yield sizes, seen
@@ -201,15 +196,12 @@ def _difference(first: _Seen, other: _Seen, before: int, after: int) -> str:
 
 def candidates(value: int) -> tuple[int, ...]:
     """Other values for an integer, those first that tell most: primes, then multiples and parts of its own."""
-    prime = {each: None for each in (_prime_above(2 * value), _prime_above(5 * value), _prime_above(value // 2))}
-    multiples = [value * factor for factor in (3, 5, 2, 7)] + [value // 2 if value % 2 == 0 else 0, value // 4]
-    near = [value + 1, value - 1, value + 2]
-    order = (
-        dict.fromkeys((*prime, *multiples, *near))
-        if value < 16
-        else dict.fromkeys((*list(prime)[:1], *multiples, *list(prime)[1:], *near))
-    )
-    return tuple(each for each in order if each > 0 and each != value)
+    more, most, less = _prime_above(2 * value), _prime_above(5 * value), _prime_above(value // 2)
+    multiples = (3 * value, 5 * value, 2 * value, 7 * value, value // 2, value // 4)
+    near = (value + 1, value - 1, value + 2)
+    # A large size mostly has to be a multiple of something, a small one mostly need not be.
+    order = (more, most, less, *multiples, *near) if value < 16 else (more, *multiples, most, less, *near)
+    return tuple(dict.fromkeys(each for each in order if each > 0 and each != value))
 
 
 def _prime_above(number: int) -> int:

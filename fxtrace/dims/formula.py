@@ -1,4 +1,4 @@
-"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, its value, and its value on a whole grid."""
+"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, and their values, one by one or by grid."""
 
 from __future__ import annotations
 

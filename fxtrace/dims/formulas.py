@@ -1,0 +1,45 @@
+"""The formulas of a whole graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from fxtrace.dims.infer import Finding
+
+
+@dataclass(frozen=True)
+class Formulas:
+    """What each size of a graph is made of.
+
+    Attributes:
+        sizes: the named sizes (a configuration's integers), as the graph was made with.
+        tensors: for each tensor of the graph by name, a finding for each of its dimensions.
+        parameters: likewise for each parameter and buffer, by qualified name.
+        structural: the named sizes that change which nodes there are, each with how.
+        tied: named sizes that the graph holds only as long as they equal another, by name.
+        fixed: those of which the model accepts no other value.
+        probes: how many configurations were propagated.
+    """
+
+    sizes: Mapping[str, int]
+    tensors: Mapping[str, tuple[Finding, ...]]
+    parameters: Mapping[str, tuple[Finding, ...]]
+    structural: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
+    fixed: tuple[str, ...] = ()
+    probes: int = 0
+
+    def shape(self, tensor: str) -> tuple[str, ...]:
+        """A tensor's dimensions, each as its formula's text; empty where no formula was confirmed.
+
+        Raises:
+            KeyError: there is no such tensor.
+        """
+        return tuple(str(finding.formula or "") for finding in self.tensors[tensor])
+
+    @property
+    def confirmed(self) -> tuple[int, int]:
+        """How many of the tensors' dimensions have a confirmed formula, and how many there are."""
+        findings = [finding for each in self.tensors.values() for finding in each]
+        return sum(finding.formula is not None for finding in findings), len(findings)
