@@ -1,4 +1,4 @@
-"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, and their values, one by one or by grid."""
+"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, and their values, one or a grid of them."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def _parse(text: str) -> ast.expr:
     return tree
 
 
-_Operators = Mapping[type, Callable[..., Any]]
+_Operators = Mapping[type | str, Callable[..., Any]]
 
 
 def _names(node: ast.expr) -> Iterator[str]:
@@ -119,14 +119,14 @@ _scalars: _Operators = {
     ast.Div: _exact,
     ast.FloorDiv: lambda a, b: a // b,
     ast.Pow: lambda a, b: a**b,
-    min: min,
-    max: max,
+    "min": min,
+    "max": max,
 }
 _arrays: _Operators = {
     **_scalars,
     ast.Div: lambda a, b: a // b,
-    min: lambda *each: np.minimum.reduce(np.broadcast_arrays(*each)),
-    max: lambda *each: np.maximum.reduce(np.broadcast_arrays(*each)),
+    "min": lambda *each: np.minimum.reduce(np.broadcast_arrays(*each)),
+    "max": lambda *each: np.maximum.reduce(np.broadcast_arrays(*each)),
 }
 
 
@@ -139,7 +139,7 @@ def _walk(node: ast.expr, size_of: Callable[[str], Any], operators: _Operators) 
         case ast.BinOp(left=left, op=op, right=right):
             return operators[type(op)](_walk(left, size_of, operators), _walk(right, size_of, operators))
         case ast.Call(func=ast.Name(id=function), args=args):
-            return operators[min if function == "min" else max](*(_walk(arg, size_of, operators) for arg in args))
+            return operators[function](*(_walk(arg, size_of, operators) for arg in args))
         case _:
             return size_of(_name(node))
 

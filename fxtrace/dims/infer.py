@@ -121,7 +121,7 @@ class _Search:
 
     def _terms(self, needs: tuple[str, ...]) -> Iterator[_Term]:
         """Products and quotients of the named sizes, and of the sizes solved before that are made of them alone."""
-        atoms = [(name, (name,), self._columns[name]) for name in needs]
+        atoms: list[tuple[str, tuple[str, ...], Ints]] = [(name, (name,), self._columns[name]) for name in needs]
         atoms += [
             (f"({text})", self._parts[text], values)
             for text, values in self._solved.items()
