@@ -1,4 +1,4 @@
-"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, and their values, one or a grid of them."""
+"""Formulas of sizes: text such as `d_model/n_heads` or `min(10, tgt_vocab)`, and their values, one or a grid."""
 
 from __future__ import annotations
 
