@@ -2,7 +2,7 @@
 
 Every integer of the configuration, and every size of an input that no field decides, is changed alone and together
 with others, within what the model accepts; `fxtrace.dims.find_formulas` reads the formulas off what the sizes came to.
-No numbers are computed: shapes are propagated on fake tensors.
+Shapes are propagated on fake tensors; a small model is simply run, which is five times as fast.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from fxtrace.trace import Json, Progress, Rung
 
 FITTED, HELD_OUT = 10, 6
 """How many configurations with several sizes changed are read for formulas, and how many only confirm them."""
+_SMALL = 20_000_000
+"""Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
 _TRIES = 10
 _ALONE = 3
 
@@ -56,7 +58,7 @@ class Prober:
         self._model, self._rung, self._training, self._report = model, rung, training, report
         self._fields = model.fields(config)
         self._shapes = dict(shapes or {})
-        self._tried = 0
+        self._values: bool | None = None if rung != "export" else False
 
     def formulas(self, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
@@ -146,7 +148,6 @@ class Prober:
 
     def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
         """What the model's sizes come to; or why it does not accept the configuration."""
-        self._tried += 1
         self._report(Progress("probe"))
         try:
             config = self._model.resolve(replaced(self._fields, sizes))
@@ -155,10 +156,12 @@ class Prober:
                 return "the model puts another value in its place"
             with torch.random.fork_rng(devices=()):
                 module = self._model.build(config)
+                if self._values is None:
+                    self._values = sum(each.numel() for each in module.parameters()) <= _SMALL
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
                 inputs[name] = inputs[name].new_ones(shape)
-            captured = capture(module, inputs, rung=self._rung, values=False, training=self._training)
+            captured = capture(module, inputs, rung=self._rung, values=self._values, training=self._training)
         except FxtraceError as error:
             return error.message
         except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
