@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from fxtrace.graph import Arg, Node, Ref
+from fxtrace.graph import Arg, Node, Ref, SliceArg
 from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
 
 Factor = tuple[str, float | str]
@@ -38,8 +38,12 @@ class Attention:
     """What each of those ops reads."""
     scores: Node | None = None
     masks: tuple[tuple[Node, Node], ...] = ()
-    """(the op that applies it, the mask or bias), in execution order."""
+    """(the op that applies it, the mask, bias, gate or floor), in execution order; `applies` says which."""
+    sink: Node | None = None
+    """What the softmax sees beside the scores: columns that no key has, left out of the weights again."""
+    sink_first: bool = False
     weights: Node | None = None
+    """The softmax; where it has a sink, the softmax without the sink's columns."""
     mixing: Node | None = None
     """The weights as they enter the product: themselves, or after dropout."""
     head_outputs: Node | None = None
@@ -89,22 +93,27 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     if isinstance(dim, int) and dim not in (-1, len(shape_of(softmax) or ()) - 1):
         return f"this softmax works along dimension {dim}, not along the last"
     entry = flow.data_input(softmax)
+    entry, sink, sink_first = _without_sink(flow, entry) if entry is not None else (None, None, False)
     chain = _to_product(flow, entry) if entry is not None else None
     if chain is None:
         return "no product of two computed tensors leads to this softmax through scalings and masks alone"
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
-    if path is not None and not all(map(_keeps_rows, path[1:-1])):
+    weights = softmax if sink is None or path is None else next((n for n in path if n.kind == "select"), None)
+    if weights is None or (sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first)):
+        return f"the columns that '{sink and sink.name}' adds to the scores are not cut off the weights again"
+    if path is not None and not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
         path = None
     operands = product_operands(path[-1]) if path else None
     if path is None or operands is None or operands[0] != path[-2].name:
         return "no product has this softmax's output as its left factor"
     left, right = product_operands(chain.product) or ("", "")
-    attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
-    attention.masks = chain.masks
+    attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
+    attention.masks, attention.sink, attention.sink_first = chain.masks, sink, sink_first
     if chain.scores is None:
         attention.refused["scores"] = f"'{chain.product.name}' adds a bias in the same op: no tensor holds them without"
-    if len(chain.masks) > 1:
-        attention.refused["mask"] = f"{len(chain.masks)} masks or biases are applied to the scores, one after the other"
+    masks = [mask for op, mask in chain.masks if applies(op) != "floor"]
+    if len(masks) > 1:
+        attention.refused["mask"] = f"{len(masks)} masks or biases are applied to the scores, one after the other"
     by_name = flow.graph.by_name
     query, query_factors = _unscaled(flow, by_name[left])
     key, key_factors = _unscaled(flow, by_name[right])
@@ -183,17 +192,59 @@ def _to_product(flow: Flow, node: Node) -> _Chain | None:
     if factor is not None:
         chain = _to_product(flow, factor[0])
         return chain and _extend(chain, node, factor=factor[1])
-    if node.kind == "add" and len(inputs) == 2:
+    if applies(node) in ("bias", "gate", "floor") and len(inputs) == 2:
         chains = [(_to_product(flow, each), other) for each, other in (inputs, reversed(inputs))]
         ways = [(chain, other) for chain, other in chains if chain is not None]
         return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
-    name = node.target.rpartition(".")[2].rstrip("_")
-    if name in ("masked_fill", "where") and len(inputs) >= 2:
+    if applies(node) in ("hides", "keeps") and len(inputs) >= 2:
         # masked_fill(scores, mask, value) and where(mask, scores, value)
-        scores, mask = inputs[:2] if name == "masked_fill" else inputs[1::-1]
+        scores, mask = inputs[:2] if applies(node) == "hides" else inputs[1::-1]
         chain = _to_product(flow, scores)
         return chain and _extend(chain, node, mask=mask)
     return None
+
+
+_APPLIES = {"masked_fill": "hides", "where": "keeps", "max": "floor", "maximum": "floor"}
+
+
+def applies(op: Node) -> str:
+    """What an op does with a mask.
+
+    It adds a `bias` to the scores, multiplies them with a `gate`, raises them to a `floor`, or `hides` or `keeps` them
+    where the mask is true; the empty string where it is another op.
+    """
+    return {"add": "bias", "mul": "gate"}.get(op.kind) or _APPLIES.get(op.target.rpartition(".")[2].rstrip("_"), "")
+
+
+def _without_sink(flow: Flow, entry: Node) -> tuple[Node, Node | None, bool]:
+    """(the scores, the sink beside them, whether it comes first) of what a softmax reads.
+
+    A number subtracted from a whole row changes no softmax, and so is passed.
+    """
+    for here in flow.back(entry, MOVES | {"sub"}):
+        inputs = [each for each in flow.inputs(here) if each.spec is not None]
+        if here.kind == "sub":
+            if len(inputs) != 2 or (shape_of(inputs[1]) or (0,))[-1] != 1:
+                break
+            entry = inputs[0]
+        elif here.kind == "join":
+            dim = here.kwargs.get("dim", here.args[1] if len(here.args) > 1 else 0)
+            sinks = [each for each in inputs if _to_product(flow, each) is None]
+            if len(inputs) == 2 and len(sinks) == 1 and dim in (-1, len(shape_of(here) or ()) - 1):
+                return inputs[inputs[0] is sinks[0]], sinks[0], inputs[0] is sinks[0]
+        elif not _keeps_rows(here):
+            break
+    return entry, None, False
+
+
+def _cuts_off(flow: Flow, node: Node, softmax: Node, sink: Node, *, first: bool) -> bool:
+    """Whether a node is a softmax without the columns of a sink, the first or the last."""
+    whole, part, columns = ((shape_of(each) or (0,)) for each in (softmax, node, sink))
+    if flow.data_input(node) is not softmax or part != (*whole[:-1], whole[-1] - columns[-1]):
+        return False
+    index = node.args[1] if len(node.args) == 2 else None
+    last = index[-1] if isinstance(index, tuple) and index else SliceArg(*node.args[2:4], None)
+    return isinstance(last, SliceArg) and (last.start in (None, 0)) is not first
 
 
 _REORDERS = frozenset(
@@ -249,7 +300,7 @@ def _unmerged(flow: Flow, node: Node) -> Node:
     """A factor before its batch and head dimensions were merged into one, where they were."""
     before = flow.data_input(node)
     merged, split = shape_of(node) or (), shape_of(before) if before is not None else None
-    if before is None or split is None or node.kind != "view" or len(split) != len(merged) + 1:
+    if before is None or split is None or node.kind != "view" or (len(split), len(merged)) != (4, 3):
         return node
     return before if split[-2:] == merged[-2:] and split[0] * split[1] == merged[0] else node
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.attention import Attention, Factor, product_operands
+from fxtrace.roles.attention import Attention, Factor, applies, product_operands
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
 _STEPS = 64
@@ -277,39 +277,59 @@ def _product_text(value: Values, attention: Attention) -> str:
 
 
 def masked(value: Values, attention: Attention) -> Check:
-    """Masked scores are the scores plus the mask."""
+    """Masked scores are the scores with every mask, bias, gate and floor applied in order."""
     assert attention.scores is not None
     scores, after = attention.scores, attention.masks[-1][0]
-    if all(op.kind == "add" for op, _ in attention.masks):
-        names = (
-            "mask" if len(attention.masks) == 1 else " + ".join(f"mask{i}" for i in range(1, len(attention.masks) + 1))
-        )
-        return _compare(
-            "sum",
-            f"masked_scores = scores + {names}",
-            lambda: (value(after), sum((value(mask) for _, mask in attention.masks), start=value(scores))),
-        )
+    text = "scores"
+    masks = [op for op, _ in attention.masks if applies(op) != "floor"]
+    for op, _ in attention.masks:
+        mask = f"mask{masks.index(op) + 1}" if len(masks) > 1 and op in masks else "mask"
+        forms = {"bias": f"{text} + {mask}", "gate": f"({text}) · {mask}", "floor": f"max({text}, floor)"}
+        text = forms.get(applies(op), text)
+    hides = any(applies(op) in ("hides", "keeps") for op, _ in attention.masks)
 
     def compute() -> tuple[Tensor, Tensor]:
         hidden = torch.zeros_like(value(scores), dtype=torch.bool)
         expected = value(scores)
         for op, mask in attention.masks:
-            if op.kind == "add":
-                expected = expected + value(mask)
-            else:
-                hidden = hidden | hidden_by(op, value(mask))
+            match applies(op):
+                case "bias":
+                    expected = expected + value(mask)
+                case "gate":
+                    expected = expected * value(mask)
+                case "floor":
+                    expected = torch.maximum(expected, value(mask))
+                case _:
+                    hidden = hidden | hidden_by(op, value(mask))
         return value(after)[~hidden], expected[~hidden]
 
-    return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
-
-
-def softmax(value: Values, entry: Node, weights: Node, masked: bool) -> Check:
-    """Weights are the softmax of the (masked) scores, so that each row sums to 1."""
-    what = "scores + mask" if masked else "scores"
     return _compare(
-        "softmax",
-        f"weights = softmax({what}), rows sum to 1",
-        lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
+        "mask" if hides else "sum",
+        f"masked_scores = {text}" + (" where the mask lets them through" if hides else ""),
+        compute,
+    )
+
+
+def softmax(value: Values, entry: Node, attention: Attention) -> Check:
+    """Weights are the softmax of the (masked) scores, so that each row sums to 1; less where it has a sink."""
+    weights, core = attention.weights, attention.core
+    assert weights is not None
+    what = "scores + mask" if attention.masks else "scores"
+    if attention.sink is None:
+        return _compare(
+            "softmax",
+            f"weights = softmax({what}), rows sum to 1",
+            lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
+        )
+
+    def compute() -> tuple[Tensor, Tensor]:
+        full = value(entry).to(value(core).dtype).softmax(-1)
+        columns = value(weights).shape[-1]
+        return value(weights), full[..., -columns:] if attention.sink_first else full[..., :columns]
+
+    joined = f"sink, {what}" if attention.sink_first else f"{what}, sink"
+    return _compare(
+        "softmax", f"weights = softmax([{joined}]) without the sink: rows sum to 1 minus the sink's share", compute
     )
 
 
@@ -322,9 +342,8 @@ def causal_weights(value: Values, weights: Node) -> Check:
     )
 
 
-def causal_mask(value: Values, attention: Attention) -> Check:
+def causal_mask(value: Values, op: Node, mask: Node) -> Check:
     """The mask hides all that lies above the diagonal."""
-    op, mask = attention.masks[0]
 
     def compute() -> tuple[Tensor, Tensor]:
         hidden = hidden_by(op, value(mask))
@@ -337,11 +356,13 @@ def hidden_by(op: Node, mask: Tensor) -> Tensor:
     """Where a mask hides the scores, as booleans of the mask's shape.
 
     An added mask hides with a very negative number; `masked_fill` hides where it is true; `where(mask, scores, …)` and
-    scaled_dot_product_attention hide where it is false.
+    scaled_dot_product_attention hide where it is false. Gates and floors hide nothing.
     """
+    if applies(op) in ("gate", "floor"):
+        return torch.zeros_like(mask, dtype=torch.bool)
     if mask.dtype != torch.bool:
         return mask <= -1e4
-    return mask if op.target.rstrip("_").endswith("masked_fill") else ~mask
+    return mask if applies(op) == "hides" else ~mask
 
 
 def head_outputs(value: Values, attention: Attention) -> Check:

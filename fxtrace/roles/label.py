@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
 from fxtrace.roles import identities as identity
-from fxtrace.roles.attention import Attention, find_attentions
+from fxtrace.roles.attention import Attention, applies, find_attentions
 from fxtrace.roles.blocks import Block, FeedForward, Unknown, find_blocks
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 from fxtrace.roles.identities import Values
@@ -117,9 +117,9 @@ class _Labels:
         if attention.scores is not None:
             checks["scores"] = identity.scores(self.value, attention)
         if attention.weights is not None:
-            entry = self.flow.data_input(attention.weights)
+            entry = self.flow.data_input(attention.core)
             assert entry is not None
-            checks["weights"] = identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
+            checks["weights"] = identity.softmax(self.value, entry, attention)
         return checks
 
     def _stack(self, stack: Stack) -> None:
@@ -222,9 +222,10 @@ class _Labels:
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
-        if len(found.masks) == 1:
-            causal = [identity.causal_mask(value, found)] if kind == "masked_self_attention" else []
-            self._give(found.masks[0][1], at("mask"), "applied to the scores", causal)
+        masks = [(op, mask) for op, mask in found.masks if applies(op) != "floor"]
+        if len(masks) == 1:
+            causal = [identity.causal_mask(value, *masks[0])] if kind == "masked_self_attention" else []
+            self._give(masks[0][1], at("mask"), "applied to the scores", causal)
         elif "mask" not in refused and kind == "masked_self_attention":
             refused["mask"] = "no mask is applied to the scores"
         if found.scores is not None:
@@ -243,6 +244,9 @@ class _Labels:
             if kind == "masked_self_attention":
                 checks.append(identity.causal_weights(value, found.weights))
             self._give(found.weights, at("weights"), "the softmax between the two products", checks)
+            if found.sink is not None:
+                evidence = "softmaxed beside the scores, of no key, and cut off the weights: their rows sum to less than 1"
+                self._give(found.sink, at("sink"), evidence, [core["weights"]])
         if found.head_outputs is not None:
             self._give(
                 found.head_outputs,
