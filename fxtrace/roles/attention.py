@@ -357,7 +357,8 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             )
         else:
             attention.projected[part] = projected
-        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()):
+        added = (shape_of(projected) or ()).count(1) - (shape_of(linear) or ()).count(1) if projected is not None else 0
+        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()) - max(0, added):
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
 
 
@@ -369,10 +370,11 @@ def _unrepeated(flow: Flow, node: Node) -> Node:
 
 
 def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
-    """The first tensor from the projection on that holds just these heads, not yet split."""
-    rank, size = len(shape_of(linear) or ()), numel(heads)
+    """The first tensor from the projection on that holds just these heads, with all features in one dimension."""
+    whole, size = shape_of(linear) or (1,), numel(heads)
     for node in flow.path_back(heads, linear):
-        if numel(node) == size and len(shape_of(node) or ()) == rank:
+        shape = shape_of(node) or (1,)
+        if numel(node) == size and (len(shape) == len(whole) or shape[-1] * (numel(linear) or 0) == size * whole[-1]):
             return node
     return None
 

@@ -175,7 +175,7 @@ def _feed_forward(flow: Flow, output: Node) -> FeedForward | Unknown:
     sources = {source.name: source for source in map(flow.data_input, firsts) if source is not None}
     if len(sources) != 1:
         return Unknown(output, f"the projections before '{output.name}' read different tensors")
-    paths = {first.name: flow.path_back(activated, first)[1:] for first in firsts}
+    paths = {first.name: flow.between(first, activated) for first in firsts}
     if not any(node.kind in ("activation", "elementwise") for path in paths.values() for node in path):
         return Unknown(output, f"there is no activation before '{output.name}'")
     block = FeedForward(next(iter(sources.values())), activated, output)

@@ -132,6 +132,19 @@ class Flow:
                     paths.append([each, *path])
         return []
 
+    def between(self, start: Node, end: Node) -> list[Node]:
+        """Every node on some path of users from `start`, left out, to `end`, included; in execution order."""
+        first, last = self.index[start.name], self.index[end.name]
+        reached = {start.name}
+        for node in self.graph.nodes[first + 1 : last + 1]:
+            if any(each.name in reached for each in self.inputs(node)):
+                reached.add(node.name)
+        needed = {end.name}
+        for node in reversed(self.graph.nodes[first + 1 : last + 1]):
+            if node.name in needed:
+                needed |= {each.name for each in self.inputs(node)}
+        return [node for node in self.graph.nodes[first + 1 : last + 1] if node.name in reached & needed]
+
     def is_ancestor(self, ancestor: Node, node: Node) -> bool:
         """Whether a node's value depends on another's. Every value depends on itself."""
         return bool(self.path_back(node, ancestor))
