@@ -45,8 +45,8 @@ _FUNCTIONS: dict[str, str] = {
         "mask": "masked_fill where setitem index_put",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
-        "join": "cat concat concatenate stack hstack vstack dstack",
+        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
+        "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
         "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
         "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",

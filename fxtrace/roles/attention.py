@@ -35,7 +35,9 @@ class Attention:
     projections: dict[str, Node] = field(default_factory=dict)
     """The parametrised op behind each of `query`, `key` and `value`."""
     sources: dict[str, Node] = field(default_factory=dict)
-    """What each of those ops reads."""
+    """What each of those ops reads; where that is a latent, what the latent is projected from."""
+    latents: dict[str, Node] = field(default_factory=dict)
+    """What those ops read, where it is a low-rank projection itself."""
     scores: Node | None = None
     masks: tuple[tuple[Node, Node], ...] = ()
     """(the op that applies it, the mask, bias, gate or floor), in execution order; `applies` says which."""
@@ -340,6 +342,17 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
     for part, entering in attention.entering.items():
         heads = attention.heads[part] = _unrepeated(flow, entering)
         linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS)
+        if complete and len(linears) == 2 and (found := latent_of(flow, linears[1])) and found[1] is linears[0]:
+            down, up = linears
+            attention.refused[part] = (
+                f"one part of each head comes from '{up.name}', and one, which all heads share, from '{down.name}': "
+                "no tensor holds them before"
+            )
+            attention.projections[part], attention.latents[part] = up, found[0]
+            source = flow.data_input(down)
+            if source is not None:
+                attention.sources[part] = source
+            continue
         if len(linears) != 1 or not complete:
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
                 f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
@@ -362,6 +375,20 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
 
 
+def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
+    """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
+
+    Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of. (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
+    for queries, and for keys and values together.)
+    """
+    latent = flow.data_input(up)
+    nodes = list(flow.back(latent, MOVES | {"norm"})) if latent is not None else []
+    source = flow.data_input(nodes[-1]) if nodes and nodes[-1].kind in PROJECTIONS else None
+    if latent is None or source is None or (shape_of(latent) or (0,))[-1] >= (shape_of(source) or (0,))[-1]:
+        return None
+    return next((node for node in nodes if node.kind not in MOVES), nodes[0]), nodes[-1]
+
+
 def _unrepeated(flow: Flow, node: Node) -> Node:
     """Heads before each is copied for several query heads; the node itself where it holds no copies."""
     rank, size = len(shape_of(node) or ()), numel(node) or 0
@@ -374,7 +401,8 @@ def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
     whole, size = shape_of(linear) or (1,), numel(heads)
     for node in flow.path_back(heads, linear):
         shape = shape_of(node) or (1,)
-        if numel(node) == size and (len(shape) == len(whole) or shape[-1] * (numel(linear) or 0) == size * whole[-1]):
+        part = len(shape) == len(whole) and sum(a != b for a, b in zip(shape, whole, strict=True)) <= 1
+        if numel(node) == size and (part or shape[-1] * (numel(linear) or 0) == size * whole[-1]):
             return node
     return None
 

@@ -212,7 +212,8 @@ class _Labels:
             whole = found.projected.get(part)
             if projection is not None and source is not None and whole is not None:
                 fused = "" if whole.name == projection.name else f", a part of the fused projection '{projection.name}'"
-                check = identity.linear(value, projection, source, "projection = x Wᵀ + b")
+                read = self.flow.data_input(projection) or source
+                check = identity.linear(value, projection, read, "projection = x Wᵀ + b")
                 self._give(whole, at(part), f"leads to the {part} of '{found.core.name}'{fused}", [check])
             heads = f"{part}_heads"
             if heads not in refused:
@@ -220,6 +221,12 @@ class _Labels:
                 if whole is not None and self._only_moved(found.heads[part], whole):
                     checks = [identity.split_heads(value, part, whole, found.heads[part])]
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
+        by_latent: dict[str, list[str]] = {}
+        for part, latent in found.latents.items():
+            by_latent.setdefault(latent.name, []).append(part)
+        for name, parts in by_latent.items():
+            read_by = f"the low-rank tensor that '{found.projections[parts[0]].name}' projects"
+            self._give(self.graph.by_name[name], at("_".join((*parts, "latent"))), read_by)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
         masks = [(op, mask) for op, mask in found.masks if applies(op) != "floor"]
