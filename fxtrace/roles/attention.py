@@ -378,7 +378,8 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
 def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
     """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
 
-    Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of. (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
+    Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of.
+    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
     for queries, and for keys and values together.)
     """
     latent = flow.data_input(up)

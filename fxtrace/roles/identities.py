@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
 from fxtrace.roles.attention import Attention, Factor, applies, product_operands
+from fxtrace.roles.stacks import Head
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
 _STEPS = 64
@@ -124,6 +125,23 @@ def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
     return _compare("linear", statement, compute)
+
+
+def logits(value: Values, head: Head) -> Check:
+    """Logits are a projection of the last state, which may be scaled or capped."""
+    projection, result = head.projection, head.logits
+    assert projection is not None
+    assert result is not None
+    if not head.factors:
+        return linear(value, projection, head.hidden, "logits = hidden Wᵀ + b")
+
+    def compute() -> tuple[Tensor, Tensor]:
+        weight, bias = _weight_and_bias(value, projection)
+        projected = functional.linear(value(head.hidden), weight, bias)
+        return value(result), _scaled(value, projected, list(head.factors)).reshape(value(result).shape)
+
+    capped = any(op == "tanh" for op, _ in head.factors)
+    return _compare("linear", "logits = " + ("capped(hidden Wᵀ + b)" if capped else "(hidden Wᵀ + b) · scale"), compute)
 
 
 def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:

@@ -252,7 +252,9 @@ class _Labels:
                 checks.append(identity.causal_weights(value, found.weights))
             self._give(found.weights, at("weights"), "the softmax between the two products", checks)
             if found.sink is not None:
-                evidence = "softmaxed beside the scores, of no key, and cut off the weights: their rows sum to less than 1"
+                evidence = (
+                    "softmaxed beside the scores, of no key, and cut off the weights: their rows sum to less than 1"
+                )
                 self._give(found.sink, at("sink"), evidence, [core["weights"]])
         if found.head_outputs is not None:
             self._give(
@@ -299,7 +301,7 @@ class _Labels:
             self._refuse(at, dict.fromkeys(("logits", "logits_slice"), "no projection of the last state is an output"))
             return
         logits = found.logits
-        check = identity.linear(self.value, logits, found.hidden, "logits = hidden Wᵀ + b")
+        check = identity.logits(self.value, found)
         self._give(found.hidden, at("hidden"), "the last state, which the output projection reads", [check])
         self._give(logits, at("logits"), "the projection of the last state that reaches the output", [check])
         if found.logits_slice is None:
