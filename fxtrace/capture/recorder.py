@@ -26,9 +26,9 @@ class Recorder(TorchFunctionMode):
 
     A call is recorded at its outermost: what `F.softmax` calls inside is not. The one exception is
     `F.multi_head_attention_forward`, which is taken apart. Tensors are known by identity: one that is changed in place
-    is, from then on, what the changing call returned; one that is changed through a view of it is `written`, a node made
-    where it is next read. A call that gives back its own input unchanged is no node. What is not a tensor, sizes above
-    all, is a constant of the graph.
+    is, from then on, what the changing call returned; one that is changed through a view of it is `written`, a node
+    made where it is next read. A call that gives back its own input unchanged is no node. What is not a tensor, sizes
+    above all, is a constant of the graph.
 
     Nothing is patched: PyTorch keeps the modes of each thread apart, and the module being run is followed with hooks
     that are removed again.

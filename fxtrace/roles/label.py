@@ -119,7 +119,7 @@ class _Labels:
         if attention.weights is not None:
             entry = self.flow.data_input(attention.core)
             assert entry is not None
-            checks["weights"] = identity.softmax(self.value, entry, attention)
+            checks["weights"] = identity.softmax(self.value, attention, entry)
         return checks
 
     def _stack(self, stack: Stack) -> None:
@@ -139,7 +139,8 @@ class _Labels:
         found, at = stack.embedding, _Place(stack.name, None, "embedding")
         checks: list[Check] = []
         if found.lookup is not None and found.tokens is not None:
-            checks = [identity.lookup(self.value, found.tokens, found.weight, found.lookup)]
+            ids = self.flow.data_input(found.lookup) or found.tokens
+            checks = [identity.lookup(self.value, ids, found.weight, found.lookup)]
             self._give(
                 found.tokens, at("tokens"), f"a model input, the ids that '{found.lookup.name}' looks up", checks
             )
@@ -219,7 +220,7 @@ class _Labels:
             if heads not in refused:
                 checks = []
                 if whole is not None and self._only_moved(found.heads[part], whole):
-                    checks = [identity.split_heads(value, part, whole, found.heads[part])]
+                    checks = [identity.split_heads(value, part, whole, found.heads[part], found.orders.get(part))]
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
         by_latent: dict[str, list[str]] = {}
         for part, latent in found.latents.items():
@@ -229,7 +230,7 @@ class _Labels:
             self._give(self.graph.by_name[name], at("_".join((*parts, "latent"))), read_by)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
-        masks = [(op, mask) for op, mask in found.masks if applies(op) != "floor"]
+        masks = [(op, mask) for op, mask in found.masks if applies(op) != "floors"]
         if len(masks) == 1:
             causal = [identity.causal_mask(value, *masks[0])] if kind == "masked_self_attention" else []
             self._give(masks[0][1], at("mask"), "applied to the scores", causal)
@@ -264,13 +265,14 @@ class _Labels:
                 [core["head_outputs"]],
             )
         if found.concat is not None and found.head_outputs is not None:
-            check = identity.concat_heads(value, found.head_outputs, found.concat)
+            check = identity.concat_heads(value, found.head_outputs, found.concat, found.orders.get("head_outputs"))
             self._give(
                 found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
             )
-        if found.output is not None and found.concat is not None:
-            check = identity.linear(value, found.output, found.concat, "output = concat Wᵀ + b")
-            self._give(found.output, at("output"), "the projection of the concatenated heads", [check])
+        if found.output is not None and (joined := found.concat or self.flow.data_input(found.output)) is not None:
+            what = "concat" if found.concat is not None else joined.name
+            check = identity.linear(value, found.output, joined, f"output = {what} Wᵀ + b")
+            self._give(found.output, at("output"), "the projection of the heads' outputs", [check])
         self._refuse(at, refused)
 
     def _only_moved(self, node: Node, source: Node) -> bool:
