@@ -77,22 +77,29 @@ class Flow:
             yield here
             here = self.data_input(here) if here.kind in through else None
 
-    def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
-        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
+    def nearest(
+        self,
+        node: Node,
+        stop: Collection[str] | Callable[[Node], bool],
+        through: Collection[str],
+        aside: Collection[str] = (),
+    ) -> tuple[list[Node], bool]:
+        """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
         Returns them in execution order, and whether every path ended at one. Constants and model inputs end a path
-        too: rotations depend on positions.
+        too: rotations depend on positions. So do the nodes named in `aside`.
         """
+        stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
         complete = True
         seen: set[str] = set()
         stack = [node]
         while stack:
             here = stack.pop()
-            if here.name in seen or not self.computed(here):
+            if here.name in seen or here.name in aside or not self.computed(here):
                 continue
             seen.add(here.name)
-            if here.kind in stop:
+            if stops(here):
                 found[here.name] = here
             elif here.kind in through:
                 stack.extend(self.inputs(here))

@@ -45,6 +45,17 @@ class Values:
             raise Unavailable("no values: shapes only")
         return tensor
 
+    def named(self, name: str) -> Tensor:
+        """A node's tensor, by the node's name.
+
+        Raises:
+            Unavailable: it was not captured.
+        """
+        tensor = self.captured.get(name)
+        if tensor is None:
+            raise Unavailable(f"the value of '{name}' was not captured")
+        return tensor
+
     def table(self, name: str) -> Tensor:
         """A parameter of the module.
 
@@ -66,7 +77,8 @@ class Values:
         return float(tensor)
 
 
-def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+def compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+    """Whether two tensors are the same but for rounding: the captured one, and the one that an identity gives."""
     try:
         actual, expected = compute()
     except Unavailable as reason:
@@ -98,7 +110,7 @@ def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tens
 
 def equal(name: str, statement: str, value: Values, a: Node, b: Callable[[], Tensor]) -> Check:
     """Whether a node's value is what `b` computes."""
-    return _compare(name, statement, lambda: (value(a), b()))
+    return compare(name, statement, lambda: (value(a), b()))
 
 
 def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
@@ -108,12 +120,12 @@ def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
         rows = value.table(table)[value(ids)]
         return value(found), rows.reshape(value(found).shape)
 
-    return _compare("lookup", "token_embeddings = table[tokens]", compute)
+    return compare("lookup", "token_embeddings = table[tokens]", compute)
 
 
 def total(value: Values, a: Node, b: Node, result: Node, statement: str) -> Check:
     """A sum of two tensors, the smaller one broadcast."""
-    return _compare("sum", statement, lambda: (value(result), value(a) + value(b)))
+    return compare("sum", statement, lambda: (value(result), value(a) + value(b)))
 
 
 def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
@@ -123,7 +135,7 @@ def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
         weight, bias = _weight_and_bias(value, node)
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
-    return _compare("linear", statement, compute)
+    return compare("linear", statement, compute)
 
 
 def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
@@ -179,10 +191,10 @@ def _norm(
         return y, expected.to(y.dtype)
 
     tail = (" · γ + β", " · γ") if name == "norm_output" else ("", "")
-    layer = _compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
+    layer = compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
     if layer.held is not False:
         return layer
-    rms = _compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
+    rms = compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
     return rms if rms.held else layer
 
 
@@ -207,7 +219,7 @@ def split_heads(value: Values, part: str, whole: Node, heads: Node) -> Check:
             raise Unavailable("the heads are not laid out as batch × heads × length × d_head")
         return y, x.reshape(*x.shape[:-1], y.shape[-3], y.shape[-1]).transpose(-3, -2)
 
-    return _compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
+    return compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
 
 
 def concat_heads(value: Values, heads: Node, joined: Node) -> Check:
@@ -219,7 +231,7 @@ def concat_heads(value: Values, heads: Node, joined: Node) -> Check:
             raise Unavailable("the heads' outputs are not laid out as batch × heads × length × d_head")
         return y, x.transpose(-3, -2).flatten(-2)
 
-    return _compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
+    return compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
 
 
 def scale_of(value: Values, factors: list[Factor]) -> float:
@@ -240,7 +252,7 @@ def scores(value: Values, attention: Attention) -> Check:
         product = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         return value(result), product.reshape(value(result).shape)
 
-    return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+    return compare("scores", f"scores = {_product_text(value, attention)}", compute)
 
 
 def _keys(value: Values, attention: Attention) -> Tensor:
@@ -284,7 +296,7 @@ def masked(value: Values, attention: Attention) -> Check:
         names = (
             "mask" if len(attention.masks) == 1 else " + ".join(f"mask{i}" for i in range(1, len(attention.masks) + 1))
         )
-        return _compare(
+        return compare(
             "sum",
             f"masked_scores = scores + {names}",
             lambda: (value(after), sum((value(mask) for _, mask in attention.masks), start=value(scores))),
@@ -300,13 +312,13 @@ def masked(value: Values, attention: Attention) -> Check:
                 hidden = hidden | hidden_by(op, value(mask))
         return value(after)[~hidden], expected[~hidden]
 
-    return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
+    return compare("mask", "masked_scores = scores where the mask lets them through", compute)
 
 
 def softmax(value: Values, entry: Node, weights: Node, masked: bool) -> Check:
     """Weights are the softmax of the (masked) scores, so that each row sums to 1."""
     what = "scores + mask" if masked else "scores"
-    return _compare(
+    return compare(
         "softmax",
         f"weights = softmax({what}), rows sum to 1",
         lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
@@ -315,7 +327,7 @@ def softmax(value: Values, entry: Node, weights: Node, masked: bool) -> Check:
 
 def causal_weights(value: Values, weights: Node) -> Check:
     """No position attends to a later one: the weights are exactly 0 above the diagonal."""
-    return _compare(
+    return compare(
         "causal",
         "weights[i,j] = 0 exactly where j > i",
         lambda: (value(weights), value(weights).tril()),
@@ -330,7 +342,7 @@ def causal_mask(value: Values, attention: Attention) -> Check:
         hidden = hidden_by(op, value(mask))
         return hidden, hidden | torch.ones_like(hidden).triu(1)
 
-    return _compare("mask", "mask[i,j] hides every j > i", compute)
+    return compare("mask", "mask[i,j] hides every j > i", compute)
 
 
 def hidden_by(op: Node, mask: Tensor) -> Tensor:
@@ -356,7 +368,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
             weights, values = _alike(value(mixing), value(attention.entering["value"]))
             return value(result), (weights @ values).reshape(value(result).shape)
 
-        return _compare("mix", f"head_outputs = {name} · value_heads", mix)
+        return compare("mix", f"head_outputs = {name} · value_heads", mix)
 
     def compute() -> tuple[Tensor, Tensor]:
         query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
@@ -370,7 +382,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         return value(result), score.softmax(-1) @ values
 
     what = "query_heads · key_headsᵀ · scale" + (" + mask" if attention.masks or attention.causal_flag else "")
-    return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
+    return compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
 
 
 def is_causal(value: Values, attention: Attention) -> bool | str:
