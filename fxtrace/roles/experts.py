@@ -32,6 +32,15 @@ _MERGES = frozenset(
 _GIVEN_OUT = MOVES | {"join", "add"}
 
 
+@dataclass(frozen=True)
+class Projection:
+    """A product with an expert's weights, and the result, with the biases that are added to it."""
+
+    product: Node
+    result: Node
+    biases: tuple[Node, ...] = ()
+
+
 @dataclass
 class Mixture:
     """One mixture of experts, as far as its dataflow shows it. What is not there is in `refused`, by part, with why."""
@@ -59,6 +68,8 @@ class Mixture:
     """Whether the weights are applied to what the experts read."""
     routed: Node
     output: Node
+    projections: dict[str, Projection] = field(default_factory=dict)
+    """The experts' projections, by the name of their result."""
     scale: float = 1.0
     """The numbers that the routed output is multiplied by before anything is added."""
     lookups: dict[str, Node] = field(default_factory=dict)
@@ -156,7 +167,7 @@ class _Finder:
             frozenset(self.routing),
             self.count,
             known,
-            [self.biased(expert.output) for expert in known],
+            [self._biased(expert.output).result for expert in known],
             numbers,
             stacked,
             weighting,
@@ -169,9 +180,12 @@ class _Finder:
             chosen=chosen,
         )
         for expert in known:
-            expert.hidden, expert.gate, expert.up = (
-                each and self.biased(each) for each in (expert.hidden, expert.gate, expert.up)
-            )
+            for part in ("hidden", "gate", "up", "output"):
+                if (node := getattr(expert, part)) is not None:
+                    projection = self._biased(node)
+                    mixture.projections[projection.result.name] = projection
+                    if part != "output":
+                        setattr(expert, part, projection.result)
         self._scores(mixture)
         self._output(mixture)
         return mixture
@@ -244,16 +258,19 @@ class _Finder:
         path = path and self.flow.forward(path[-1], INNER, is_projection)
         return ([path[-1]] if path else []), into, True
 
-    def biased(self, node: Node) -> Node:
+    def _biased(self, node: Node) -> Projection:
         """A projection with the bias that is added to it, where it is no part of the op."""
-        result = here = node
+        result, biases = node, []
+        here = node
         while len(users := self.flow.users(here)) == 1 and (users[0].kind in _STILL or users[0].kind == "add"):
             before, here = here, users[0]
-            others = [each for each in self.flow.inputs(here) if each.name != before.name and self.flow.computed(each)]
-            if any(each.name not in self.rows for each in others):
-                return result
-            result = here if here.kind == "add" else result
-        return result
+            others = [each for each in self.flow.inputs(here) if each.name != before.name]
+            if any(self.flow.computed(each) and each.name not in self.rows for each in others):
+                break
+            if here.kind == "add":
+                result = here
+                biases += others
+        return Projection(node, result, tuple(biases))
 
     def _lookups(self) -> dict[str, Node]:
         """The indices of the weights that each product looks up."""
@@ -382,16 +399,22 @@ class _Finder:
     def _scores(self, mixture: Mixture) -> None:
         """The probabilities, and what the experts are chosen by."""
         flow, nodes = self.flow, self.flow.graph.nodes
-        of_all = [
+        squashed = [
             node
             for node in nodes
-            if node.name in self.routing
-            and (node.kind == "softmax" or name_of(node) == "sigmoid")
-            and shape_of(node) == shape_of(self.logits)
+            if node.name in self.routing and (node.kind == "softmax" or name_of(node) == "sigmoid")
+        ]
+        of_all = [
+            node
+            for node in squashed
+            if shape_of(node) == shape_of(self.logits)
             and all(each.kind in _STILL for each in flow.path_back(node, self.logits)[1:-1])
         ]
         if len(of_all) == 1:
             mixture.probabilities = of_all[0]
+        elif len(squashed) == 1:
+            why = f"'{squashed[0].name}' is taken of the chosen experts' logits alone"
+            mixture.refused["probabilities"] = why
         else:
             mixture.refused["probabilities"] = "no one softmax or sigmoid is taken of the logits of all experts"
         if mixture.chosen is None:

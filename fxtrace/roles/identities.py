@@ -132,13 +132,18 @@ def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
     """A projection: y = x Wᵀ + b."""
 
     def compute() -> tuple[Tensor, Tensor]:
-        weight, bias = _weight_and_bias(value, node)
+        weight, bias = weight_and_bias(value, node)
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
     return compare("linear", statement, compute)
 
 
-def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+    """W and b of a projection.
+
+    Raises:
+        Unavailable: they were not captured, or it is no linear map.
+    """
     if node.op == "call_module":
         weight, bias = value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
         if weight is None or weight.dim() != 2:

@@ -344,9 +344,11 @@ class _Labels:
             self._give(expert.source, inside("input"), "the rows of the tokens that it works on")
             for part, node in (("hidden", expert.hidden), ("gate", expert.gate), ("up", expert.up)):
                 if node is not None:
-                    self._give(node, inside(part), "a first projection", [])
+                    check = routing.project(self.value, found, node, expert.source, f"{part} = input Wₑᵀ + bₑ")
+                    self._give(node, inside(part), "a first projection", [check])
             self._give(expert.activated, inside("activation"), "what the last projection reads")
-            self._give(result, inside("output"), "the last projection, not yet weighted", [])
+            check = routing.project(self.value, found, result, expert.activated, "output = activation Wₑᵀ + bₑ")
+            self._give(result, inside("output"), "the last projection, not yet weighted", [check])
             self._refuse(inside, expert.refused)
 
     def _head(self, found: Head | str) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
 from fxtrace.roles.attention import product_operands
 from fxtrace.roles.experts import Mixture, name_of
-from fxtrace.roles.identities import Unavailable, Values, compare
+from fxtrace.roles.identities import Unavailable, Values, compare, weight_and_bias
 
 
 def probabilities(value: Values, mixture: Mixture) -> Check:
@@ -151,28 +152,40 @@ def routed(value: Values, mixture: Mixture) -> Check:
     return compare("mixture", "routed = Σₑ weightsₑ · expertₑ(input)", weigh_outputs)
 
 
-def product(value: Values, mixture: Mixture, node: Node, source: Node, statement: str) -> Check:
-    """A projection by stacked weights: each row by its own expert's."""
+def project(value: Values, mixture: Mixture, result: Node, source: Node, statement: str) -> Check:
+    """An expert's projection, with its bias; where experts are stacked, each row's by its own expert's weights."""
+    projection = mixture.projections[result.name]
+    node = projection.product
 
     def compute() -> tuple[Tensor, Tensor]:
-        name = name_of(node)
-        if name == "einsum":
-            operands = [value.named(arg.node) for arg in node.args[1:] if isinstance(arg, Ref)]
-            return value(node), torch.einsum(str(node.args[0]), *operands)
-        names = product_operands(node)
-        if name == "grouped_mm":
-            rows, weight = value(source), value.named(node.inputs[1])
-            experts = _experts_of_rows(value, mixture, node, len(rows))
-            parts = [(experts == e).nonzero()[:, 0] for e in range(len(weight))]
-            result = torch.zeros_like(value(node))
-            for e, part in enumerate(parts):
-                result[part] = rows[part] @ weight[e]
-            return value(node), result
-        if names is None or name not in ("bmm", "matmul"):
-            raise Unavailable(f"'{node.name}' is no product that is computed here")
-        return value(node), value.named(names[0]) @ value.named(names[1])
+        if mixture.stacked:
+            expected = _product(value, mixture, node, source)
+        else:
+            weight, bias = weight_and_bias(value, node)
+            expected = functional.linear(value(source), weight, bias)
+        expected = expected.reshape(value(result).shape)
+        for each in projection.biases:
+            expected = expected + value(each)
+        return value(result), expected
 
     return compare("linear", statement, compute)
+
+
+def _product(value: Values, mixture: Mixture, node: Node, source: Node) -> Tensor:
+    name, names = name_of(node), product_operands(node)
+    if name == "einsum":
+        operands = [value.named(each) for each in node.inputs]
+        return torch.einsum(str(node.args[0]), *operands)
+    if name == "grouped_mm":
+        rows, weight = value(source), value.named(node.inputs[1])
+        experts = _experts_of_rows(value, mixture, node, len(rows))
+        result = rows.new_zeros(len(rows), weight.shape[-1])
+        for e in range(len(weight)):
+            result[experts == e] = rows[experts == e] @ weight[e]
+        return result
+    if names is None or name not in ("bmm", "matmul"):
+        raise Unavailable(f"'{node.name}' is no product that is computed here")
+    return value.named(names[0]) @ value.named(names[1])
 
 
 def output(value: Values, mixture: Mixture) -> Check:
@@ -226,6 +239,8 @@ def _rows(value: Values, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     """Every row that an expert read, what it gave for it, and which expert it was."""
     if mixture.stacked:
         read, given = value(mixture.experts[0].source), value(mixture.results[0])
+        if read.shape[-1] == given.shape[-1] == 1:  # columns, one for each row
+            read, given = read.squeeze(-1), given.squeeze(-1)
         size = given.numel() // given.shape[-1]
         experts = _experts_of_rows(value, mixture, mixture.experts[0].output, size)
         rows = _input_rows(read, mixture.count, size, given)
@@ -242,8 +257,6 @@ def _input_rows(read: Tensor, count: int, size: int, given: Tensor) -> Tensor:
     rows = _flat(read)
     if len(rows) * count == size and len(rows) != size:
         return rows.repeat(count, 1) if given.shape[0] == count else rows.repeat_interleave(count, 0)
-    if len(rows) != size and read.shape[-1] == 1:  # columns
-        rows = read.reshape(size, -1)
     return rows
 
 
