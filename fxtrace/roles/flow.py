@@ -81,22 +81,29 @@ class Flow:
             yield here
             here = self.data_input(here) if here.kind in through else None
 
-    def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
-        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
+    def nearest(
+        self,
+        node: Node,
+        stop: Collection[str] | Callable[[Node], bool],
+        through: Collection[str],
+        aside: Collection[str] = (),
+    ) -> tuple[list[Node], bool]:
+        """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
         Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
-        path too: rotations depend on positions.
+        path too: rotations depend on positions. So do the nodes named in `aside`.
         """
+        stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
         complete = True
         seen: set[str] = set()
         stack = [node]
         while stack:
             here = stack.pop()
-            if here.name in seen or not self.computed(here):
+            if here.name in seen or here.name in aside or not self.computed(here):
                 continue
             seen.add(here.name)
-            if here.kind in stop:
+            if stops(here):
                 found[here.name] = here
             elif here.kind in through:
                 stack.extend(self.inputs(here))
@@ -135,19 +142,6 @@ class Flow:
                     seen.add(each.name)
                     paths.append([each, *path])
         return []
-
-    def between(self, start: Node, end: Node) -> list[Node]:
-        """Every node on some path of users from `start`, left out, to `end`, included; in execution order."""
-        first, last = self.index[start.name], self.index[end.name]
-        reached = {start.name}
-        for node in self.graph.nodes[first + 1 : last + 1]:
-            if any(each.name in reached for each in self.inputs(node)):
-                reached.add(node.name)
-        needed = {end.name}
-        for node in reversed(self.graph.nodes[first + 1 : last + 1]):
-            if node.name in needed:
-                needed |= {each.name for each in self.inputs(node)}
-        return [node for node in self.graph.nodes[first + 1 : last + 1] if node.name in reached & needed]
 
     def is_ancestor(self, ancestor: Node, node: Node) -> bool:
         """Whether a node's value depends on another's. Every value depends on itself."""

@@ -48,6 +48,17 @@ class Values:
             raise Unavailable("no values: shapes only")
         return tensor
 
+    def named(self, name: str) -> Tensor:
+        """A node's tensor, by the node's name.
+
+        Raises:
+            Unavailable: it was not captured.
+        """
+        tensor = self.captured.get(name)
+        if tensor is None:
+            raise Unavailable(f"the value of '{name}' was not captured")
+        return tensor
+
     def table(self, name: str) -> Tensor:
         """A parameter of the module.
 
@@ -69,7 +80,8 @@ class Values:
         return float(tensor) if tensor.numel() == 1 else tensor
 
 
-def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+def compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+    """Whether two tensors are the same but for rounding: the captured one, and the one that an identity gives."""
     try:
         actual, expected = compute()
     except Unavailable as reason:
@@ -101,7 +113,7 @@ def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tens
 
 def equal(name: str, statement: str, value: Values, a: Node, b: Callable[[], Tensor]) -> Check:
     """Whether a node's value is what `b` computes."""
-    return _compare(name, statement, lambda: (value(a), b()))
+    return compare(name, statement, lambda: (value(a), b()))
 
 
 def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
@@ -111,12 +123,12 @@ def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
         rows = value.table(table)[value(ids)]
         return value(found), rows.reshape(value(found).shape)
 
-    return _compare("lookup", "token_embeddings = table[tokens]", compute)
+    return compare("lookup", "token_embeddings = table[tokens]", compute)
 
 
 def total(value: Values, a: Node, b: Node, result: Node, statement: str) -> Check:
     """A sum of two tensors, the smaller one broadcast."""
-    return _compare("sum", statement, lambda: (value(result), value(a) + value(b)))
+    return compare("sum", statement, lambda: (value(result), value(a) + value(b)))
 
 
 def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
@@ -125,10 +137,10 @@ def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
     def compute() -> tuple[Tensor, Tensor]:
         if node.target.endswith("einsum"):
             return value(node), _einsum(value, node)
-        weight, bias = _weight_and_bias(value, node)
+        weight, bias = weight_and_bias(value, node)
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
-    return _compare("linear", statement, compute)
+    return compare("linear", statement, compute)
 
 
 def logits(value: Values, head: Head) -> Check:
@@ -140,12 +152,12 @@ def logits(value: Values, head: Head) -> Check:
         return linear(value, projection, head.hidden, "logits = hidden Wᵀ + b")
 
     def compute() -> tuple[Tensor, Tensor]:
-        weight, bias = _weight_and_bias(value, projection)
+        weight, bias = weight_and_bias(value, projection)
         projected = functional.linear(value(head.hidden), weight, bias)
         return value(result), _scaled(value, projected, list(head.factors)).reshape(value(result).shape)
 
     capped = any(op == "tanh" for op, _ in head.factors)
-    return _compare("linear", "logits = " + ("capped(hidden Wᵀ + b)" if capped else "(hidden Wᵀ + b) · scale"), compute)
+    return compare("linear", "logits = " + ("capped(hidden Wᵀ + b)" if capped else "(hidden Wᵀ + b) · scale"), compute)
 
 
 def _einsum(value: Values, node: Node) -> Tensor:
@@ -156,7 +168,12 @@ def _einsum(value: Values, node: Node) -> Tensor:
     return result
 
 
-def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+    """W and b of a projection.
+
+    Raises:
+        Unavailable: they were not captured, or it is no linear map.
+    """
     if node.op == "call_module":
         weight, bias = value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
         if weight is None or weight.dim() != 2:
@@ -209,10 +226,10 @@ def _norm(
         return y, expected.to(y.dtype)
 
     tail = (" · γ + β", " · γ") if name == "norm_output" else ("", "")
-    layer = _compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
+    layer = compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
     if layer.held is not False:
         return layer
-    rms = _compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
+    rms = compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
     return rms if rms.held else layer
 
 
@@ -241,7 +258,7 @@ def split_heads(value: Values, part: str, whole: Node, heads: Node, order: Order
             raise Unavailable("the heads are not laid out as batch × heads × length × d_head")
         return y, x.reshape(*x.shape[:-1], y.shape[-3], y.shape[-1]).transpose(-3, -2)
 
-    return _compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
+    return compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
 
 
 def concat_heads(value: Values, heads: Node, joined: Node, order: Order | None) -> Check:
@@ -253,7 +270,7 @@ def concat_heads(value: Values, heads: Node, joined: Node, order: Order | None) 
             raise Unavailable("the heads' outputs are not laid out as batch × heads × length × d_head")
         return y, x.transpose(-3, -2).flatten(-2)
 
-    return _compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
+    return compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
 
 
 def _scale(value: Values, factors: list[Factor]) -> str:
@@ -277,7 +294,7 @@ def scores(value: Values, attention: Attention) -> Check:
         product = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         return value(result), product.reshape(value(result).shape)
 
-    return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+    return compare("scores", f"scores = {_product_text(value, attention)}", compute)
 
 
 def _entering(value: Values, attention: Attention, part: str) -> Tensor:
@@ -342,7 +359,7 @@ def masked(value: Values, attention: Attention) -> Check:
         return value(after)[shown], expected[shown]
 
     if any(applies(op) in ("hides", "keeps") for op, _ in attention.masks):
-        return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
+        return compare("mask", "masked_scores = scores where the mask lets them through", compute)
     masks = [op for op, _ in attention.masks if applies(op) != "floors"]
     text = "scores"
     for number, (op, _) in enumerate(attention.masks):
@@ -351,7 +368,7 @@ def masked(value: Values, attention: Attention) -> Check:
         name = f"mask{masks.index(op) + 1}" if len(masks) > 1 and op in masks else "mask"
         forms = {"adds": f"{text} + {name}", "subtracts": f"{text} − {name}", "gates": f"{text} · {name}"}
         text = forms.get(applies(op), f"max({text}, floor)")
-    return _compare("sum", f"masked_scores = {text}", compute)
+    return compare("sum", f"masked_scores = {text}", compute)
 
 
 def _shaped_for(op: Node, scores: Tensor) -> Tensor:
@@ -374,15 +391,15 @@ def softmax(value: Values, attention: Attention, entry: Node) -> Check:
         return value(weights), full[..., -columns:] if attention.sink_first else full[..., :columns]
 
     if attention.sink is None:
-        return _compare("softmax", f"weights = softmax({what}), rows sum to 1", compute)
+        return compare("softmax", f"weights = softmax({what}), rows sum to 1", compute)
     joined = f"sink, {what}" if attention.sink_first else f"{what}, sink"
     text = f"weights = softmax([{joined}]) without the sink: rows sum to 1 minus the sink's share"
-    return _compare("softmax", text, compute)
+    return compare("softmax", text, compute)
 
 
 def causal_weights(value: Values, weights: Node) -> Check:
     """No position attends to a later one: the weights are exactly 0 above the diagonal."""
-    return _compare(
+    return compare(
         "causal",
         "weights[i,j] = 0 exactly where j > i",
         lambda: (value(weights), value(weights).tril()),
@@ -396,7 +413,7 @@ def causal_mask(value: Values, op: Node, mask: Node) -> Check:
         hidden = hidden_by(op, value(mask))
         return hidden, hidden | torch.ones_like(hidden).triu(1)
 
-    return _compare("mask", "mask[i,j] hides every j > i", compute)
+    return compare("mask", "mask[i,j] hides every j > i", compute)
 
 
 def hidden_by(op: Node, mask: Tensor) -> Tensor:
@@ -426,7 +443,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
             actual = _laid_out(value(result), attention.orders.get("head_outputs"))
             return actual, (weights @ values).reshape(actual.shape)
 
-        return _compare("mix", f"head_outputs = {name} · value_heads", mix)
+        return compare("mix", f"head_outputs = {name} · value_heads", mix)
 
     def compute() -> tuple[Tensor, Tensor]:
         query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
@@ -440,7 +457,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         return value(result), score.softmax(-1) @ values
 
     what = "query_heads · key_headsᵀ · scale" + (" + mask" if attention.masks or attention.causal_flag else "")
-    return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
+    return compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
 
 
 def is_causal(value: Values, attention: Attention) -> bool | str:

@@ -13,7 +13,8 @@ from networkx.utils import UnionFind
 
 from fxtrace.graph import Node
 from fxtrace.roles.attention import Attention, Factor, scaling
-from fxtrace.roles.blocks import Block, Unknown
+from fxtrace.roles.blocks import Block
+from fxtrace.roles.feed_forward import Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 
 _PASSES = frozenset({"norm", "cast", "dropout"})
@@ -199,9 +200,12 @@ def _period(sequence: list[str]) -> int:
 
 
 def _repeats(sequence: list[str], period: int) -> bool:
-    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be."""
+    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be.
+
+    A mixture of experts stands where other layers may have a feed-forward.
+    """
     for offset in range(period):
-        column = set(sequence[offset::period])
+        column = {"feed_forward" if kind == "mixture_of_experts" else kind for kind in sequence[offset::period]}
         column -= {UNKNOWN} if column <= {UNKNOWN, "feed_forward"} else set()
         if UNKNOWN_ATTENTION in column and all("attention" in kind for kind in column):
             column.discard(UNKNOWN_ATTENTION)
