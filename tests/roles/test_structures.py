@@ -98,7 +98,7 @@ class OneKeyHead(Attend):
 
 
 class Latent(Attend):
-    """Multi-head latent attention: queries, keys and values through low-rank tensors, a part of the keys past theirs."""
+    """Multi-head latent attention: all through low-rank tensors, but for a part of the keys that heads share."""
 
     def __init__(self, rank: int = 6, written: bool = False) -> None:
         super().__init__()
