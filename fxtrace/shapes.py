@@ -33,13 +33,13 @@ class Interpreter(fx.Interpreter):
 
     def run(self, *args: Any, **_: Any) -> Any:
         """Runs the graph on these inputs, one for each placeholder, and returns what it returns."""
-        self.env, self.args_iter = {}, iter(args)
+        self.env, self.args_iter = {}, iter(self.graph.process_inputs(*args))
         result = None
         for node in self.graph.nodes:
             result = self.env[node] = self.run_node(node)
             for used in self.user_to_last_uses.get(node, ()):
                 del self.env[used]
-        return result
+        return self.graph.process_outputs(result)  # where a model takes **kwargs, its output is traced flat
 
     def run_node(self, n: fx.Node) -> Any:
         """Runs one node."""
@@ -48,7 +48,9 @@ class Interpreter(fx.Interpreter):
 
     def fetch_attr(self, target: str) -> Any:
         """The module's attribute of that qualified name."""
-        return operator.attrgetter(target)(self.module)
+        path, _, name = target.rpartition(".")
+        owner = self.submodules.get(path)  # a module that is held twice has its first path there alone
+        return getattr(owner, name) if owner is not None else operator.attrgetter(target)(self.module)
 
 
 class ShapeInterpreter(Interpreter):

@@ -67,11 +67,11 @@ def calling_place(stop: CodeType, paths: Mapping[int, str]) -> Place:
     """
     source, path = None, None
     frame: FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code is not stop and (source is None or path is None):
-        if frame.f_code is _MODULE_CALL:
+    while frame is not None and (code := frame.f_code) is not stop and (source is None or path is None):
+        if code is _MODULE_CALL:
             path = path or paths.get(id(frame.f_locals[_MODULE]))
-        else:
-            source = source or user_source(frame)
+        elif source is None and _is_users(code.co_filename):
+            source = user_source(frame)
         frame = frame.f_back
     return Place(source, path or "")
 
