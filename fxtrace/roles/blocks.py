@@ -70,7 +70,10 @@ class Block:
 
 def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
     """Every residual block in execution order, the unknown ones too."""
-    by_output = {attention.output.name: attention for attention in attentions if attention.output is not None}
+    by_output: dict[str, list[Attention]] = {}
+    for attention in attentions:
+        if attention.output is not None:
+            by_output.setdefault(attention.output.name, []).append(attention)
     blocks: list[Block] = []
     totals: dict[str, Block] = {}
     for node in flow.graph.nodes:
@@ -127,34 +130,48 @@ def _split(flow: Flow, branch: Node, skip: Node) -> tuple[Node, ...]:
     return (branch,)
 
 
-def _core(flow: Flow, by_output: dict[str, Attention], branch: Node) -> Attention | FeedForward | Unknown:
+def _core(flow: Flow, by_output: dict[str, list[Attention]], branch: Node) -> Attention | FeedForward | Unknown:
     """What a branch does, seen through what is done to its result: moves, a norm, a scaling."""
     here = branch
     while here.kind not in PROJECTIONS:
         scaled = scaling(flow, here)
         before = scaled[0] if scaled is not None else flow.data_input(here)
         by_parameters = here.kind == "mul" and sum(flow.computed(each) for each in flow.inputs(here)) == 1
+        if here.kind == "join":
+            return Unknown(here, f"its branch is joined of several results in '{here.name}'")
         if before is None or not (scaled is not None or by_parameters or here.kind in MOVES | {"norm"}):
             return Unknown(here, f"its branch ends in '{here.name}', which is no projection")
         here = before
-    attention = by_output.get(here.name)
-    if attention is None:
+    attentions = by_output.get(here.name)
+    if attentions is None:
         return _feed_forward(flow, here)
+    if len(attentions) > 1:
+        names = ", ".join(f"'{each.core.name}'" for each in attentions)
+        return Unknown(here, f"'{here.name}' projects the results of {len(attentions)} attentions at once ({names})")
+    attention = attentions[0]
     if "query" not in attention.sources:
         return Unknown(here, attention.refused.get("query", "its queries come from no projection"))
     return attention
 
 
 def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
-    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None)."""
+    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None).
+
+    What does not depend on the stream may be added on the way, as positions are.
+    """
     names = {node.name for node in left_at}
-    for node in flow.back(source, MOVES):
+    for node in flow.origin(source):
         if node.name in names:
             return "post"
         if node.kind == "norm":
             entry = flow.data_input(node)
             if entry is not None and any(each.name in names for each in flow.back(entry, MOVES)):
                 return "pre"
+    operands = flow.inputs(node)
+    if node.kind == "add" and len(operands) == 2:
+        for each, other in (operands, operands[::-1]):
+            if shape_of(each) == shape_of(node) and not any(flow.is_ancestor(at, other) for at in left_at):
+                return _enters(flow, left_at, each)
     return None
 
 

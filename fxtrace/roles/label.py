@@ -80,7 +80,7 @@ class _Labels:
         in_blocks = {id(block.core) for block in blocks}
         for attention in attentions:
             if id(attention) not in in_blocks:
-                reason = "its output is not added back to a residual stream"
+                reason = _no_block(flow, attention)
                 self.refused[f"attention at '{attention.core.name}'"] = reason
         kinds = {block.name: self._kind(streams, block) for block in blocks}
         stacks = find_stacks(flow, streams, blocks, kinds)
@@ -197,6 +197,8 @@ class _Labels:
                 [self._norm(block.total, block.normed)],
             )
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
+        if block.source.kind == "add" and block.source is not block.skip:
+            opened += ", and what is added to it for the queries"
         self._give(block.source, at("input"), f"what the block's projections read: {opened}")
 
     def _norm(self, source: Node, result: Node) -> Check:
@@ -318,6 +320,14 @@ class _Labels:
     def _refuse(self, at: _Place, reasons: Mapping[str, str]) -> None:
         for part, reason in reasons.items():
             self.refused.setdefault(str(at(part)), reason)
+
+
+def _no_block(flow: Flow, attention: Attention) -> str:
+    """Why an attention is in no residual block."""
+    path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
+    if path:
+        return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
+    return "its output is not added back to a residual stream"
 
 
 class _Place:
