@@ -193,7 +193,8 @@ def _feed_forward(flow: Flow, output: Node) -> FeedForward | Unknown:
     if len(sources) != 1:
         return Unknown(output, f"the projections before '{output.name}' read different tensors")
     paths = {first.name: flow.path_back(activated, first)[1:] for first in firsts}
-    if not any(node.kind in ("activation", "elementwise") for path in paths.values() for node in path):
+    between = flow.ancestors(activated, until=lambda node: node.kind in PROJECTIONS)
+    if not any(node.kind in ("activation", "elementwise") for node in (activated, *between)):
         return Unknown(output, f"there is no activation before '{output.name}'")
     block = FeedForward(next(iter(sources.values())), activated, output)
     if len(firsts) == 1 and not any(node.kind == "select" for node in paths[firsts[0].name]):

@@ -109,11 +109,10 @@ class Flow:
         here: Node | None = node
         while here is not None:
             yield here
-            padded = here.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
-            here = self.data_input(here) if here.kind in MOVES or padded else None
+            here = self.data_input(here) if here.kind in MOVES or pads(here) else None
 
     def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
-        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
+        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through` and through padding.
 
         Returns them in execution order, and whether every path ended at one. Constants and model inputs end a path
         too: rotations depend on positions.
@@ -129,7 +128,7 @@ class Flow:
             seen.add(here.name)
             if here.kind in stop:
                 found[here.name] = here
-            elif here.kind in through:
+            elif here.kind in through or pads(here):
                 stack.extend(self.inputs(here))
             elif here.kind != "input":
                 complete = False
@@ -183,6 +182,11 @@ class Flow:
                     yield each
                     if not until(each):
                         queue.append(each)
+
+
+def pads(node: Node) -> bool:
+    """Whether a node pads a tensor, as windows need it."""
+    return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:
