@@ -397,7 +397,9 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.refused[part] = f"'{linear.name}' projects straight into heads: no tensor has them side by side"
             continue
         projected = _before_split(flow, linear, heads)
-        if projected is None:
+        if projected is None and (numel(heads) or 0) > (numel(linear) or 0):
+            attention.refused[part] = f"'{heads.name}' is '{linear.name}' padded or repeated: no tensor holds it before"
+        elif projected is None:
             attention.refused[part] = (
                 f"it is a part of '{linear.name}', cut out after the split into heads: no tensor holds it alone before"
             )
@@ -444,16 +446,27 @@ def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
 def _trace_output(flow: Flow, attention: Attention) -> None:
     """From the heads' outputs forward to the output projection."""
     assert attention.head_outputs is not None
-    path = flow.forward(attention.head_outputs, MOVES | {"join"}, lambda user: user.kind in PROJECTIONS)
+    path = flow.forward(attention.head_outputs, MOVES | {"join", "add"}, lambda user: user.kind in PROJECTIONS)
+    mixes = [node for node in path[1:-1] if node.kind not in MOVES] if path else []
+    if path is None or not all(node.kind == "join" or _adds_values(flow, attention, path, node) for node in mixes):
+        mixes, path = [], flow.forward(attention.head_outputs, MOVES, lambda user: user.kind in PROJECTIONS)
     if path is None:
         attention.refused["concat"] = "no projection follows the heads' outputs"
         attention.refused["output"] = attention.refused["concat"]
         return
-    *between, last, attention.output = path
-    joins = [node for node in (*between, last) if node.kind == "join"]
-    if joins:
-        attention.refused["concat"] = f"'{joins[0].name}' joins the heads' outputs with other tensors"
+    *_, last, attention.output = path
+    if mixes:
+        attention.refused["concat"] = (
+            f"'{mixes[0].name}' {'joins' if mixes[0].kind == 'join' else 'adds'} other results to the heads' outputs"
+        )
     elif last is attention.head_outputs:
         attention.refused["concat"] = f"'{last.name}' is projected as it is: no tensor has the heads side by side"
     else:
         attention.concat = last
+
+
+def _adds_values(flow: Flow, attention: Attention, path: list[Node], node: Node) -> bool:
+    """Whether a sum adds to the heads' outputs what is made of the same values, a convolution of them for one."""
+    names = {each.name for each in path}
+    others = [each for each in flow.inputs(node) if each.name not in names]
+    return len(others) == 1 and flow.is_ancestor(attention.entering["value"], others[0])

@@ -86,10 +86,10 @@ class _Labels:
         }
         self.refused |= {f"mixture of experts at '{name}'": reason for name, reason in no_mixture.items()}
         in_blocks = {id(block.core) for block in blocks}
-        alone = "its output is not added back to a residual stream"
         for attention in attentions:
             if id(attention) not in in_blocks:
-                self.refused[f"attention at '{attention.core.name}'"] = alone
+                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+        alone = "its output is not added back to a residual stream"
         for mixture in mixtures:
             if id(mixture) not in in_blocks:
                 self.refused[f"mixture of experts at '{mixture.logits.name}'"] = alone
@@ -223,6 +223,8 @@ class _Labels:
                 [self._norm(block.total, block.normed)],
             )
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
+        if block.source.kind == "add" and block.source is not block.skip:
+            opened += ", and what is added to it for the queries"
         self._give(block.source, at("input"), f"what the block's projections read: {opened}")
 
     def _norm(self, source: Node, result: Node) -> Check:
@@ -406,6 +408,14 @@ class _Labels:
     def _refuse(self, at: _Place, reasons: Mapping[str, str]) -> None:
         for part, reason in reasons.items():
             self.refused.setdefault(str(at(part)), reason)
+
+
+def _no_block(flow: Flow, attention: Attention) -> str:
+    """Why an attention is in no residual block."""
+    path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
+    if path:
+        return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
+    return "its output is not added back to a residual stream"
 
 
 class _Place:

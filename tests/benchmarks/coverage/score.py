@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxtrace.graph import Graph
+from fxtrace.graph import Graph, Node
 from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
 
 PARTS = ("feed_forward", "norm", "residual")
@@ -55,12 +55,13 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
 
     A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
     of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
-    kind's, or nobody's while one of its kind is left; what is found beyond all that the model tells is untold. Where
-    only the number of attentions is known, blocks are counted: more than there are of a kind are wrong.
+    kind's, or another block's, or nobody's while one of its kind is left; what is found beyond all that the model tells
+    is untold. Where only the number of attentions is known, blocks are counted: more than there are are wrong.
     """
     scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
     left = list(it.truth)
     unmatched: list[tuple[str, dict[str, Tensor]]] = []
+    claimed: list[Node] = []
     blocks = dict.fromkeys(
         (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
     )
@@ -68,13 +69,18 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
         of_kind = scores[kind]
         of_kind.found += 1
         prefix = ".".join(str(each) for each in (stack, layer, kind) if each is not None)
-        parts = {
-            part: values[node.name]
+        nodes = {
+            part: node
             for part in ("weights", "value_heads", "head_outputs")
             if (node := graph.by_role.get(f"{prefix}.{part}")) is not None and node.name in values
         }
+        parts = {part: values[node.name] for part, node in nodes.items()}
         mine = next((each for each in left if each.kind == kind and _shows(each.weights, parts)), None)
-        if it.truth and mine is not None:
+        another = any(node in claimed for node in nodes.values())
+        claimed += nodes.values()
+        if it.truth and another:
+            of_kind.wrong += 1
+        elif it.truth and mine is not None:
             left.remove(mine)
             of_kind.right += 1
         elif it.truth or not it.expected:
@@ -85,7 +91,8 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
                 max(0, of_kind.found - of_kind.expected),
             )
     for kind, parts in unmatched:
-        contradicted = any(_shows(each.weights, parts) for each in it.truth) or any(e.kind == kind for e in left)
+        of_others = any(each.kind != kind and _shows(each.weights, parts) for each in it.truth)
+        contradicted = of_others or any(each.kind == kind for each in left)
         scores[kind].wrong += bool(parts) and contradicted
         scores[kind].untold += not contradicted
     return scores
