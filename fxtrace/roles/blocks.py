@@ -22,6 +22,7 @@ from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, shape_of
 Core = Attention | FeedForward | Mixture | Unknown
 """What a branch does."""
 
+
 @dataclass
 class Block:
     """A residual block: `total` = `skip` + `branch`; `normed` is the norm of that sum, where there is one.

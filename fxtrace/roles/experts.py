@@ -18,7 +18,16 @@ from dataclasses import dataclass, field
 from fxtrace.graph import Node, Ref
 from fxtrace.ops import KINDS
 from fxtrace.roles.attention import scaling
-from fxtrace.roles.feed_forward import INNER, FeedForward, Unknown, data_of, feed_forward, is_projection
+from fxtrace.roles.feed_forward import (
+    INNER,
+    FeedForward,
+    Unknown,
+    data_of,
+    feed_forward,
+    has_activation,
+    is_projection,
+    nodes_between,
+)
 from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, numel, shape_of
 
 _SELECTIONS = frozenset({"topk", "argmax", "max", "sort", "argsort"})
@@ -141,7 +150,9 @@ class _Finder:
         outputs, weighting, before = self._weighted()
         if not outputs:
             return ""
-        experts = [feed_forward(flow, each, self._projects, self.given, INNER | {"join"}) for each in outputs]
+        experts = self._side_by_side(outputs) or [
+            feed_forward(flow, each, self._projects, self.given) for each in outputs
+        ]
         for expert in experts:
             if isinstance(expert, Unknown):
                 return expert.reason
@@ -258,6 +269,22 @@ class _Finder:
         path = path and self.flow.forward(path[-1], INNER, is_projection)
         return ([path[-1]] if path else []), into, True
 
+    def _side_by_side(self, outputs: list[Node]) -> list[FeedForward]:
+        """Experts that are joined after each projection, so that one activation does for all; empty if they are not."""
+        activated = [data_of(self.flow, each, self.given) for each in outputs]
+        if len(outputs) < 2 or activated[0] is None:
+            return []
+        firsts, complete = self.flow.nearest(activated[0], self._projects, INNER | {"join"}, self.given)
+        inner = nodes_between(self.flow, activated[0], {each.name for each in firsts} | self.given)
+        if not complete or len(firsts) != len(outputs) or not has_activation(inner):
+            return []
+        why = "the first projections of all experts are joined before the activation"
+        return [
+            FeedForward(source, entry, output, refused={"hidden": why})
+            for output, entry, first in zip(outputs, activated, firsts, strict=True)
+            if entry is not None and (source := data_of(self.flow, first, self.given)) is not None
+        ]
+
     def _biased(self, node: Node) -> Projection:
         """A projection with the bias that is added to it, where it is no part of the op."""
         result, biases = node, []
@@ -295,7 +322,9 @@ class _Finder:
         joined = [
             node
             for node in self.flow.graph.nodes
-            if node.kind == "join" and found and [each.name for each in self.flow.inputs(node)] == [n.name for n in found]
+            if node.kind == "join"
+            and found
+            and [each.name for each in self.flow.inputs(node)] == [n.name for n in found]
         ]
         found = joined if len(joined) == 1 else found
         return found[0] if len(found) == 1 else None
@@ -334,7 +363,9 @@ class _Finder:
                 base = self.flow.inputs(node)[0]
                 shape = shape_of(base) or ()
                 index = node.args[1:]
-                first = index[0] if len(index) == 1 else (index[1] if name_of(node) == "select" and index[0] == 0 else None)
+                first = (
+                    index[0] if len(index) == 1 else (index[1] if name_of(node) == "select" and index[0] == 0 else None)
+                )
                 if _is_number(first) and shape[:1] == (self.count,) and len(shape) > 1:
                     return int(str(first))
                 if isinstance(first, tuple) and first and _is_number(first[-1]) and shape[-1:] == (self.count,):
@@ -390,7 +421,9 @@ class _Finder:
         inputs = [each for each in self.flow.inputs(node) if self.flow.computed(each)]
         if not all(each.name in merged | self.routing or self._is_blank(each) for each in inputs):
             return False
-        return node.kind in MOVES | {"join", "add"} or name_of(node) in _MERGES
+        if node.kind == "add":  # a bias is no part of the sum
+            return len(inputs) == len(self.flow.inputs(node))
+        return node.kind in MOVES | {"join"} or name_of(node) in _MERGES
 
     def _is_blank(self, node: Node) -> bool:
         """Whether a tensor is a fresh one that only took its size from another, or a part of it."""

@@ -130,7 +130,9 @@ class _Labels:
         self.core_checks[mixture.logits.name] = {"routed": check}
         if check.held is not False:
             return "mixture_of_experts"
-        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = f"{check.statement} does not hold: {check.detail}"
+        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = (
+            f"{check.statement} does not hold: {check.detail}"
+        )
         return UNKNOWN
 
     def _core_checks(self, attention: Attention) -> dict[str, Check]:
