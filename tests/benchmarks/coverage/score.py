@@ -141,7 +141,7 @@ def score_mixtures(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> d
 
 def _said(part: str, found: Tensor, parts: Mapping[str, Tensor], told: list[Passed]) -> bool | None:
     """Whether the modules pass such a part; None where they pass nothing that it could be."""
-    alike = [each.tensor for each in told if each.tensor.shape == found.shape]
+    alike = [each.tensor for each in told if each.tensor.squeeze().shape == found.squeeze().shape]
     if any(_same(each, found) for each in alike) or (part == "output" and any(_same(e.tensor, found) for e in told)):
         return True
     marks = [each.tensor for each in told if part == "chosen" and each.tensor.shape == parts["logits"].shape]
