@@ -121,7 +121,10 @@ def routed(value: Values, mixture: Mixture) -> Check:
         token, expert = share.nonzero(as_tuple=True)
         wanted = tokens[token] * mixture.count + expert
         at = torch.searchsorted(key, wanted).clamp_max(max(0, len(key) - 1))
-        there = key[at] == wanted  # an expert that is full drops tokens
+        there = key[at] == wanted
+        if mixture.chosen is None and not bool(there.all()):
+            raise RuntimeError("not every expert works on every token")
+        # Of those that were chosen, an expert that is full drops some.
         token, expert, row = token[there], expert[there], order[at[there]]
         expected = torch.zeros(len(tokens), outputs.shape[1], dtype=torch.float64)
         expected.index_add_(0, token, share[token, expert, None] * outputs[row].double())

@@ -148,6 +148,8 @@ class _Finder:
         if before and not stacked:
             return "the weights are applied to the input of a single feed-forward"
         chosen, count = self.router.chosen(), self.router.count
+        if chosen is None and self.router.selects():
+            return "the router selects, but no one tensor says which experts"
         if not stacked and (len(experts) > count or (chosen is None and len(experts) < count)):
             return f"{len(experts)} weighted feed-forwards are not the {count} experts that the router knows"
         weights = self.router.weights(products, chosen)

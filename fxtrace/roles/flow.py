@@ -22,6 +22,7 @@ PROJECTIONS = frozenset({"linear", "convolution"})
 class Flow:
     """A graph's dataflow.
 
+    What is read after an op changed it in place is that op's result, whichever name it is read by.
     A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
 
     `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask;
@@ -42,9 +43,13 @@ class Flow:
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
         self.inputs_of: dict[str, int] = {}
         bit = 1
+        changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            inputs = tuple(graph.by_name[name] for name in ((norm.source,) if norm else node.inputs))
+            names = (norm.source,) if norm else node.inputs
+            inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
+            if node.inputs and _is_in_place(node):
+                changed[node.inputs[0]] = node.name
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             depends = 0
             for each in self._inputs[node.name]:
@@ -154,6 +159,11 @@ class Flow:
                     seen.add(each.name)
                     queue.append(each)
                     yield each
+
+
+def _is_in_place(node: Node) -> bool:
+    """Whether an op changes its first input: by PyTorch's convention its name says so."""
+    return node.target.endswith("_") and not node.target.endswith("__")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

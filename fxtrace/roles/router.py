@@ -13,6 +13,7 @@ from fxtrace.ops import KINDS
 from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, numel, shape_of
 
 SELECTIONS = frozenset({"topk", "argmax", "max", "sort", "argsort"})
+_GATHERS = frozenset({"gather", "take_along_dim"})
 ROUTING = frozenset(KINDS) - PROJECTIONS - {"matmul", "attention", "norm", "embedding", "recurrent", "module"}
 """From a selection back to the logits: anything that neither mixes features nor starts afresh."""
 STILL = MOVES - {"select"}
@@ -85,8 +86,14 @@ class Router:
 
     def cuts(self, node: Node) -> list[Node]:
         """What a product's weights are cut out of, the nearest first."""
-        share = self.share(node)
-        return [each for each in self.flow.back(share, MOVES) if each.name in self.routing] if share is not None else []
+        share, found = self.share(node), list[Node]()
+        for each in self.flow.back(share, MOVES) if share is not None else ():
+            if each.name not in self.routing or name_of(each) in SELECTIONS:
+                break
+            found.append(each)
+            if name_of(each) in _GATHERS:
+                break
+        return found
 
     def weights(self, products: list[Node], chosen: Node | None) -> Node | None:
         """The tensor that the weights of all products are cut out of: those of the chosen experts, or of all."""
@@ -107,22 +114,29 @@ class Router:
         found = joined if len(joined) == 1 else found
         return found[0] if len(found) == 1 else None
 
+    def selects(self) -> bool:
+        """Whether anything is selected by the logits."""
+        return any(name_of(node) in SELECTIONS for node in self.nodes())
+
     def _selects(self, node: Node) -> bool:
-        call: Node | None = node
-        if name_of(node) not in ("argmax", "argsort"):
-            call = self.flow.data_input(node)
-            if call is None or name_of(call) not in SELECTIONS or node.args[1:] != (1,):
-                return False
+        call = self._call(node)
         of = self.flow.data_input(call) if call is not None and call.name in self.routing else None
         size = numel(node) or 0
         return of is not None and (shape_of(of) or (0,))[-1] == self.count and size > 0 and size % self.tokens == 0
 
     def selection(self, chosen: Node) -> Node | None:
         """What the largest are chosen of; None where they are chosen in several steps."""
-        call = chosen
-        while name_of(call) not in SELECTIONS and call.kind == "select" and self.flow.inputs(call):
-            call = self.flow.inputs(call)[0]
-        return self.flow.data_input(call) if name_of(call) in SELECTIONS else None
+        call = self._call(chosen)
+        return self.flow.data_input(call) if call is not None else None
+
+    def _call(self, indices: Node) -> Node | None:
+        """The selection that some indices are the result of."""
+        if name_of(indices) in ("argmax", "argsort"):
+            return indices
+        call = self.flow.data_input(indices)
+        part = (name_of(indices), *indices.args[1:])
+        given = part in (("getitem", 1), ("getattr", "indices"))
+        return call if given and call is not None and name_of(call) in SELECTIONS else None
 
     def probabilities(self) -> Node | str:
         """The softmax or sigmoid of the logits of all experts, or why there is none."""
