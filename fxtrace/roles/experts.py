@@ -34,6 +34,7 @@ _ALL, _REST = SliceArg(None, None, None), Symbol("Ellipsis")
 _MERGES = frozenset(
     {"index_add", "scatter_add", "index_put", "index_copy", "scatter_reduce", "scatter", "setitem", "sum"}
 )
+_REORDERS = frozenset({"flip", "roll"})
 # Between an expert's last projection and where it is weighted: a bias of its own, the experts side by side.
 _GIVEN_OUT = MOVES | {"join", "add"}
 
@@ -204,14 +205,16 @@ class _Finder:
         )
 
     def _root(self, node: Node) -> Node:
-        """What a tensor was before it was moved."""
-        return list(self.flow.back(node, MOVES))[-1]
+        """What a tensor was before it was reshaped, its tokens in the same order."""
+        while node.kind in STILL and name_of(node) not in _REORDERS and (before := self.flow.data_input(node)):
+            node = before
+        return node
 
     def _reads_source(self, node: Node) -> bool:
         """Whether rows of tokens are the router's own: chosen, copied, or weighted."""
         here: Node | None = node
         while here is not None and here.name != self.root.name:
-            if here.kind not in MOVES and here not in self.router.meeting:
+            if name_of(here) in _REORDERS or (here.kind not in MOVES and here not in self.router.meeting):
                 return False
             here = data_of(self.flow, here, self.router.given)
         return here is not None
@@ -386,6 +389,9 @@ def _cut(node: Node) -> tuple[int, int | None]:
     places = args[0] if isinstance(args[0], tuple) else ()
     while places and places[-1] is None:
         places = places[:-1]
+    if places and isinstance(last := places[-1], SliceArg) and _is_number(last.start) and _is_number(last.stop):
+        start, stop = int(str(last.start)), int(str(last.stop))
+        places = (*places[:-1], start) if stop == start + 1 else places
     alone = len(places) > 1 and _is_number(places[-1]) and all(each in (_ALL, _REST) for each in places[:-1])
     return -1, int(str(places[-1])) if alone else None
 

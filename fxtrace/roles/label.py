@@ -128,11 +128,11 @@ class _Labels:
         mixture.numbers = expert_identities.number_experts(self.value, mixture)
         check = expert_identities.routed(self.value, mixture)
         self.core_checks[mixture.logits.name] = {"routed": check}
-        if check.held is not False:
+        if check.held or (check.held is None and mixture.logits.name not in self.value.captured):
             return "mixture_of_experts"
-        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = (
-            f"{check.statement} does not hold: {check.detail}"
-        )
+        shown = "does not hold" if check.held is False else "cannot be tried"
+        reason = f"{check.statement} {shown}: {check.detail}"
+        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = reason
         return UNKNOWN
 
     def _core_checks(self, attention: Attention) -> dict[str, Check]:
