@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Graph, Node, Ref
 from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
@@ -26,6 +26,7 @@ _OF_ITS_SHAPE = frozenset(
 class Flow:
     """A graph's dataflow.
 
+    What is read after an op changed it in place is that op's result, whichever name it is read by.
     A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
 
     `inputs_of[name]` is the set of model inputs that a node's value depends on, as a bit mask; a constant that a
@@ -45,9 +46,15 @@ class Flow:
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self._inputs: dict[str, tuple[Node, ...]] = {}
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
+        self._changed: dict[tuple[str, str], str] = {}
+        changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
+            names = (norm.source,) if norm else _read(node)
+            inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
+            self._changed |= {(node.name, name): changed[name] for name in names if name in changed}
+            if node.inputs and _is_in_place(node):
+                changed[node.inputs[0]] = node.name
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             for each in self._inputs[node.name]:
                 self._users[each.name].append(node)
@@ -88,6 +95,10 @@ class Flow:
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
         return self._inputs[node.name]
+
+    def operand(self, node: Node, ref: Ref) -> Node:
+        """The node whose tensor an argument of another is, as it is when it is read."""
+        return self.graph.by_name[self._changed.get((node.name, ref.node), ref.node)]
 
     def users(self, node: Node) -> tuple[Node, ...]:
         """The nodes that read a node's tensor, in execution order; size queries are left out."""
@@ -214,6 +225,11 @@ def _counts(node: Node) -> bool:
     """Whether a node's numbers are integers or booleans: positions and the like, no features."""
     dtypes = {value.spec.dtype if value.spec is not None else value.type for value in node.values}
     return bool(dtypes) and not any("float" in dtype or "complex" in dtype for dtype in dtypes)
+
+
+def _is_in_place(node: Node) -> bool:
+    """Whether an op changes its first input: by PyTorch's convention its name says so."""
+    return node.target.endswith("_") and not node.target.endswith("__")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

@@ -13,7 +13,12 @@ from tests.benchmarks.coverage.truth import KINDS
 Rows = Sequence[tuple[str, Row]]
 """(group, row)."""
 
-_HEADS = {"self_attention": "self", "masked_self_attention": "masked self", "cross_attention": "cross"}
+_HEADS = {
+    "self_attention": "self",
+    "masked_self_attention": "masked self",
+    "cross_attention": "cross",
+    "mixture_of_experts": "mixture of experts",
+}
 _PART_HEADS = {"feed_forward": "feed-forward outputs", "norm": "norm outputs", "residual": "residual sums"}
 
 
@@ -34,9 +39,13 @@ def totals(rows: Rows) -> Iterator[str]:
     yield f"| traced | {len(traced)} of {len(rows)}: {by_rung} |"
     yield f"| output bit-equal on the graph's re-run | {equal}; {told} told to be not, with the op to blame |"
     yield f"| every tensor with a shape | {shaped} of {len(traced)} |"
-    for kind in KINDS:
+    for kind, head in _HEADS.items():
         counts = {part: sum(getattr(row.scores[kind], part) for row in traced) for part in _PARTS}
-        yield f"| {_HEADS[kind]}-attention blocks | " + ", ".join(f"{n} {part}" for part, n in counts.items()) + " |"
+        yield (
+            f"| {head}{'-attention' if kind in KINDS else ''} blocks | "
+            + ", ".join(f"{n} {part}" for part, n in counts.items())
+            + " |"
+        )
     for part, head in _PART_HEADS.items():
         counts = {each: sum(getattr(row.scores[part], each) for row in traced) for each in ("found", "right", "wrong")}
         yield f"| {head} | " + ", ".join(f"{n} {each}" for each, n in counts.items()) + " |"
@@ -57,7 +66,8 @@ def full(rows: Rows) -> Iterator[str]:
     yield "# Coverage"
     yield ""
     yield "Written by `make coverage`. Attention blocks are expected / right / refused / wrong, held by value against"
-    yield "what the model itself says its attention weights are; other parts are right / wrong, held against what its"
+    yield "what the model itself says its attention weights are; so are mixtures of experts, held against what its"
+    yield "routers and experts take and give; other parts are right / wrong, held against what its"
     yield "modules take and give. Times are medians, on one thread of one machine; the other tools run on eager models."
     yield ""
     yield from totals(rows)
@@ -71,13 +81,13 @@ def full(rows: Rows) -> Iterator[str]:
     for group, row in rows:
         yield "| " + " | ".join(_cells(group, row)) + " |"
     yield ""
-    yield "## Why attention was refused"
+    yield "## Why blocks were refused"
     yield ""
     yield "| rows | reason | for example |"
     yield "| --- | --- | --- |"
     reasons: dict[str, list[str]] = defaultdict(list)
     for _, row in rows:
-        if any(row.scores[kind].refused for kind in KINDS if row.scores):
+        if any(row.scores[kind].refused for kind in _HEADS if row.scores):
             for reason in {_plain(reason) for role, reason in row.refusals if not role.startswith("output")}:
                 reasons[reason].append(row.case)
     for reason, found in sorted(reasons.items(), key=lambda item: -len(item[1])):
@@ -91,7 +101,7 @@ def _cells(group: str, row: Row) -> Iterator[str]:
         return
     equal = {True: "equal", False: "not equal: " + _cell(row.notes[-1] if row.notes else ""), None: "—"}
     yield from (row.rung, str(row.nodes), f"{row.with_shape:.0%}", equal[row.output_equal])
-    for kind in KINDS:
+    for kind in _HEADS:
         score = row.scores[kind]
         some = score.expected or score.found
         yield f"{score.expected} / {score.right} / {score.refused} / {score.wrong}" if some else ""

@@ -15,7 +15,7 @@ from fxtrace.errors import ConfigurationError
 from fxtrace.models import Registry
 from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
-from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_parts
+from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_mixtures, score_parts
 from tests.benchmarks.coverage.truth import KINDS, passed_tensors, same_state, true_attentions
 
 
@@ -76,7 +76,9 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         sum(value.spec is not None for value in values) / len(values),
         captured.output_equal,
         captured.rung_notes,
-        score_attentions(graph, captured.values, it) | score_parts(graph, captured.values, it),
+        score_attentions(graph, captured.values, it)
+        | score_mixtures(graph, captured.values, it)
+        | score_parts(graph, captured.values, it),
         tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
     )
     if timed:

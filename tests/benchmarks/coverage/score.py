@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Graph, Node, Role
 from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
 
 PARTS = ("feed_forward", "norm", "residual")
+MIXTURE = "mixture_of_experts"
 
 
 @dataclass
@@ -111,8 +112,61 @@ def _shows(true: Tensor, parts: Mapping[str, Tensor]) -> bool:
 
 
 def _same(true: Tensor, found: Tensor) -> bool:
+    if true.is_floating_point() != found.is_floating_point():
+        return False
     # Not bit by bit: in a plain run PyTorch's own modules may take fused kernels, which round otherwise.
     return true.numel() == found.numel() and torch.allclose(true.reshape(-1), found.reshape(-1), rtol=1e-4, atol=3e-6)
+
+
+def score_mixtures(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
+    """Found mixtures of experts against what the model's routers and experts took and gave, by value.
+
+    There is one for each router module outside the attentions. A mixture is right where some module gave its output,
+    a router its logits, and routers and experts passed its weights and chosen experts; it is wrong where they pass
+    others in their place, and untold where they pass none of that shape. Where only the number of mixtures is known
+    they are counted.
+    """
+    outside = [each for each in it.passed if not re.search("attn|attention", each.path, re.I)]
+    routers = [each for each in outside if re.search("router|gating", each.type, re.I) and each.came_out]
+    experts = [each for each in outside if re.search("experts", each.type, re.I)]
+    told = {"logits": routers, "chosen": routers + experts, "weights": routers + experts, "output": outside}
+    score = Score(expected=len({each.path for each in routers}) or it.expected.get(MIXTURE, 0))
+    blocks = {f"{role.stack}.{role.layer}.{role.block}" for role in _roles(graph) if role.block.startswith(MIXTURE)}
+    for block in sorted(blocks):
+        score.found += 1
+        parts = {
+            part: values[graph.by_role[f"{block}.{part}"].name] for part in told if f"{block}.{part}" in graph.by_role
+        }
+        said = {_said(part, tensor, parts, told[part]) for part, tensor in parts.items()}
+        counted = not routers and MIXTURE in it.expected
+        wrong = score.found > score.expected if counted else False in said or "output" not in parts
+        score.wrong += wrong
+        score.untold += not wrong and not counted and None in said
+        score.right += not wrong and (counted or None not in said)
+    return {MIXTURE: score}
+
+
+def _said(part: str, found: Tensor, parts: Mapping[str, Tensor], told: list[Passed]) -> bool | None:
+    """Whether the modules pass such a part; None where they pass nothing that it could be."""
+    alike = [each.tensor for each in told if each.tensor.squeeze().shape == found.squeeze().shape]
+    if any(_same(each, found) for each in alike) or (part == "output" and any(_same(e.tensor, found) for e in told)):
+        return True
+    marks = [each.tensor for each in told if part == "chosen" and each.tensor.shape == parts["logits"].shape]
+    if any(_marks(each, found) for each in marks):
+        return True
+    return False if alike or part == "output" else None
+
+
+def _marks(true: Tensor, chosen: Tensor) -> bool:
+    """Whether a tensor of tokens × n_experts is zero but for the chosen experts."""
+    marked = true.reshape(-1, true.shape[-1]) != 0 if true.dim() > 1 else true[:0]
+    if not len(marked) or chosen.numel() % len(marked) or int(chosen.max()) >= marked.shape[1]:
+        return False
+    return torch.equal(marked, torch.zeros_like(marked).scatter(1, chosen.reshape(len(marked), -1), value=True))
+
+
+def _roles(graph: Graph) -> list[Role]:
+    return [role for node in graph.nodes for role in node.roles]
 
 
 def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
