@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-from fxtrace.graph import Arg, Node, Ref
+from fxtrace.graph import Arg, Node, Ref, SliceArg
 from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
 from fxtrace.roles.products import Order, Product, read_product, transposed
 
@@ -37,11 +38,17 @@ class Attention:
     projections: dict[str, Node] = field(default_factory=dict)
     """The parametrised op behind each of `query`, `key` and `value`."""
     sources: dict[str, Node] = field(default_factory=dict)
-    """What each of those ops reads."""
+    """What each of those ops reads; where that is a latent, what the latent is projected from."""
+    latents: dict[str, Node] = field(default_factory=dict)
+    """What those ops read, where it is a low-rank projection itself."""
     scores: Node | None = None
     masks: tuple[tuple[Node, Node], ...] = ()
-    """(the op that applies it, the mask or bias), in execution order."""
+    """(the op that applies it, the mask, bias, gate or floor), in execution order; `applies` says which."""
+    sink: Node | None = None
+    """What the softmax sees beside the scores: columns that no key has, left out of the weights again."""
+    sink_first: bool = False
     weights: Node | None = None
+    """The softmax; where it has a sink, the softmax without the sink's columns."""
     mixing: Node | None = None
     """The weights as they enter the product: themselves, or after dropout."""
     head_outputs: Node | None = None
@@ -97,25 +104,35 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     if isinstance(dim, int) and dim not in (-1, len(shape_of(softmax) or ()) - 1):
         return f"this softmax works along dimension {dim}, not along the last"
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
-    if path is not None and not all(map(_keeps_rows, path[1:-1])):
-        path = None
     mixing = read_product(flow, path[-1], left=path[-2].name) if path else None
     if path is None or mixing is None or mixing.left_order is not None:
-        return "no product has this softmax's output as its left factor"
+        *_, last = (softmax, *_onward(flow, softmax))
+        return f"no product has this softmax's output as its left factor: '{last.name}' reads it"
     entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
-    chain = _to_product(flow, entry, value) if entry is not None else None
+    scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
+    chain = _to_product(flow, scores, value) if scores is not None else None
     if chain is None:
-        return "no product of two computed tensors leads to this softmax through scalings and masks alone"
-    attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
+        *_, last = flow.back(entry or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
+        return (
+            "no product of two computed tensors leads to this softmax through scalings and masks alone:"
+            f" it reads '{last.name}'"
+        )
+    weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
+    if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
+        return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
+    if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
+        *_, last = (softmax, *_onward(flow, softmax))
+        return f"no product has this softmax's output as its left factor: '{last.name}' reads it"
+    attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
     attention.masks, attention.rescalings = chain.masks, chain.rescalings
+    attention.sink, attention.sink_first = sink, sink_first
     if chain.scores is None:
         attention.refused["scores"] = f"'{chain.node.name}' adds a bias in the same op: no tensor holds them without"
-    if len(chain.masks) > 1:
-        attention.refused["mask"] = f"{len(chain.masks)} masks or biases are applied to the scores, one after the other"
-    elif chain.masks and _to_product(flow, chain.masks[0][1], value) is not None:
-        attention.refused["mask"] = (
-            f"what is added to the scores, '{chain.masks[0][1].name}', are other scores, no mask"
-        )
+    masks = [mask for op, mask in chain.masks if applies(op) != "floors"]
+    if len(masks) > 1:
+        attention.refused["mask"] = f"{len(masks)} masks or biases are applied to the scores, one after the other"
+    elif masks and _to_product(flow, masks[0], value) is not None:
+        attention.refused["mask"] = f"what is added to the scores, '{masks[0].name}', are other scores, no mask"
     by_name = flow.graph.by_name
     query, query_factors = _unscaled(flow, by_name[chain.product.left])
     key, key_factors = _unscaled(flow, by_name[chain.product.right])
@@ -139,6 +156,16 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     attention.orders = {part: order for part, order in zip(parts, orders, strict=True) if order}
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
+
+
+def _onward(flow: Flow, node: Node) -> Iterator[Node]:
+    """The first readers of a node, up to the first that does more than to move what it reads."""
+    here = node
+    while users := flow.users(here):
+        here = users[0]
+        yield here
+        if here.kind not in MOVES or not _keeps_rows(here):
+            return
 
 
 def _fused(flow: Flow, call: Node) -> Attention | str:
@@ -198,23 +225,70 @@ def _to_product(flow: Flow, node: Node, value: Node) -> _Chain | None:
     if node.kind == "add" and len(inputs) == 1 and 0 in node.args:
         chain = _to_product(flow, inputs[0], value)
         return chain and _extend(chain, node)
-    if node.kind == "add" and len(inputs) == 2:
+    if applies(node) in ("adds", "gates", "floors") and len(inputs) == 2:
         chains = [(_to_product(flow, each, value), other) for each, other in (inputs, reversed(inputs))]
         ways = [(chain, other) for chain, other in chains if chain is not None]
         if len(ways) == 2:
             keys = [_source(flow, flow.graph.by_name[chain.product.right]) for chain, _ in ways]
             ways = [way for way, key in zip(ways, keys, strict=True) if key and key == _source(flow, value)]
         return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
-    if node.kind == "sub" and len(inputs) == 2:
+    if applies(node) == "subtracts" and len(inputs) == 2:
         chain = _to_product(flow, inputs[0], value)
         return chain and _extend(chain, node, mask=inputs[1])
-    name = node.target.rpartition(".")[2].rstrip("_")
-    if name in ("masked_fill", "where") and len(inputs) >= 2:
+    if applies(node) in ("hides", "keeps") and len(inputs) >= 2:
         # masked_fill(scores, mask, value) and where(mask, scores, value)
-        scores, mask = inputs[:2] if name == "masked_fill" else inputs[1::-1]
+        scores, mask = inputs[:2] if applies(node) == "hides" else inputs[1::-1]
         chain = _to_product(flow, scores, value)
         return chain and _extend(chain, node, mask=mask)
     return None
+
+
+_APPLIES = {"masked_fill": "hides", "where": "keeps", "max": "floors", "maximum": "floors"}
+
+
+def applies(op: Node) -> str:
+    """What an op does with a mask.
+
+    It `adds` or `subtracts` a bias, `gates` the scores with factors, `floors` them at a number, or `hides` or `keeps`
+    those where the mask is true; the empty string where it is another op.
+    """
+    by_kind = {"add": "adds", "sub": "subtracts", "mul": "gates"}.get(op.kind)
+    return by_kind or _APPLIES.get(op.target.rpartition(".")[2].rstrip("_"), "")
+
+
+def _without_sink(flow: Flow, entry: Node, value: Node) -> tuple[Node, Node | None, bool]:
+    """(the scores, the sink beside them, whether it comes first) of what a softmax reads.
+
+    A number subtracted from a whole row changes no softmax, and so is passed.
+    """
+    for here in flow.back(entry, MOVES | {"sub"}):
+        inputs = [each for each in flow.inputs(here) if each.spec is not None]
+        if here.kind == "sub":
+            if len(inputs) != 2 or (shape_of(inputs[1]) or (0,))[-1] != 1:
+                break
+            entry = inputs[0]
+        elif here.kind == "join":
+            dim = here.kwargs.get("dim", here.args[1] if len(here.args) > 1 else 0)
+            sinks = [each for each in inputs if _to_product(flow, each, value) is None]
+            if len(inputs) == 2 and len(sinks) == 1 and dim in (-1, len(shape_of(here) or ()) - 1):
+                return inputs[inputs[0] is sinks[0]], sinks[0], inputs[0] is sinks[0]
+        elif not _keeps_rows(here):
+            break
+    return entry, None, False
+
+
+def _cuts_off(flow: Flow, node: Node, softmax: Node, sink: Node, *, first: bool) -> bool:
+    """Whether a node is a softmax without the columns of a sink, the first or the last."""
+    whole, part, columns = ((shape_of(each) or (0,)) for each in (softmax, node, sink))
+    if flow.data_input(node) is not softmax or part != (*whole[:-1], whole[-1] - columns[-1]):
+        return False
+    index = node.args[1] if len(node.args) > 1 else None
+    if isinstance(index, tuple):  # tensor[..., start:stop]
+        last = index[-1] if index else None
+        start = last.start if isinstance(last, SliceArg) else 1
+    else:  # slice(tensor, dimension, start, stop)
+        start = node.args[2] if len(node.args) > 2 else 1
+    return (start in (None, 0)) is not first
 
 
 _REORDERS = frozenset(
@@ -270,7 +344,7 @@ def _unmerged(flow: Flow, node: Node) -> Node:
     """A factor before its batch and head dimensions were merged into one, where they were."""
     before = flow.data_input(node)
     merged, split = shape_of(node) or (), shape_of(before) if before is not None else None
-    if before is None or split is None or node.kind != "view" or len(split) != len(merged) + 1:
+    if before is None or split is None or node.kind != "view" or (len(split), len(merged)) != (4, 3):
         return node
     return before if split[-2:] == merged[-2:] and split[0] * split[1] == merged[0] else node
 
@@ -315,6 +389,17 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
     for part, entering in attention.entering.items():
         heads = attention.heads[part] = _unrepeated(flow, entering)
         linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS)
+        if complete and len(linears) == 2 and (found := latent_of(flow, linears[1])) and found[1] is linears[0]:
+            down, up = linears
+            attention.refused[part] = (
+                f"one part of each head comes from '{up.name}', and one, which all heads share, from '{down.name}': "
+                "no tensor holds them before"
+            )
+            attention.projections[part], attention.latents[part] = up, found[0]
+            source = flow.data_input(down)
+            if source is not None:
+                attention.sources[part] = source
+            continue
         if len(linears) != 1 or not complete:
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
                 f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
@@ -337,8 +422,24 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             )
         else:
             attention.projected[part] = projected
-        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()):
+        added = (shape_of(projected) or ()).count(1) - (shape_of(linear) or ()).count(1) if projected is not None else 0
+        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()) - max(0, added):
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
+
+
+def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
+    """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
+
+    Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of.
+    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
+    for queries, and for keys and values together.)
+    """
+    latent = flow.data_input(up)
+    nodes = list(flow.back(latent, MOVES | {"norm"})) if latent is not None else []
+    source = flow.data_input(nodes[-1]) if nodes and nodes[-1].kind in PROJECTIONS else None
+    if latent is None or source is None or (shape_of(latent) or (0,))[-1] >= (shape_of(source) or (0,))[-1]:
+        return None
+    return next((node for node in nodes if node.kind not in MOVES), nodes[0]), nodes[-1]
 
 
 def _unrepeated(flow: Flow, node: Node) -> Node:
@@ -349,10 +450,12 @@ def _unrepeated(flow: Flow, node: Node) -> Node:
 
 
 def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
-    """The first tensor from the projection on that holds just these heads, not yet split."""
-    rank, size = len(shape_of(linear) or ()), numel(heads)
+    """The first tensor from the projection on that holds just these heads, with all features in one dimension."""
+    whole, size, all_sizes = shape_of(linear) or (1,), numel(heads) or 0, numel(linear) or 0
     for node in flow.path_back(heads, linear):
-        if numel(node) == size and len(shape_of(node) or ()) == rank:
+        shape = shape_of(node) or (1,)
+        part = len(shape) == len(whole) and sum(a != b for a, b in zip(shape, whole, strict=True)) <= 1
+        if numel(node) == size and (part or shape[-1] * all_sizes == size * whole[-1]):
             return node
     return None
 

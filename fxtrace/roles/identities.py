@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.attention import Attention, Factor
+from fxtrace.roles.attention import Attention, Factor, applies
 from fxtrace.roles.products import Order, product_operands
+from fxtrace.roles.stacks import Head
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
 _STEPS = 64
@@ -47,6 +48,17 @@ class Values:
             raise Unavailable("no values: shapes only")
         return tensor
 
+    def named(self, name: str) -> Tensor:
+        """A node's tensor, by the node's name.
+
+        Raises:
+            Unavailable: it was not captured.
+        """
+        tensor = self.captured.get(name)
+        if tensor is None:
+            raise Unavailable(f"the value of '{name}' was not captured")
+        return tensor
+
     def table(self, name: str) -> Tensor:
         """A parameter of the module.
 
@@ -68,7 +80,8 @@ class Values:
         return float(tensor) if tensor.numel() == 1 else tensor
 
 
-def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+def compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+    """Whether two tensors are the same but for rounding: the captured one, and the one that an identity gives."""
     try:
         actual, expected = compute()
     except Unavailable as reason:
@@ -100,7 +113,7 @@ def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tens
 
 def equal(name: str, statement: str, value: Values, a: Node, b: Callable[[], Tensor]) -> Check:
     """Whether a node's value is what `b` computes."""
-    return _compare(name, statement, lambda: (value(a), b()))
+    return compare(name, statement, lambda: (value(a), b()))
 
 
 def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
@@ -110,12 +123,12 @@ def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
         rows = value.table(table)[value(ids)]
         return value(found), rows.reshape(value(found).shape)
 
-    return _compare("lookup", "token_embeddings = table[tokens]", compute)
+    return compare("lookup", "token_embeddings = table[tokens]", compute)
 
 
 def total(value: Values, a: Node, b: Node, result: Node, statement: str) -> Check:
     """A sum of two tensors, the smaller one broadcast."""
-    return _compare("sum", statement, lambda: (value(result), value(a) + value(b)))
+    return compare("sum", statement, lambda: (value(result), value(a) + value(b)))
 
 
 def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
@@ -124,10 +137,27 @@ def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
     def compute() -> tuple[Tensor, Tensor]:
         if node.target.endswith("einsum"):
             return value(node), _einsum(value, node)
-        weight, bias = _weight_and_bias(value, node)
+        weight, bias = weight_and_bias(value, node)
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
-    return _compare("linear", statement, compute)
+    return compare("linear", statement, compute)
+
+
+def logits(value: Values, head: Head) -> Check:
+    """Logits are a projection of the last state, which may be scaled or capped."""
+    projection, result = head.projection, head.logits
+    assert projection is not None
+    assert result is not None
+    if not head.factors:
+        return linear(value, projection, head.hidden, "logits = hidden Wᵀ + b")
+
+    def compute() -> tuple[Tensor, Tensor]:
+        weight, bias = weight_and_bias(value, projection)
+        projected = functional.linear(value(head.hidden), weight, bias)
+        return value(result), _scaled(value, projected, list(head.factors)).reshape(value(result).shape)
+
+    capped = any(op == "tanh" for op, _ in head.factors)
+    return compare("linear", "logits = " + ("capped(hidden Wᵀ + b)" if capped else "(hidden Wᵀ + b) · scale"), compute)
 
 
 def _einsum(value: Values, node: Node) -> Tensor:
@@ -138,7 +168,12 @@ def _einsum(value: Values, node: Node) -> Tensor:
     return result
 
 
-def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+def weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+    """W and b of a projection.
+
+    Raises:
+        Unavailable: they were not captured, or it is no linear map.
+    """
     if node.op == "call_module":
         weight, bias = value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
         if weight is None or weight.dim() != 2:
@@ -191,10 +226,10 @@ def _norm(
         return y, expected.to(y.dtype)
 
     tail = (" · γ + β", " · γ") if name == "norm_output" else ("", "")
-    layer = _compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
+    layer = compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
     if layer.held is not False:
         return layer
-    rms = _compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
+    rms = compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
     return rms if rms.held else layer
 
 
@@ -223,7 +258,7 @@ def split_heads(value: Values, part: str, whole: Node, heads: Node, order: Order
             raise Unavailable("the heads are not laid out as batch × heads × length × d_head")
         return y, x.reshape(*x.shape[:-1], y.shape[-3], y.shape[-1]).transpose(-3, -2)
 
-    return _compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
+    return compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
 
 
 def concat_heads(value: Values, heads: Node, joined: Node, order: Order | None) -> Check:
@@ -235,7 +270,7 @@ def concat_heads(value: Values, heads: Node, joined: Node, order: Order | None) 
             raise Unavailable("the heads' outputs are not laid out as batch × heads × length × d_head")
         return y, x.transpose(-3, -2).flatten(-2)
 
-    return _compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
+    return compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
 
 
 def _scale(value: Values, factors: list[Factor]) -> str:
@@ -259,7 +294,7 @@ def scores(value: Values, attention: Attention) -> Check:
         product = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         return value(result), product.reshape(value(result).shape)
 
-    return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+    return compare("scores", f"scores = {_product_text(value, attention)}", compute)
 
 
 def _entering(value: Values, attention: Attention, part: str) -> Tensor:
@@ -298,7 +333,7 @@ def _product_text(value: Values, attention: Attention) -> str:
 
 
 def masked(value: Values, attention: Attention) -> Check:
-    """Masked scores are the scores plus the mask."""
+    """Masked scores are the scores with every mask, bias, gate and floor applied in order."""
     assert attention.scores is not None
     start, after = attention.scores, attention.masks[-1][0]
 
@@ -309,22 +344,31 @@ def masked(value: Values, attention: Attention) -> Check:
             expected = _scaled(value, expected, [by for before, by in attention.rescalings if before == number])
             expected, mask = _shaped_for(op, expected), value(each)
             hidden = _shaped_for(op, hidden)
-            if op.kind in ("add", "sub"):
-                expected = expected + mask if op.kind == "add" else expected - mask
-            else:
-                hidden = hidden | hidden_by(op, mask)
+            match applies(op):
+                case "adds":
+                    expected = expected + mask
+                case "subtracts":
+                    expected = expected - mask
+                case "gates":
+                    expected = expected * mask
+                case "floors":
+                    expected = torch.maximum(expected, mask)
+                case _:
+                    hidden = hidden | hidden_by(op, mask)
         shown = ~hidden.expand_as(expected)
         return value(after)[shown], expected[shown]
 
-    if any(op.kind not in ("add", "sub") for op, _ in attention.masks):
-        return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
-    names = ["mask"] if len(attention.masks) == 1 else [f"mask{i + 1}" for i in range(len(attention.masks))]
+    if any(applies(op) in ("hides", "keeps") for op, _ in attention.masks):
+        return compare("mask", "masked_scores = scores where the mask lets them through", compute)
+    masks = [op for op, _ in attention.masks if applies(op) != "floors"]
     text = "scores"
-    for number, ((op, _), name) in enumerate(zip(attention.masks, names, strict=True)):
+    for number, (op, _) in enumerate(attention.masks):
         if any(before == number for before, _ in attention.rescalings):
             text = f"({text}) · scale"
-        text += f" + {name}" if op.kind == "add" else f" − {name}"
-    return _compare("sum", f"masked_scores = {text}", compute)
+        name = f"mask{masks.index(op) + 1}" if len(masks) > 1 and op in masks else "mask"
+        forms = {"adds": f"{text} + {name}", "subtracts": f"{text} − {name}", "gates": f"{text} · {name}"}
+        text = forms.get(applies(op), f"max({text}, floor)")
+    return compare("sum", f"masked_scores = {text}", compute)
 
 
 def _shaped_for(op: Node, scores: Tensor) -> Tensor:
@@ -333,47 +377,57 @@ def _shaped_for(op: Node, scores: Tensor) -> Tensor:
     return scores.reshape(shape) if scores.numel() == math.prod(shape) else scores
 
 
-def softmax(value: Values, attention: Attention, entry: Node, weights: Node) -> Check:
-    """Weights are the softmax of the (masked) scores, so that each row sums to 1."""
+def softmax(value: Values, attention: Attention, entry: Node) -> Check:
+    """Weights are the softmax of the (masked) scores, so that each row sums to 1; less where it has a sink."""
+    weights, core = attention.weights, attention.core
+    assert weights is not None
     what = "scores + mask" if attention.masks else "scores"
     if any(before == len(attention.masks) for before, _ in attention.rescalings):
         what = f"({what}) · scale"
-    return _compare(
-        "softmax",
-        f"weights = softmax({what}), rows sum to 1",
-        lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
-    )
+
+    def compute() -> tuple[Tensor, Tensor]:
+        full = value(entry).to(value(core).dtype).softmax(-1)
+        columns = value(weights).shape[-1]
+        return value(weights), full[..., -columns:] if attention.sink_first else full[..., :columns]
+
+    if attention.sink is None:
+        return compare("softmax", f"weights = softmax({what}), rows sum to 1", compute)
+    joined = f"sink, {what}" if attention.sink_first else f"{what}, sink"
+    text = f"weights = softmax([{joined}]) without the sink: rows sum to 1 minus the sink's share"
+    return compare("softmax", text, compute)
 
 
 def causal_weights(value: Values, weights: Node) -> Check:
     """No position attends to a later one: the weights are exactly 0 above the diagonal."""
-    return _compare(
+    return compare(
         "causal",
         "weights[i,j] = 0 exactly where j > i",
         lambda: (value(weights), value(weights).tril()),
     )
 
 
-def causal_mask(value: Values, attention: Attention) -> Check:
+def causal_mask(value: Values, op: Node, mask: Node) -> Check:
     """The mask hides all that lies above the diagonal."""
-    op, mask = attention.masks[0]
 
     def compute() -> tuple[Tensor, Tensor]:
         hidden = hidden_by(op, value(mask))
         return hidden, hidden | torch.ones_like(hidden).triu(1)
 
-    return _compare("mask", "mask[i,j] hides every j > i", compute)
+    return compare("mask", "mask[i,j] hides every j > i", compute)
 
 
 def hidden_by(op: Node, mask: Tensor) -> Tensor:
     """Where a mask hides the scores, as booleans of the mask's shape.
 
     An added mask hides with a very negative number, a subtracted one with a very positive one; `masked_fill` hides
-    where it is true; `where(mask, scores, …)` and scaled_dot_product_attention hide where it is false.
+    where it is true; `where(mask, scores, …)` and scaled_dot_product_attention hide where it is false. Gates and floors
+    hide nothing.
     """
+    if applies(op) in ("gates", "floors"):
+        return torch.zeros_like(mask, dtype=torch.bool)
     if mask.dtype != torch.bool:
-        return mask >= 1e4 if op.kind == "sub" else mask <= -1e4
-    return mask if op.target.rstrip("_").endswith("masked_fill") else ~mask
+        return mask >= 1e4 if applies(op) == "subtracts" else mask <= -1e4
+    return mask if applies(op) == "hides" else ~mask
 
 
 def head_outputs(value: Values, attention: Attention) -> Check:
@@ -389,7 +443,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
             actual = _laid_out(value(result), attention.orders.get("head_outputs"))
             return actual, (weights @ values).reshape(actual.shape)
 
-        return _compare("mix", f"head_outputs = {name} · value_heads", mix)
+        return compare("mix", f"head_outputs = {name} · value_heads", mix)
 
     def compute() -> tuple[Tensor, Tensor]:
         query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
@@ -403,7 +457,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         return value(result), score.softmax(-1) @ values
 
     what = "query_heads · key_headsᵀ · scale" + (" + mask" if attention.masks or attention.causal_flag else "")
-    return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
+    return compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
 
 
 def is_causal(value: Values, attention: Attention) -> bool | str:
