@@ -414,12 +414,15 @@ class _Labels:
             self.refused.setdefault(str(at(part)), reason)
 
 
+_NOT_ADDED = "its output is not added back to a residual stream"
+
+
 def _no_block(flow: Flow, attention: Attention) -> str:
     """Why an attention is in no residual block."""
     path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
     if path:
         return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
-    return "its output is not added back to a residual stream"
+    return _NOT_ADDED
 
 
 class _Place:
