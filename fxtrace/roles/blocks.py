@@ -10,11 +10,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, scaling
+from fxtrace.roles.attention import Attention, latent_of, scaling
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
 from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, shape_of
@@ -67,6 +67,9 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
             core = _core(flow, by_output, branch)
             source = core.sources["query"] if isinstance(core, Attention) else core.source
             position = _enters(flow, left_at, source)
+            if position is None and isinstance(core, Attention) and _past_latents(flow, core, left_at):
+                source = core.sources["query"]
+                position = _enters(flow, left_at, source)
             if position is None and not isinstance(core, Unknown):
                 core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
             pre_norm = position == "pre"
@@ -133,14 +136,35 @@ def _core(flow: Flow, by_output: Mapping[str, Attention | Mixture], branch: Node
 def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
     """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None)."""
     names = {node.name for node in left_at}
-    for node in flow.back(source, MOVES):
+    for node in _unscaled(flow, source):
         if node.name in names:
             return "post"
         if node.kind == "norm":
             entry = flow.data_input(node)
-            if entry is not None and any(each.name in names for each in flow.back(entry, MOVES)):
+            if entry is not None and any(each.name in names for each in _unscaled(flow, entry)):
                 return "pre"
     return None
+
+
+def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
+    """The node, and those that it is moved or scaled from."""
+    here: Node | None = node
+    while here is not None:
+        yield here
+        scaled = scaling(flow, here)
+        here = scaled[0] if scaled is not None else flow.data_input(here) if here.kind in MOVES else None
+
+
+def _past_latents(flow: Flow, core: Attention, left_at: tuple[Node, ...]) -> bool:
+    """Moves an attention's sources from its latents to where those leave the stream; whether the queries do."""
+    for part, source in list(core.sources.items()):
+        if part in core.latents or _enters(flow, left_at, source) is not None:
+            continue
+        found = latent_of(flow, core.projections[part])
+        before = flow.data_input(found[1]) if found is not None else None
+        if found is not None and before is not None and _enters(flow, left_at, before) is not None:
+            core.latents[part], core.sources[part] = found[0], before
+    return _enters(flow, left_at, core.sources["query"]) is not None
 
 
 def _past_moves(flow: Flow, node: Node) -> list[Node]:

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.attention import product_operands
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.identities import Unavailable, Values, compare, weight_and_bias
+from fxtrace.roles.products import product_operands
 from fxtrace.roles.router import name_of
 
 

@@ -17,6 +17,10 @@ MOVES = frozenset({"view", "select", "cast", "dropout"})
 ADJUSTS = MOVES | {"add", "sub", "mul", "div", "join", "elementwise", "norm"}
 # Ops with parameters that mix features: where a projection ends.
 PROJECTIONS = frozenset({"linear", "convolution"})
+# Ops that take nothing but the shape, the dtype and the device of their input.
+_OF_ITS_SHAPE = frozenset(
+    {"new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"}
+)
 
 
 class Flow:
@@ -46,7 +50,7 @@ class Flow:
         changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            names = (norm.source,) if norm else node.inputs
+            names = (norm.source,) if norm else _read(node)
             inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
             if node.inputs and _is_in_place(node):
                 changed[node.inputs[0]] = node.name
@@ -91,8 +95,8 @@ class Flow:
     ) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
-        Returns them in execution order, and whether every path ended at one. Constants and model inputs end a path
-        too: rotations depend on positions. So do the nodes named in `aside`.
+        Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
+        path too: rotations depend on positions. So do the nodes named in `aside`.
         """
         stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
@@ -108,7 +112,7 @@ class Flow:
                 found[here.name] = here
             elif here.kind in through:
                 stack.extend(self.inputs(here))
-            elif here.kind != "input":
+            elif here.kind != "input" and not _counts(here):
                 complete = False
         return sorted(found.values(), key=lambda each: self.index[each.name]), complete
 
@@ -164,6 +168,20 @@ class Flow:
 def _is_in_place(node: Node) -> bool:
     """Whether an op changes its first input: by PyTorch's convention its name says so."""
     return node.target.endswith("_") and not node.target.endswith("__")
+
+
+def _read(node: Node) -> tuple[str, ...]:
+    """The inputs whose numbers a node's value depends on: not those it takes the shape of, nor those it overwrites."""
+    name = node.target.rpartition(".")[2]
+    if name in _OF_ITS_SHAPE:
+        return ()
+    return node.inputs[1:] if name == "copy_" else node.inputs
+
+
+def _counts(node: Node) -> bool:
+    """Whether a node's numbers are integers or booleans: positions and the like, no features."""
+    dtypes = {value.spec.dtype if value.spec is not None else value.type for value in node.values}
+    return bool(dtypes) and not any("float" in dtype or "complex" in dtype for dtype in dtypes)
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
 from fxtrace.roles import expert_identities
 from fxtrace.roles import identities as identity
-from fxtrace.roles.attention import Attention, find_attentions
+from fxtrace.roles.attention import Attention, applies, find_attentions
 from fxtrace.roles.blocks import Block, find_blocks
 from fxtrace.roles.experts import Mixture, find_mixtures
 from fxtrace.roles.feed_forward import FeedForward, Unknown
@@ -141,9 +141,9 @@ class _Labels:
         if attention.scores is not None:
             checks["scores"] = identity.scores(self.value, attention)
         if attention.weights is not None:
-            entry = self.flow.data_input(attention.weights)
+            entry = self.flow.data_input(attention.core)
             assert entry is not None
-            checks["weights"] = identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
+            checks["weights"] = identity.softmax(self.value, attention, entry)
         return checks
 
     def _stack(self, stack: Stack) -> None:
@@ -165,7 +165,8 @@ class _Labels:
         found, at = stack.embedding, _Place(stack.name, None, "embedding")
         checks: list[Check] = []
         if found.lookup is not None and found.tokens is not None:
-            checks = [identity.lookup(self.value, found.tokens, found.weight, found.lookup)]
+            ids = self.flow.data_input(found.lookup) or found.tokens
+            checks = [identity.lookup(self.value, ids, found.weight, found.lookup)]
             self._give(
                 found.tokens, at("tokens"), f"a model input, the ids that '{found.lookup.name}' looks up", checks
             )
@@ -238,19 +239,27 @@ class _Labels:
             whole = found.projected.get(part)
             if projection is not None and source is not None and whole is not None:
                 fused = "" if whole.name == projection.name else f", a part of the fused projection '{projection.name}'"
-                check = identity.linear(value, projection, source, "projection = x Wᵀ + b")
+                read = self.flow.data_input(projection) or source
+                check = identity.linear(value, projection, read, "projection = x Wᵀ + b")
                 self._give(whole, at(part), f"leads to the {part} of '{found.core.name}'{fused}", [check])
             heads = f"{part}_heads"
             if heads not in refused:
                 checks = []
                 if whole is not None and self._only_moved(found.heads[part], whole):
-                    checks = [identity.split_heads(value, part, whole, found.heads[part])]
+                    checks = [identity.split_heads(value, part, whole, found.heads[part], found.orders.get(part))]
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
+        by_latent: dict[str, list[str]] = {}
+        for part, latent in found.latents.items():
+            by_latent.setdefault(latent.name, []).append(part)
+        for name, parts in by_latent.items():
+            read_by = f"the low-rank tensor that '{found.projections[parts[0]].name}' projects"
+            self._give(self.graph.by_name[name], at("_".join((*parts, "latent"))), read_by)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
-        if len(found.masks) == 1:
-            causal = [identity.causal_mask(value, found)] if kind == "masked_self_attention" else []
-            self._give(found.masks[0][1], at("mask"), "applied to the scores", causal)
+        masks = [(op, mask) for op, mask in found.masks if applies(op) != "floors"]
+        if len(masks) == 1:
+            causal = [identity.causal_mask(value, *masks[0])] if kind == "masked_self_attention" else []
+            self._give(masks[0][1], at("mask"), "applied to the scores", causal)
         elif "mask" not in refused and kind == "masked_self_attention":
             refused["mask"] = "no mask is applied to the scores"
         if found.scores is not None:
@@ -269,6 +278,11 @@ class _Labels:
             if kind == "masked_self_attention":
                 checks.append(identity.causal_weights(value, found.weights))
             self._give(found.weights, at("weights"), "the softmax between the two products", checks)
+            if found.sink is not None:
+                evidence = (
+                    "softmaxed beside the scores, of no key, and cut off the weights: their rows sum to less than 1"
+                )
+                self._give(found.sink, at("sink"), evidence, [core["weights"]])
         if found.head_outputs is not None:
             self._give(
                 found.head_outputs,
@@ -277,13 +291,14 @@ class _Labels:
                 [core["head_outputs"]],
             )
         if found.concat is not None and found.head_outputs is not None:
-            check = identity.concat_heads(value, found.head_outputs, found.concat)
+            check = identity.concat_heads(value, found.head_outputs, found.concat, found.orders.get("head_outputs"))
             self._give(
                 found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
             )
-        if found.output is not None and found.concat is not None:
-            check = identity.linear(value, found.output, found.concat, "output = concat Wᵀ + b")
-            self._give(found.output, at("output"), "the projection of the concatenated heads", [check])
+        if found.output is not None and (joined := found.concat or self.flow.data_input(found.output)) is not None:
+            what = "concat" if found.concat is not None else joined.name
+            check = identity.linear(value, found.output, joined, f"output = {what} Wᵀ + b")
+            self._give(found.output, at("output"), "the projection of the heads' outputs", [check])
         self._refuse(at, refused)
 
     def _only_moved(self, node: Node, source: Node) -> bool:
@@ -367,7 +382,7 @@ class _Labels:
             self._refuse(at, dict.fromkeys(("logits", "logits_slice"), "no projection of the last state is an output"))
             return
         logits = found.logits
-        check = identity.linear(self.value, logits, found.hidden, "logits = hidden Wᵀ + b")
+        check = identity.logits(self.value, found)
         self._give(found.hidden, at("hidden"), "the last state, which the output projection reads", [check])
         self._give(logits, at("logits"), "the projection of the last state that reaches the output", [check])
         if found.logits_slice is None:
