@@ -7,7 +7,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from tests.benchmarks.coverage.row import Row
+from tests.benchmarks.coverage.row import FULL, Row
 from tests.benchmarks.coverage.truth import KINDS
 
 Rows = Sequence[tuple[str, Row]]
@@ -51,12 +51,18 @@ def totals(rows: Rows) -> Iterator[str]:
         yield f"| {head} | " + ", ".join(f"{n} {each}" for each, n in counts.items()) + " |"
     ours = statistics.median(row.capture / row.eager for row in traced)
     yield f"| a capture with every value ÷ an eager run, median | {ours:.1f} |"
-    for tool in ("torchlens", "torchview"):
+    for tool, name in _TOOLS.items():
         ratios = [seconds / row.capture for row in traced if isinstance(seconds := getattr(row, tool), float)]
         if ratios:
             failed = sum(isinstance(said := getattr(row, tool), str) and said != "" for row in traced)
-            yield f"| {tool}'s time ÷ ours, median | {statistics.median(ratios):.1f} (it fails on {failed}) |"
+            yield f"| {name} ÷ ours, median | {statistics.median(ratios):.1f} (it fails on {failed}) |"
 
+
+_TOOLS = {
+    "torchlens": "TorchLens's trace as called by default (every tensor)",
+    "torchlens_full": "TorchLens's full trace (every tensor, argument and source line, able to be re-run)",
+    "torchview": "torchview's graph (shapes, no values)",
+}
 
 _PARTS = ("expected", "found", "right", "refused", "wrong")
 
@@ -75,9 +81,9 @@ def full(rows: Rows) -> Iterator[str]:
     yield (
         "| group | model | attention | rung | nodes | with shape | output | "
         + " | ".join((*_HEADS.values(), *_PART_HEADS.values()))
-        + " | ÷ eager | TorchLens ÷ ours | torchview ÷ ours |"
+        + " | ÷ eager | TorchLens ÷ ours | full TorchLens ÷ ours | torchview ÷ ours |"
     )
-    yield "| --- " * (10 + len(_HEADS) + len(_PART_HEADS)) + "|"
+    yield "| --- " * (11 + len(_HEADS) + len(_PART_HEADS)) + "|"
     for group, row in rows:
         yield "| " + " | ".join(_cells(group, row)) + " |"
     yield ""
@@ -97,7 +103,7 @@ def full(rows: Rows) -> Iterator[str]:
 def _cells(group: str, row: Row) -> Iterator[str]:
     yield from (group, row.case, row.attention or "—")
     if row.error:
-        yield from (_cell(row.error), *[""] * (6 + len(_HEADS) + len(_PART_HEADS)))
+        yield from (_cell(row.error), *[""] * (7 + len(_HEADS) + len(_PART_HEADS)))
         return
     equal = {True: "equal", False: "not equal: " + _cell(row.notes[-1] if row.notes else ""), None: "—"}
     yield from (row.rung, str(row.nodes), f"{row.with_shape:.0%}", equal[row.output_equal])
@@ -109,7 +115,7 @@ def _cells(group: str, row: Row) -> Iterator[str]:
         score = row.scores[part]
         yield f"{score.right} / {score.wrong}" if score.found else ""
     yield f"{row.capture / row.eager:.1f}"
-    for seconds in (row.torchlens, row.torchview):
+    for seconds in (getattr(row, tool) for tool in _TOOLS):
         yield f"{seconds / row.capture:.1f}" if isinstance(seconds, float) else _cell(seconds)
 
 
