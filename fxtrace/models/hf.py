@@ -17,7 +17,7 @@ from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fie
 from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from fxtrace.models.hf_fit import Fit
@@ -164,7 +164,7 @@ class HuggingFaceModel(Model):
     def fields(self, config: _Configuration) -> dict[str, Json]:
         return {**config.added, **dict(_flat(config.config))}
 
-    def build(self, config: _Configuration) -> nn.Module:
+    def build(self, config: _Configuration) -> PreTrainedModel:
         with _needing_packages(self.name):
             return _build(self._class, config.config, config.added["attn_implementation"])
 
@@ -186,14 +186,16 @@ class HuggingFaceModel(Model):
         from fxtrace.models.hf_fit import fit
 
         with _needing_packages(self.name):
-            return fit(self._kind, self._class, _build)
+            found: Fit = fit(self._kind, self._class, _build)  # type: ignore[arg-type]  # classes are hashable
+        return found
 
 
-def _build(model: type[PreTrainedModel], config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
-    make: Any = model._from_config
+def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
+    make: Any = kind._from_config
     with _offline():
-        module: PreTrainedModel = make(config, attn_implementation=attention)
-    return module.eval()
+        model: PreTrainedModel = make(config, attn_implementation=attention)
+    model.train(False)
+    return model
 
 
 def _import_transformers() -> None:

@@ -124,7 +124,7 @@ def _no_class(model_type: str, kind: type[PreTrainedConfig]) -> str:
     ]
     owners = [
         f"hf:{each}"
-        for each in configuration_auto.CONFIG_MAPPING_NAMES
+        for each in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
         if package.endswith("." + configuration_auto.model_type_to_module_name(each))
         and any(each in table for table in tables)
     ]

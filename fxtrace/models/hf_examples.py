@@ -25,9 +25,9 @@ class Sizes:
 
 
 # Models of one medium take it in different layouts, and nothing but the code of their forward says which.
-IMAGES = ("", "images", "stacks", "frames", "tiles", "cut", "cut_images", "padded")
-SOUNDS = ("", "bins_first", "bins_last", "channel", "wave")
-WORDS = ("", "codes_last", "codes_first")
+IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "padded")
+SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave")
+WORDS = ("", "codes_last", "codes_first", "codes_as_rows")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,12 @@ class Layout:
 
     Attributes:
         images: `images` (batch, channels, height, width); `stacks` and `frames`, with one or several images of each
-            example in an axis of their own; `tiles`, with tiles of each of them in another; `cut` into patches that are
+            example in an axis of their own; `tiled`, with two tiles and the whole in it; `tiles`, in another beside it; `cut` into patches that are
             all in one row, `cut_images` likewise and the patches not flattened; `padded`, patches of each example.
-        sounds: `bins_first` (batch, bins, time), `bins_last`, `channel` (with an axis of one channel before these), or
+        sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel` (with an axis of one channel before these), or
             `wave` (batch, 1, time).
-        words: `codes_last` (batch, time, codebooks) or `codes_first`, where sounds are words.
+        words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
+            sounds are words.
         companions: whether everything is given that a rule knows, or what is needed alone.
     """
 
@@ -66,6 +67,7 @@ class Maker:
         self.config, self.sizes, self.parameters, self.layout = config, sizes, parameters, layout
         self.made: dict[str, Tensor] = {}
         self.text = part(config, "vocab_size")
+        self.books = part(config, "num_codebooks", "num_vq", "num_channels")
         self.vision = part(
             config, "patch_size", "image_size", "num_channels", "in_channels", "spatial_patch_size", "backbone_config"
         )
@@ -81,7 +83,7 @@ class Maker:
         if re.fullmatch(r".*(embeds|hidden_states|_features|_spectrogram|spectrogram)", name):
             return self._vectors()
         if name.endswith("input_ids"):
-            return self._words(self.sizes.seq_len)
+            return self._words(self.sizes.batch, self.sizes.seq_len)
         if (
             name.endswith("attention_mask")
             and (ids := self.made.get(name.replace("attention_mask", "input_ids"))) is not None
@@ -98,24 +100,33 @@ class Maker:
 
     # -------------------------------------------------------------------------------------------------------- text
 
-    def _words(self, length: int) -> Tensor | None:
-        size = self.text("vocab_size", default=None if self.vision() or self.sound() else _CHARACTERS)
+    def _words(self, *shape: int) -> Tensor | None:
+        size = self.text("vocab_size", default=None if self._has_media() else _CHARACTERS)
         if not isinstance(size, int):
             return None
         first = min(_FIRST_WORD, size - 1)
-        books = self.text("num_codebooks", "num_channels", "num_vq", default=0)
-        shapes = {"codes_last": (length, books), "codes_first": (books, length)} if books else {}
-        shape = shapes.get(self.layout.words, (length,))
-        return torch.randint(first, max(size - _LAST_WORDS, first + 1), (self.sizes.batch, *shape))
+        return torch.randint(first, max(size - _LAST_WORDS, first + 1), shape)
+
+    def _has_media(self) -> bool:
+        return bool(self.vision() or self.sound())
+
+    def _codes(self, length: int) -> Tensor | None:
+        """Words, or codes of a sound with several for each moment."""
+        batch, books = self.sizes.batch, self.books("num_codebooks", "num_vq", "num_channels")
+        if not self.layout.words or not isinstance(books, int) or "pixel_values" in self.parameters:
+            return self._words(batch, length)
+        shapes = {"codes_last": (batch, length, books), "codes_first": (batch, books, length)}
+        return self._words(*shapes.get(self.layout.words, (batch * books, length)))
 
     def _input_ids(self) -> Tensor | None:
-        return self._words(self.sizes.seq_len)
+        decoder = "decoder_input_ids" in self.parameters
+        return self._words(self.sizes.batch, self.sizes.seq_len) if decoder else self._codes(self.sizes.seq_len)
 
     def _decoder_input_ids(self) -> Tensor | None:
-        return self._words(self.sizes.tgt_len)
+        return self._codes(self.sizes.tgt_len)
 
     def _task_inputs(self) -> Tensor | None:
-        return self._words(self._field("task_seq_len", default=self.sizes.seq_len))
+        return self._words(self.sizes.batch, self._field("task_seq_len", default=self.sizes.seq_len))
 
     def _attention_mask(self) -> Tensor | None:
         ids = self.made.get("input_ids", self.made.get("timesteps"))
@@ -165,10 +176,11 @@ class Maker:
                 height,
                 width,
             ),
+            "tiled": (self.sizes.batch, 3, channels, height, width),
             "tiles": (self.sizes.batch, 1, self.vision("max_num_tiles", default=1), channels, height, width),
             "cut": (patches, channels * time * patch**2),
             "cut_images": (patches, channels, patch, patch),
-            "padded": (self.sizes.batch, patches // self.sizes.batch, channels * patch**2),
+            "padded": (self.sizes.batch, patches // self.sizes.batch, channels * time * patch**2),
         }
         return torch.randn(shape[layout])
 
@@ -263,7 +275,8 @@ class Maker:
         step = 2 * self.sound("n_window", default=1)
         time = -(-time // step) * step
         layout = self.layout.sounds or ("bins_first" if positions and self.sound("num_mel_bins") else "bins_last")
-        shapes = {"bins_first": (bins, time), "channel": (1, time, bins)}
+        stacked = self.sound("input_size", default=bins)
+        shapes = {"bins_first": (bins, time), "channel": (1, time, bins), "stacked": (time, stacked)}
         return torch.randn(self.sizes.batch, *shapes.get(layout, (time, bins)))
 
     def _audio_mel(self) -> Tensor:
@@ -307,7 +320,7 @@ class Maker:
         return torch.ones_like(self.made["past_values"])
 
     def _past_time_features(self) -> Tensor:
-        width = self._field("num_time_features", default=0) or 1
+        width = self._field("num_time_features", default=0)
         return torch.randn(*self.made["past_values"].shape[:2], width)
 
     def _freq(self) -> Tensor:

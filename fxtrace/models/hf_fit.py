@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,11 +19,15 @@ from fxtrace.models.shrink import SHRINKS, Shrink, arguments
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_LARGEST = 50_000_000
-"""Parameters of the largest model that is tried."""
+_LARGEST, _LARGEST_AT_ALL = 50_000_000, 500_000_000
+"""Parameters of the largest model that is tried where widths are the class's own, and of any."""
 
 _LARGEST_INPUT = 2_000_000
 """Elements of the largest input that is tried."""
+
+
+Build = Callable[["type[PreTrainedModel]", "PreTrainedConfig"], "PreTrainedModel"]
+"""Makes a model with random weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ class Fit:
 def fit(
     kind: type[PreTrainedConfig],
     model: type[PreTrainedModel],
-    build: Callable[[type[PreTrainedModel], PreTrainedConfig], PreTrainedModel],
+    build: Build,
 ) -> Fit:
     """The first of the small configurations and layouts with which a model runs.
 
@@ -54,13 +58,15 @@ def fit(
             try:
                 with torch.random.fork_rng(devices=[]):
                     config = kind(**arguments(kind, {}, shrink))
-                    if not _is_too_large(model, config, shrink, build):
-                        module = build(model, config)
-                        for layout in layouts(model, config, Sizes(), companions=companions):
-                            said = _tried(module, config, layout)
-                            if not said:
-                                return Fit(shrink, layout)
-                            problem = problem or said
+                    if _is_too_large(model, config, shrink, build):
+                        problem = problem or "even made small it is too large to be tried"
+                        continue
+                    module = build(model, config)
+                    for layout in layouts(model, config, Sizes(), companions=companions):
+                        said = _tried(module, config, layout)
+                        if not said:
+                            return Fit(shrink, layout)
+                        problem = problem or said
             except ImportError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a family's code says of these sizes
@@ -90,12 +96,11 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {next(filter(None, lines), '')}"
 
 
-def _is_too_large(model: type[PreTrainedModel], config: PreTrainedConfig, shrink: Shrink, build: Any) -> bool:
-    if shrink.widths:
-        return False
+def _is_too_large(model: type[PreTrainedModel], config: PreTrainedConfig, shrink: Shrink, build: Build) -> bool:
     try:
         with torch.device("meta"):
             empty = build(model, config)
     except Exception:  # noqa: BLE001 - its code reads numbers while it builds
         return False
-    return sum(parameter.numel() for parameter in empty.parameters()) > _LARGEST
+    parameters: int = sum(parameter.numel() for parameter in empty.parameters())
+    return parameters > (_LARGEST_AT_ALL if shrink.widths else _LARGEST)

@@ -78,7 +78,7 @@ _RULES: tuple[tuple[_Kind, re.Pattern[str], Callable[[int, int], int]], ...] = t
     for kind, pattern, rule in (
         ("counts", r".*feat_extract.*|(min|max)_depth|.*(dropout|drop|cost|coefficient)", _as_it_is),
         ("counts", r".*(token_id|token_index)|type_vocab_size", _as_it_is),
-        ("counts", r"(.*_)?vocab_size(_.*)?|n_vocab|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
+        ("counts", r"(.*_)?vocab(_size(_.*)?)?|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
         ("counts", r"(.*_)?codebook_size", _at_most(CODES)),
         ("counts", r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
         ("counts", r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
@@ -107,7 +107,7 @@ _RULES: tuple[tuple[_Kind, re.Pattern[str], Callable[[int, int], int]], ...] = t
         (
             "widths",
             r"(.*_)?(hidden_(size|dim|channels)|d_model|n_embd|embed(ding)?_dim|embedding_size|emb_dim|projection_dim"
-            r"|proj_dim|dim|d_embed|hidden|output_channels|bottleneck_size)",
+            r"|proj_dim|dim|d_embed|hidden|output_channels|bottleneck_size|upsample_groups)",
             _heads_wide(HEADS),
         ),
         ("counts", r"(.*_)?(num|n)(_local|_routed)?_experts|.*num_experts", _at_most(EXPERTS)),
@@ -152,6 +152,7 @@ _RESNET = {
 }
 
 _LARGEST = 1 << 30  # what a field is taken to be that the class leaves open
+_UNKNOWN = 4  # and what it is then where no rule makes it smaller
 
 
 def arguments(kind: type[PreTrainedConfig], given: Mapping[str, Any], shrink: Shrink) -> dict[str, Any]:
@@ -180,7 +181,8 @@ def _arguments(
         value = values[name]
         if is_configuration(value):
             if shrink.counts and name == "backbone_config" and value.model_type.startswith("timm"):
-                result[name] = _RESNET  # the same pyramid of features, with no other package
+                pyramid = {"out_indices": list(value.out_indices)} if getattr(value, "out_indices", None) else {}
+                result[name] = _RESNET | pyramid  # the same features, with no other package
             else:
                 result[name] = _arguments(value, given.get(name) or {}, tokens, shrink, nested=True)
         elif name == "use_cache":
@@ -194,6 +196,8 @@ def _arguments(
     _relate(values, result, given, here)
     if shrink.counts:
         _choose_layers(config, result, given)
+    if nested:
+        _choose_outputs(config, result, given)
     return result | {name: value for name, value in given.items() if not isinstance(result.get(name), dict)}
 
 
@@ -212,16 +216,22 @@ def _head_dim(values: Mapping[str, Any]) -> int:
 def _filled(name: str, value: Any, annotation: str, shrink: Shrink) -> Any:
     """A value for a field that the class leaves open; None for others."""
     if name == "rope_parameters" and "mrope_section" not in (value or {}):
-        sections = _sections([1, 1, 1], shrink.head_dim // 2)
+        sections = _sections([1, 1, 1], _rotary_half(value or {}, shrink))
         return {"rope_type": "default", "rope_theta": 10000.0, **(value or {}), "mrope_section": sections}
     if value is not None:
         return None
     if name == "pad_token_id":
         return 1
+    if re.fullmatch(r"(image|audio)_token_(id|index)", name):
+        return VOCABULARY - 1
+    if name == "layer_types":
+        return ["full_attention"] * LAYERS
+    if name == "vocabulary_map":
+        return {"<image>": VOCABULARY - 1}
     if "int" not in annotation or re.search(r"list|tuple|dict|float|str", annotation):
         return None
     size = _size(name, _LARGEST, shrink)
-    return size if size < _LARGEST else None
+    return size if size < _LARGEST else _UNKNOWN
 
 
 def own_fields(config: PreTrainedConfig) -> dict[str, Any]:
@@ -257,7 +267,7 @@ def _smaller(name: str, value: Any, tokens: dict[int, int], shrink: Shrink) -> A
         case int():
             return _size(name, value, shrink)
         case dict() if "mrope_section" in value:
-            half = shrink.head_dim // 2 if shrink.widths else sum(value["mrope_section"])
+            half = _rotary_half(value, shrink) if shrink.widths else sum(value["mrope_section"])
             return {**value, "mrope_section": _sections(value["mrope_section"], half)}
         case dict() if any(isinstance(each, dict) for each in value.values()):
             return {key: _smaller(key, each, tokens, shrink) for key, each in value.items()}
@@ -270,6 +280,10 @@ def _smaller(name: str, value: Any, tokens: dict[int, int], shrink: Shrink) -> A
             return type(value)(_smaller(name, each, tokens, shrink) for each in value)
         case _:
             return value
+
+
+def _rotary_half(rope: Mapping[str, Any], shrink: Shrink) -> int:
+    return int(shrink.head_dim * rope.get("partial_rotary_factor", 1)) // 2
 
 
 def _sections(sections: Sequence[int], half: int) -> list[int]:
@@ -305,6 +319,18 @@ def _relate(values: Mapping[str, Any], small: dict[str, Any], given: Mapping[str
     ):
         if isinstance(values.get(expand), int | float) and isinstance(values.get(count), int) and now(size):
             small[count] = int(now(expand) * now("hidden_size")) // now(size)
+
+
+def _choose_outputs(config: PreTrainedConfig, small: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """As many of a backbone's stages for others to take as there were; where each layer is a stage, the last ones."""
+    indices = getattr(config, "out_indices", None)
+    if not isinstance(indices, list | tuple):
+        return
+    name = config.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    if name in small and vars(config).get(name) == len(config.stage_names) - 1:
+        small[name] = last = max(small[name], len(indices), int(given.get(name, 0)))
+        indices = range(last - len(indices) + 1, last + 1)
+    small["out_indices"] = list(indices)
 
 
 def _choose_layers(config: PreTrainedConfig, small: dict[str, Any], given: Mapping[str, Any]) -> None:

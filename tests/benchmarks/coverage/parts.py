@@ -105,7 +105,7 @@ def _sums(calls: list[_Call], layer: _Call) -> list[Tensor]:
         + [(layer.ended, None, t) for t in layer.given],
         key=lambda moment: moment[0],
     )
-    stream, given, sums = [start], [], []
+    stream, given, sums = [start], list[Tensor](), list[Tensor]()
     for _, call, tensor in moments:
         flat = tensor.reshape(-1)
         if flat.numel() != start.numel() or _among(flat, stream):
@@ -196,7 +196,7 @@ def _is_norm(call: _Call) -> bool:
     if isinstance(weight, Tensor) and weight.shape != given.shape[-1:]:
         return False
     given = given - bias if isinstance(bias, Tensor) else given
-    scales = [1.0, weight, 1 + weight] if isinstance(weight, Tensor) else [1.0]
+    scales: list[float | Tensor] = [1.0, weight, 1 + weight] if isinstance(weight, Tensor) else [1.0]
     for scale in scales:
         plain = given / scale
         for direction in (taken, taken - taken.mean(-1, keepdim=True)):
