@@ -142,7 +142,7 @@ def test_a_way_of_attention_that_an_architecture_lacks_is_refused() -> None:
 
 
 # Laid out, or made small, as only the code of their forward says.
-FOUND_BY_TRYING = {
+FOUND_BY_TRYING: dict[str, dict[str, int | tuple[int, ...]]] = {
     "esm": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # its masking needs a padding token
     "glm4v_text": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # parts of the rotary half, by default in its code
     "idefics3": {"input_ids": 2, "attention_mask": 2, "pixel_values": 5},  # images in an axis of their own

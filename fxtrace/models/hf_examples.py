@@ -36,10 +36,11 @@ class Layout:
 
     Attributes:
         images: `images` (batch, channels, height, width); `stacks` and `frames`, with one or several images of each
-            example in an axis of their own; `tiled`, with two tiles and the whole in it; `tiles`, in another beside it; `cut` into patches that are
-            all in one row, `cut_images` likewise and the patches not flattened; `padded`, patches of each example.
-        sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel` (with an axis of one channel before these), or
-            `wave` (batch, 1, time).
+            example in an axis of their own; `tiled`, with two tiles and the whole in it; `tiles`, with tiles in another
+            beside it; `cut` into patches that are all in one row, `cut_images` likewise and the patches not flattened;
+            `padded`, patches of each example.
+        sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel`
+            (with an axis of one channel before these), or `wave` (batch, 1, time).
         words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
             sounds are words.
         companions: whether everything is given that a rule knows, or what is needed alone.

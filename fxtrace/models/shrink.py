@@ -55,13 +55,14 @@ SHRINKS: tuple[Shrink, ...] = (
 """From the smallest on; the first is taken with which the model runs."""
 
 _Kind = Literal["counts", "widths", "extents"]
+_Rule = Callable[[int, int], int]
 
 
-def _at_most(limit: int) -> Callable[[int, int], int]:
+def _at_most(limit: int) -> _Rule:
     return lambda size, _: min(size, limit)
 
 
-def _heads_wide(heads: int) -> Callable[[int, int], int]:
+def _heads_wide(heads: int) -> _Rule:
     return lambda size, head_dim: min(size, heads * head_dim)
 
 
@@ -73,72 +74,70 @@ _KEY_VALUE_HEADS = r"(.*_)?(num_key_value_heads|n_head_kv|num_kv_heads)"
 
 # (what it makes small, what a field's whole name must match, its new size from its old one and a head's); the first
 # that matches counts.
-_RULES: tuple[tuple[_Kind, re.Pattern[str], Callable[[int, int], int]], ...] = tuple(
-    (kind, re.compile(pattern), rule)
-    for kind, pattern, rule in (
-        ("counts", r".*feat_extract.*|(min|max)_depth|.*(dropout|drop|cost|coefficient)", _as_it_is),
-        ("counts", r".*(token_id|token_index)|type_vocab_size", _as_it_is),
-        ("counts", r"(.*_)?vocab(_size(_.*)?)?|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
-        ("counts", r"(.*_)?codebook_size", _at_most(CODES)),
-        ("counts", r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
-        ("counts", r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
-        ("counts", r"first_k_dense_replace|max_window_layers|num_dense_layers|num_kv_shared_layers", _at_most(1)),
-        ("counts", r"(.*_)?(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|depth)|num_blocks", _at_most(LAYERS)),
-        ("widths", _KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
-        (
-            "widths",
-            r"(.*_)?(attention_heads|num_heads|n_heads?|heads|num_key_heads|num_value_heads)",
-            _at_most(HEADS),
-        ),
-        ("widths", r"qk_head_dim", lambda _, head_dim: 2 * head_dim),
-        ("widths", r"rotary_dim", lambda size, head_dim: min(size, head_dim // 2)),
-        (
-            "widths",
-            r"(.*_)?(head_dim|d_kv|d_head|dim_head|kv_channels|attention_head_size|head_size)|mamba_d_head",
-            _heads_wide(1),
-        ),
-        ("widths", r".*lora_rank", _at_most(RANK)),
-        (
-            "widths",
-            r"(.*_)?(intermediate_(size|dim)|(ffn|ff|mlp|feedforward)_dim|d_ff|n_inner|(ffn|ff)_(hidden_)?size|d_inner"
-            r"|dim_feedforward)",
-            _heads_wide(6),
-        ),
-        (
-            "widths",
-            r"(.*_)?(hidden_(size|dim|channels)|d_model|n_embd|embed(ding)?_dim|embedding_size|emb_dim|projection_dim"
-            r"|proj_dim|dim|d_embed|hidden|output_channels|bottleneck_size|upsample_groups)",
-            _heads_wide(HEADS),
-        ),
-        ("counts", r"(.*_)?(num|n)(_local|_routed)?_experts|.*num_experts", _at_most(EXPERTS)),
-        ("counts", r".*(experts_per_tok(en)?|moe_topk|moe_k|top_?k_experts)|moe_top_k", _at_most(CHOSEN)),
-        ("counts", r"n_group|num_expert_group|.*mamba_n_groups|n_groups", _at_most(2)),
-        ("counts", r"topk_group", _at_most(1)),
-        ("widths", r"(.*_)?(state_size|d_state)", _heads_wide(1)),
-        ("extents", r"num_position_embeddings", _at_most(16)),
-        (
-            "extents",
-            r"(.*_)?(max_(position_embeddings|(source|target)_positions|seq_len(gth)?|sequence_length|length)"
-            r"|n_positions|n_ctx|position_embeddings)",
-            _at_most(POSITIONS),
-        ),
-        (
-            "extents",
-            r"(.*_)?(sliding_window|attention_window|local_attention|attention_chunk_size|chunk_size)",
-            _at_most(WINDOW),
-        ),
-        (
-            "extents",
-            r"window_size",
-            lambda size, _: size if size >= IMAGE else min(size, 2),
-        ),  # in pixels, or in patches
-        ("extents", r"num_frames", _at_most(WINDOW)),
-        ("extents", r"num_conv_pos_embeddings", _at_most(HEAD_DIM)),
-        ("extents", r"mm_tokens_per_image", _at_most(4)),
-        ("extents", r"num_quer(ies|y_tokens)|num_latents", _at_most(8)),
-        ("extents", r"prediction_length", _at_most(8)),
-    )
+_RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
+    ("counts", r".*feat_extract.*|(min|max)_depth|.*(dropout|drop|cost|coefficient)", _as_it_is),
+    ("counts", r".*(token_id|token_index)|type_vocab_size", _as_it_is),
+    ("counts", r"(.*_)?vocab(_size(_.*)?)?|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
+    ("counts", r"(.*_)?codebook_size", _at_most(CODES)),
+    ("counts", r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
+    ("counts", r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
+    ("counts", r"first_k_dense_replace|max_window_layers|num_dense_layers|num_kv_shared_layers", _at_most(1)),
+    ("counts", r"(.*_)?(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|depth)|num_blocks", _at_most(LAYERS)),
+    ("widths", _KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
+    (
+        "widths",
+        r"(.*_)?(attention_heads|num_heads|n_heads?|heads|num_key_heads|num_value_heads)",
+        _at_most(HEADS),
+    ),
+    ("widths", r"qk_head_dim", lambda _, head_dim: 2 * head_dim),
+    ("widths", r"rotary_dim", lambda size, head_dim: min(size, head_dim // 2)),
+    (
+        "widths",
+        r"(.*_)?(head_dim|d_kv|d_head|dim_head|kv_channels|attention_head_size|head_size)|mamba_d_head",
+        _heads_wide(1),
+    ),
+    ("widths", r".*lora_rank", _at_most(RANK)),
+    (
+        "widths",
+        r"(.*_)?(intermediate_(size|dim)|(ffn|ff|mlp|feedforward)_dim|d_ff|n_inner|(ffn|ff)_(hidden_)?size|d_inner"
+        r"|dim_feedforward)",
+        _heads_wide(6),
+    ),
+    (
+        "widths",
+        r"(.*_)?(hidden_(size|dim|channels)|d_model|n_embd|embed(ding)?_dim|embedding_size|emb_dim|projection_dim"
+        r"|proj_dim|dim|d_embed|hidden|output_channels|bottleneck_size|upsample_groups)",
+        _heads_wide(HEADS),
+    ),
+    ("counts", r"(.*_)?(num|n)(_local|_routed)?_experts|.*num_experts", _at_most(EXPERTS)),
+    ("counts", r".*(experts_per_tok(en)?|moe_topk|moe_k|top_?k_experts)|moe_top_k", _at_most(CHOSEN)),
+    ("counts", r"n_group|num_expert_group|.*mamba_n_groups|n_groups", _at_most(2)),
+    ("counts", r"topk_group", _at_most(1)),
+    ("widths", r"(.*_)?(state_size|d_state)", _heads_wide(1)),
+    ("extents", r"num_position_embeddings", _at_most(16)),
+    (
+        "extents",
+        r"(.*_)?(max_(position_embeddings|(source|target)_positions|seq_len(gth)?|sequence_length|length)"
+        r"|n_positions|n_ctx|position_embeddings)",
+        _at_most(POSITIONS),
+    ),
+    (
+        "extents",
+        r"(.*_)?(sliding_window|attention_window|local_attention|attention_chunk_size|chunk_size)",
+        _at_most(WINDOW),
+    ),
+    (
+        "extents",
+        r"window_size",
+        lambda size, _: size if size >= IMAGE else min(size, 2),
+    ),  # in pixels, or in patches
+    ("extents", r"num_frames", _at_most(WINDOW)),
+    ("extents", r"num_conv_pos_embeddings", _at_most(HEAD_DIM)),
+    ("extents", r"mm_tokens_per_image", _at_most(4)),
+    ("extents", r"num_quer(ies|y_tokens)|num_latents", _at_most(8)),
+    ("extents", r"prediction_length", _at_most(8)),
 )
+_PATTERNS = tuple((kind, re.compile(pattern), rule) for kind, pattern, rule in _RULES)
 
 _WIDTHS = re.compile(r"(.*_)?(hidden_sizes|embed_dims|conv_dim|layer_dims|neck_hidden_sizes)")
 _INDICES = re.compile(r".*(indexes|idxs|indices|layer_ids|_layers)")
@@ -251,7 +250,7 @@ def is_configuration(value: object) -> TypeGuard[PreTrainedConfig]:
 
 
 def _size(name: str, size: int, shrink: Shrink) -> int:
-    for kind, pattern, rule in _RULES:
+    for kind, pattern, rule in _PATTERNS:
         if pattern.fullmatch(name):
             return rule(size, shrink.head_dim) if getattr(shrink, kind) else size
     return size
