@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -65,13 +65,13 @@ class Recorder(TorchFunctionMode):
         self._derived: list[fx.Node] = []
         self._writers: dict[int, _Writers] = {}
 
-    def run(self, inputs: Mapping[str, Any]) -> object:
-        """Runs the module, and returns what it returned."""
+    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object]) -> object:
+        """Runs the module in a context, and returns what it returned."""
         for name, value in inputs.items():
             node = self._note(self.graph.placeholder(name), value, None)
             for way, tensor in tensors(value):
                 self._bind(tensor, node, way)
-        with self._following_modules(), self:
+        with self._following_modules(), self, inside:
             output = self._module(**inputs)
         self._note(self.graph.output(self._returned(output)), None, None)
         for node in reversed(self._derived):

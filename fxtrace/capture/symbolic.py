@@ -25,7 +25,7 @@ def symbolic(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.fx cannot follow the module.
     """
-    with model_errors("symbolic tracing cannot follow this model", run.module):
+    with model_errors("symbolic tracing cannot follow this model", run.module), run.inside:
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
     kept: dict[str, Tensor] = {}
