@@ -18,7 +18,7 @@ WALL = torch.zeros(LENGTH, LENGTH).masked_fill(HIDDEN, -math.inf)
 
 
 def cut(x: Tensor) -> Tensor:
-    return x.unflatten(-1, (-1, SIZE)).transpose(1, 2)
+    return torch.unflatten(x, -1, (-1, SIZE)).transpose(1, 2)
 
 
 def side_by_side(x: Tensor) -> Tensor:
