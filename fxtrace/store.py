@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sqlite3
 import time
 import uuid
@@ -96,15 +97,18 @@ class Store:
 
     Args:
         folder: where the traces are; made if it is not there.
+        scratch: a folder on the same disk for what is half-written, which whoever may kill this process then removes;
+            None for one with the tensors.
 
     Raises:
         Unmet: the folder cannot be used.
         StoreDamaged: it holds an index that this version of fxtrace cannot read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, scratch: Path | None = None) -> None:
         self.folder = folder
         self._files = folder / "tensors"
+        self._scratch = scratch
         with self._usable():
             self._files.mkdir(parents=True, exist_ok=True)
         self._engine = _connect(folder / "index.sqlite3")
@@ -114,6 +118,10 @@ class Store:
         except BaseException:
             self.close()
             raise
+
+    def new_scratch(self) -> Path:
+        """A folder that a store of another process may be given as its `scratch`."""
+        return self._files / f"{uuid.uuid4().hex}.tmp"
 
     def close(self) -> None:
         """Closes the index. Tensors that were read stay readable."""
@@ -141,8 +149,10 @@ class Store:
                 snapshots=map(wire.SNAPSHOT.encode, snapshots)
             ).SerializeToString(),
         }
-        temporary = self._files / f"{trace.id}.{uuid.uuid4().hex}.tmp"
+        temporary = (self._scratch or self._files) / f"{trace.id}.{uuid.uuid4().hex}.tmp"
         with self._usable():
+            if self._scratch is not None:
+                self._scratch.mkdir(exist_ok=True)
             try:
                 if trace.values:
                     write_tensors(temporary, tensors, {"trace": trace.id})
@@ -319,7 +329,7 @@ class Store:
                 if file.suffix == ".tmp" or file.name.startswith(".tmp"):  # ours, and those of the safetensors library
                     with suppress(FileNotFoundError):  # its writer may just have finished
                         if time.time() - file.stat().st_mtime > _ABANDONED_AFTER_SECONDS:
-                            file.unlink()
+                            shutil.rmtree(file) if file.is_dir() else file.unlink()
                 elif file.suffix == ".safetensors" and TRACE_ID.fullmatch(file.stem) and file.stem not in named:
                     self._remove_unnamed(file)
 

@@ -34,7 +34,9 @@ Server = Annotated[
 StoreFolder = Annotated[
     Path | None,
     typer.Option(
-        "--store", metavar="FOLDER", help="Folder of the traces [default: $FXTRACE_STORE, else the user's data folder]."
+        "--store",
+        metavar="FOLDER",
+        help="Folder of the traces; by default $FXTRACE_STORE, else the user's data folder.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.", callback=_note_json)]
