@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
 from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
+
+_REASON_SECONDS = 60.0  # that a list gives the reason why a model cannot be used, before it is tried again
 
 
 @dataclass(eq=False)
@@ -84,6 +87,7 @@ class IsolatedEngine:
         self._running: dict[Hashable, _Shared] = {}
         self._making: dict[str, _Shared] = {}
         self._infos: dict[str, ModelInfo] = {}
+        self._reasons: dict[str, tuple[str, float]] = {}
 
     def start(self) -> None:
         """Starts the worker processes, in the background; a call before that waits."""
@@ -130,10 +134,14 @@ class IsolatedEngine:
         return info
 
     def _model_or_reason(self, name: str) -> ModelInfo:
-        try:
-            return self.get_model(name)
-        except FxtraceError as error:
-            return ModelInfo(name, f"cannot be used: {error.message}", (), {})
+        reason, until = self._reasons.get(name, ("", 0.0))
+        if time.monotonic() >= until:
+            try:
+                return self.get_model(name)
+            except FxtraceError as error:
+                reason = f"cannot be used: {error.message}"
+                self._reasons[name] = reason, time.monotonic() + _REASON_SECONDS
+        return ModelInfo(name, reason, (), {})
 
     def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> Trace:
         """Traces a model that is on offer, or finds the trace that such a request made before.

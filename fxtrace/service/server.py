@@ -37,8 +37,7 @@ def serve(
 ) -> None:
     """Serves an engine until SIGINT or SIGTERM, then lets running calls end for a few seconds. For the main thread.
 
-    Models and pictures are worked on in processes of their own, which import the program's main module: what a script
-    does belongs under `if __name__ == "__main__":`.
+    Models and pictures are worked on in processes of their own.
 
     Args:
         engine: answers the calls; it stays open.

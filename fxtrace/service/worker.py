@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
-import multiprocessing
 import os
 import resource
 import signal
@@ -114,17 +113,21 @@ _METHODS: Mapping[str, Callable[..., bytes]] = {
 }
 
 
-def main(connection: Connection, plan: Plan, scratch: Path, temporary: Path, front: int) -> None:
+def main(descriptor: int, front: int) -> None:
     """Works until the front hangs up.
 
     Args:
-        connection: to the front.
-        plan: what to be.
-        scratch: the store's folder for what this process has half-written.
-        temporary: the folder for every other temporary file.
+        descriptor: of the pipe to the front.
         front: the front's process id.
     """
-    _settle(temporary, front)
+    _end_with(front)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    connection = Connection(descriptor)
+    os.set_inheritable(descriptor, False)
+    plan, scratch, temporary = connection.recv()
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     try:
         engine = Engine(Store(plan.folder, scratch=scratch), plan.models, render_seconds=None).restricted()
         if plan.captures:
@@ -167,20 +170,12 @@ def _failure(error: FxtraceError) -> bytes:
     return ERROR + status
 
 
-def _settle(temporary: Path, front: int) -> None:
-    """Makes this a process that the front can end as a whole, and that ends with the front."""
-    os.setsid()  # a group of its own, with whatever the model starts
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the front
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    faulthandler.enable()
-    os.dup2(2, 1)  # the front's stdout is not for what models print
-    sys.stdout = sys.stderr
+def _end_with(front: int) -> None:
+    """Has this process killed when the front dies, where the system can do that."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != front:  # it died before it could be watched
+    if os.getppid() != front:  # it died before
         os._exit(1)
-    multiprocessing.set_start_method(None, force=True)  # for the model, the platform's own
-    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
 
 
 class _Allowance:

@@ -17,6 +17,8 @@ import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,7 +43,13 @@ _WATCH_SECONDS = 0.1
 _DYING_SECONDS = 1.0  # that a worker may take to exit once its pipe is closed
 _LONGEST_REST_SECONDS = 30.0  # between two attempts to start a worker
 
-_spawn = multiprocessing.get_context("spawn")
+# Not multiprocessing's own start, which would import the front's main module, and with it the command line or a script.
+_PROGRAM = """
+import sys
+sys.path[:] = sys.argv[3:]
+from fxtrace.service.worker import main
+main(int(sys.argv[1]), int(sys.argv[2]))
+"""
 _log = logging.getLogger("fxtrace.service")
 
 
@@ -62,13 +70,17 @@ class _Worker:
         self.run: _Run | None = None
         self._cause = ""
         self._scratch, self._temporary = scratch, Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
-        self.connection, theirs = _spawn.Pipe()
-        arguments = (theirs, plan, scratch, self._temporary, os.getpid())
-        # Linux ends it with the thread that starts it: the one that keeps it. It is not a daemon, which could not have
-        # processes of its own, as models may.
-        self.process = _spawn.Process(target=worker.main, args=arguments, name="fxtrace-worker", daemon=False)
+        self.connection, theirs = multiprocessing.Pipe()
+        self._plan = (plan, scratch, self._temporary)
         try:
-            self.process.start()
+            # Linux ends it with the thread that starts it: the one that keeps it.
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM, str(theirs.fileno()), str(os.getpid()), *sys.path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=2,  # the front's stdout is not for what models print
+                start_new_session=True,
+            )
         except BaseException:
             self.connection.close()
             shutil.rmtree(self._temporary, ignore_errors=True)
@@ -76,22 +88,28 @@ class _Worker:
         finally:
             theirs.close()
 
+    def settle(self) -> bytes:
+        """Tells the process what to be, and waits for its answer; nothing where it died."""
+        try:
+            self.connection.send(self._plan)
+            return self.connection.recv_bytes()
+        except (EOFError, OSError):
+            return b""
+
     @property
     def dead(self) -> bool:
-        """Whether the process has ended. Its sentinel would not tell: what it started may hold that open."""
-        return not self.process.is_alive()
+        """Whether the process has ended."""
+        return self.process.poll() is not None
 
     def memory(self) -> int:
         """Bytes that it holds and that are not a file's."""
-        sizes = worker.memory(self.process.pid or "self")
+        sizes = worker.memory(self.process.pid)
         return sizes.get("RssAnon", 0) + sizes.get("RssShmem", 0)
 
     def kill(self) -> None:
         """Ends the process and those that it started."""
-        assert self.process.pid is not None
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.kill()  # before it had a group of its own
 
     def bury(self) -> str:
         """Waits for the end, removes what was left behind, and says what it died of."""
@@ -102,11 +120,10 @@ class _Worker:
             time.sleep(0.005)
         alive = not self.dead
         self.kill()
-        self.process.join()
+        code = self.process.wait()
         self.connection.close()
         shutil.rmtree(self._scratch, ignore_errors=True)
         shutil.rmtree(self._temporary, ignore_errors=True)
-        code = self.process.exitcode or 0
         if alive:
             self._cause = "it hung up"
         else:
@@ -243,18 +260,13 @@ class Workers:
             self._busy.add(started)  # so that closing ends it
             if self._closing.is_set():
                 started.kill()
-        try:
-            frame = started.connection.recv_bytes()
-        except (EOFError, OSError):
-            return False
-        finally:
-            with self._changed:
-                self._busy.discard(started)
-        if frame != worker.READY:
-            raise from_status(Status.FromString(frame[1:]))
+        answer = started.settle()
         with self._changed:
-            self._up += 1
-        return True
+            self._busy.discard(started)
+            self._up += answer == worker.READY
+        if answer[:1] == worker.ERROR:
+            raise from_status(Status.FromString(answer[1:]))
+        return answer == worker.READY
 
     def _refuse(self, error: FxtraceError) -> None:
         """Ends all that waits; with `_changed` held."""

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import subprocess
-import sys
-import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +15,7 @@ from torch import Tensor, nn
 class Config:
     how: str = ""
     size: int = 1
-    flag: str = ""  # a file that it makes when the harm begins
+    pid: str = ""  # a file that is to hold the process's id when the harm begins
 
 
 class Hostile(nn.Module):
@@ -28,8 +24,8 @@ class Hostile(nn.Module):
         self.config = config
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.config.flag:
-            Path(self.config.flag).touch()
+        if self.config.pid:
+            Path(self.config.pid).write_text(str(os.getpid()))
         harm(self.config.how, self.config.size)
         return x + 1
 
@@ -40,32 +36,13 @@ def harm(how: str, size: int) -> None:
             ctypes.string_at(0)
         case "exit":
             os._exit(size)
-        case "sys.exit":
-            sys.exit(size)
         case "loop":
             while True:
                 pass
-        case "library":  # no signal handler of Python's runs meanwhile
+        case "library":  # meanwhile no signal handler of Python's runs
             ctypes.PyDLL(None).pause()
-        case "numbers":
+        case "memory":
             torch.zeros(size << 20, dtype=torch.uint8)
-        case "bytes":
-            bytearray(size << 20)
-        case "shared":  # not counted among a process's own data
-            torch.zeros(size << 20, dtype=torch.uint8).share_memory_()  # type: ignore[no-untyped-call]
-            time.sleep(60)
-        case "child":  # lives on, and holds what it inherited
-            if os.fork() == 0:
-                time.sleep(60)
-            os._exit(size)
-        case "hang up":
-            os.closerange(3, 256)
-            time.sleep(60)
-        case "litter":
-            Path(tempfile.mkdtemp(), "litter").write_bytes(bytes(1000))
-            os._exit(size)
-        case "process":
-            subprocess.run(["sleep", "60"], check=False)
 
 
 def build(config: Config) -> Hostile:
