@@ -40,6 +40,7 @@ from fxtrace.store import Store
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 _WATCH_SECONDS = 0.1
+_START_SECONDS = 300.0  # that a worker may take to import PyTorch
 _DYING_SECONDS = 1.0  # that a worker may take to exit once its pipe is closed
 _LONGEST_REST_SECONDS = 30.0  # between two attempts to start a worker
 
@@ -50,6 +51,7 @@ sys.path[:] = sys.argv[3:]
 from fxtrace.service.worker import main
 main(int(sys.argv[1]), int(sys.argv[2]))
 """
+_NAMES = {each.value: each.name for each in signal.Signals}
 _log = logging.getLogger("fxtrace.service")
 
 
@@ -68,6 +70,7 @@ class _Worker:
 
     def __init__(self, plan: Plan, scratch: Path) -> None:
         self.run: _Run | None = None
+        self.born = time.monotonic()
         self._cause = ""
         self._scratch, self._temporary = scratch, Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
         self.connection, theirs = multiprocessing.Pipe()
@@ -127,7 +130,7 @@ class _Worker:
         if alive:
             self._cause = "it hung up"
         else:
-            self._cause = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
+            self._cause = f"exit code {code}" if code >= 0 else f"signal {-code} ({_NAMES.get(-code, 'real-time')})"
         return self._cause
 
 
@@ -188,11 +191,11 @@ class Workers:
             Busy: the queue is full.
         """
         with self._changed:
-            waiting = sum(not each.light for each in self._waiting)
-            if waiting >= self._queue and not job.light:
-                seconds = max(1, round(self._seconds * (waiting + 1) / self._count))
+            before = sum(not each.light for each in self._waiting) + self._heavy()
+            if before >= self._count + self._queue and not job.light:
+                seconds = max(1, round(self._seconds * (before + 1 - self._count) / self._count))
                 raise Busy.until(
-                    f"{waiting} calls wait already, as many as may; try again in about {seconds} s", seconds
+                    f"{before} such calls run or wait, as many as may; try again in about {seconds} s", seconds
                 )
             if self._closing.is_set():
                 raise _stopping()
@@ -273,13 +276,16 @@ class Workers:
         while self._waiting:
             self._waiting.popleft().end(error)
 
+    def _heavy(self) -> int:
+        """How many jobs run that are not light; with `_changed` held."""
+        return sum(each.run is not None and not each.run.job.light for each in self._busy)
+
     def _next(self, free: _Worker) -> Job | None:
         """The next job for a worker, which is then its own; None where it died, or the pool closes."""
         with self._changed:
             while not self._closing.is_set() and not free.dead:
-                heavy = sum(each.run is not None and not each.run.job.light for each in self._busy)
                 for job in self._waiting:
-                    if job.light or heavy < self._count:
+                    if job.light or self._heavy() < self._count:
                         self._waiting.remove(job)
                         free.run = _Run(job, time.monotonic(), free.memory())
                         self._busy.add(free)
@@ -345,9 +351,10 @@ class Workers:
             with self._changed:
                 for each in self._busy:
                     run = each.run
-                    if run is None:
-                        continue
-                    if each.dead:
+                    if run is None:  # it starts
+                        if time.monotonic() - each.born > _START_SECONDS:
+                            each.kill()
+                    elif each.dead:
                         each.kill()  # what it started may live, and hold the pipe open
                     elif time.monotonic() - run.started > run.job.seconds:
                         seconds = run.job.seconds

@@ -206,7 +206,9 @@ def test_a_full_queue_says_when_to_come_again(models: Registry, tmp_path: Path) 
         pool.submit(running)
         until(lambda: running in [each.run.job for each in pool._busy if each.run])
         pool.submit(waiting)
-        with pytest.raises(Busy, match=r"1 calls wait already, as many as may; try again in about \d+ s") as refused:
+        with pytest.raises(
+            Busy, match=r"2 such calls run or wait, as many as may; try again in about \d+ s"
+        ) as refused:
             pool.submit(job("fine"))
         assert refused.value.retry_after >= 1
         assert call(pool, "fine", light=True)  # the spare worker's
