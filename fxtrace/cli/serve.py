@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, StoreFolder
+from fxtrace.cli.common import Json, StorePlace
 
 
 def serve(
@@ -21,7 +21,7 @@ def serve(
         ),
     ] = None,
     hf: Annotated[bool, typer.Option("--hf", help="Offer every architecture of transformers, as hf:...")] = False,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Serve the traces of a folder over gRPC, until Ctrl-C."""
