@@ -32,8 +32,8 @@ class Source(Protocol):
     def nbytes(self) -> int:
         """Of the whole file."""
 
-    def read(self, start: int, nbytes: int) -> bytes | memoryview:
-        """These bytes; fewer where the file ends before. OSError where it cannot be read."""
+    def readinto(self, start: int, room: memoryview) -> int:
+        """Fills the room with the bytes from `start` on; gives their number, less where the file ends. OSError."""
 
     def close(self) -> None:
         """Lets go of it."""
@@ -132,11 +132,11 @@ class _File:
         self._descriptor = os.open(path, os.O_RDONLY)
         self.nbytes = os.fstat(self._descriptor).st_size
 
-    def read(self, start: int, nbytes: int) -> bytes:
-        data = os.pread(self._descriptor, nbytes, start)
-        if len(data) == nbytes or not data:
-            return data
-        return data + self.read(start + len(data), nbytes - len(data))  # a call gives 2 GiB at most
+    def readinto(self, start: int, room: memoryview) -> int:
+        done = 0
+        while done < room.nbytes and (nbytes := os.preadv(self._descriptor, [room[done:]], start + done)):
+            done += nbytes  # a call gives 2 GiB at most
+        return done
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -123,18 +123,18 @@ class _Object:
     def __init__(self, store: ObjectStore, name: str, nbytes: int) -> None:
         self._store, self._name, self.nbytes = store, name, nbytes
 
-    def read(self, start: int, nbytes: int) -> bytes | memoryview:
-        pieces = []
-        stop = min(start + nbytes, self.nbytes)
+    def readinto(self, start: int, room: memoryview) -> int:
+        done, stop = 0, min(room.nbytes, self.nbytes - start)
         with _os_errors():
-            while start < stop:
-                number, at = divmod(start, PART_BYTES)
-                length = min(PART_BYTES - at, stop - start)
-                pieces.append(
-                    memoryview(obstore.get_range(self._store, _key(self._name, number), start=at, length=length))
-                )
-                start += length
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            while done < stop:
+                number, at = divmod(start + done, PART_BYTES)
+                length = min(PART_BYTES - at, stop - done)
+                data = memoryview(obstore.get_range(self._store, _key(self._name, number), start=at, length=length))
+                room[done : done + data.nbytes] = data
+                done += data.nbytes
+                if data.nbytes < length:
+                    break
+        return done
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from zlib_ng.zlib_ng import crc32
+from zlib_ng.zlib_ng import crc32, crc32_combine
 
 from fxtrace.dtypes import dtype_name
 from fxtrace.slices import parse_slice
@@ -85,7 +86,7 @@ class Encoded:
 class _Entry:
     offset: int
     nbytes: int
-    checksums: NDArray[np.uint32]
+    checksums: tuple[int, ...]
 
 
 class Head:
@@ -100,7 +101,7 @@ class Head:
         header = self._read_header(source)
         start = 8 + len(header)
         try:
-            entries = json.loads(bytes(header))
+            entries = json.loads(header)
             self.trace_id = str(entries.pop("__metadata__")["trace"])
             spans = {str(name): tuple(map(int, entry["data_offsets"])) for name, entry in entries.items()}
             begin, end = spans.pop(CHECKSUMS)
@@ -110,7 +111,7 @@ class Head:
             raise ValueError(f"expected the header of a trace's file: {error!r}") from error
         if start + end != source.nbytes:
             raise ValueError(f"expected {start + end} bytes, the file has {source.nbytes}")
-        row = _read(source, start + begin, end - begin)
+        row = _read(source, start + begin, memoryview(bytearray(end - begin)))
         checksums = np.frombuffer(row, "<u4") if len(row) % 4 == 0 else np.zeros(1, np.uint32)
         if crc32(row[:-4]) != checksums[-1]:
             raise ValueError("the checksums are not as they were written")
@@ -121,21 +122,21 @@ class Head:
         used = 1
         for name, (first, last) in spans.items():
             count = _block_count(last - first)
-            self.entries[name] = _Entry(start + first, last - first, checksums[used : used + count])
+            self.entries[name] = _Entry(start + first, last - first, tuple(checksums[used : used + count].tolist()))
             used += count
 
     @staticmethod
-    def _read_header(source: Source) -> bytes | memoryview:
+    def _read_header(source: Source) -> bytes:
         if source.nbytes < 8:
             raise ValueError(f"expected the header of a trace's file, the file has {source.nbytes} bytes")
-        nbytes = int.from_bytes(_read(source, 0, 8), "little")
+        nbytes = int.from_bytes(_read(source, 0, memoryview(bytearray(8))), "little")
         if nbytes > min(source.nbytes - 8, _MAX_HEADER_BYTES):
             raise ValueError(f"expected a header of {nbytes} bytes, the file has {source.nbytes}")
-        return _read(source, 8, nbytes)
+        return bytes(_read(source, 8, memoryview(bytearray(nbytes))))
 
 
 class TraceFile:
-    """A trace's file, open for reading; close it, or use it in a `with` statement.
+    """A trace's file, open for reading; close it, or use it in a `with` statement. For one thread at a time.
 
     Args:
         source: the file.
@@ -146,6 +147,7 @@ class TraceFile:
 
     def __init__(self, source: Source, head: Head, guard: Callable[[], AbstractContextManager[None]]) -> None:
         self._source, self._head, self._guard = source, head, guard
+        self._room = _Room()
 
     def section(self, name: str) -> bytes:
         """The bytes of `TRACE`, `GRAPH` or `SNAPSHOTS`."""
@@ -186,11 +188,11 @@ class TraceFile:
         entry = self._head.entries[name]
         low, high = start // BLOCK_BYTES * BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, entry.nbytes)
         with self._guard():
-            data = memoryview(_read(self._source, entry.offset + low, high - low))
-            for at in range(0, high - low, BLOCK_BYTES):
-                if crc32(data[at : at + BLOCK_BYTES]) != entry.checksums[(low + at) // BLOCK_BYTES]:
-                    end = min(low + at + BLOCK_BYTES, entry.nbytes)
-                    raise ValueError(f"bytes {low + at} to {end} of '{name}' are not as they were written")
+            data = _read(self._source, entry.offset + low, self._room.take(high - low))
+            if crc32(data) != _combined(entry.checksums[low // BLOCK_BYTES : _block_count(high)], high - low):
+                bad = next(at for at in range(low, high, BLOCK_BYTES) if not _is_whole(entry, at, data[at - low :]))
+                end = min(bad + BLOCK_BYTES, entry.nbytes)
+                raise ValueError(f"bytes {bad} to {end} of '{name}' are not as they were written")
         return data[start - low : stop - low]
 
 
@@ -277,11 +279,49 @@ class StoredTensor:
             yield from self._gathered((*shape[:axis], size, *shape[axis + 1 :]), start + first * self._strides[axis])
 
 
-def _read(source: Source, start: int, nbytes: int) -> bytes | memoryview:
-    data = source.read(start, nbytes)
-    if len(data) != nbytes:
-        raise ValueError(f"the file ends at byte {start + len(data)} of {source.nbytes}")
-    return data
+class _Room:
+    """Memory to read into, used again once nobody looks at it: fresh memory costs more than the reading.
+
+    There are two pieces, since a loop still holds what it got last while it asks for the next.
+    """
+
+    def __init__(self) -> None:
+        self._pieces: deque[bytearray] = deque((bytearray(), bytearray()))
+
+    def take(self, nbytes: int) -> memoryview:
+        """This much memory, with anything in it."""
+        self._pieces.rotate()
+        piece = self._pieces[0]
+        try:
+            piece.append(0)  # refused while there is a view of it
+            del piece[-1:]
+        except BufferError:
+            piece = bytearray()
+        if len(piece) < nbytes:
+            piece = bytearray(nbytes)
+        self._pieces[0] = piece
+        return memoryview(piece)[:nbytes]
+
+
+def _read(source: Source, start: int, room: memoryview) -> memoryview:
+    """The file's bytes from there, as many as there is room for."""
+    nbytes = source.readinto(start, room)
+    if nbytes != room.nbytes:
+        raise ValueError(f"the file ends at byte {start + nbytes} of {source.nbytes}")
+    return room
+
+
+def _combined(checksums: Iterable[int], nbytes: int) -> int:
+    """The checksum of blocks that follow one another, from theirs: one long check costs less than many short ones."""
+    combined = 0
+    for checksum in checksums:
+        combined = crc32_combine(combined, checksum, min(BLOCK_BYTES, nbytes))
+        nbytes -= BLOCK_BYTES
+    return combined
+
+
+def _is_whole(entry: _Entry, start: int, data: memoryview) -> bool:
+    return crc32(data[:BLOCK_BYTES]) == entry.checksums[start // BLOCK_BYTES]
 
 
 def _block_count(nbytes: int) -> int:

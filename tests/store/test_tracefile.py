@@ -100,9 +100,11 @@ class Held:
     def __init__(self, data: bytes | bytearray) -> None:
         self._data, self.nbytes = data, len(data)
 
-    def read(self, start: int, nbytes: int) -> bytes:
-        assert min(start, nbytes) >= 0
-        return bytes(self._data[start : start + nbytes])
+    def readinto(self, start: int, room: memoryview) -> int:
+        assert start >= 0
+        data = self._data[start : start + room.nbytes]
+        room[: len(data)] = data
+        return len(data)
 
     def close(self) -> None:
         pass
