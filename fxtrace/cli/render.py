@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, resolve_trace, write_file
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, resolve_trace, write_file
 from fxtrace.errors import OptionInvalid
 from fxtrace.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
 
@@ -29,7 +29,7 @@ def render(
     views: Annotated[bool, typer.Option("--views", help="Draw ops that only move elements, too.")] = False,
     unfold: Annotated[bool, typer.Option("--unfold", help="Draw every one of a run of identical layers.")] = False,
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Draw the graph."""

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from fxtrace.cli.common import Json, StoreFolder
+from fxtrace.cli.common import Json, StorePlace
 
 _OWN = ("host", "port", "models", "hf", "store")  # settings that are parameters of `serve` below
 _FLAGS = "fxtrace.serve.flags"
@@ -88,7 +88,7 @@ def serve(
         ),
     ] = None,
     hf: Annotated[bool, typer.Option("--hf", help="Offer every architecture of transformers, as hf:...")] = False,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     config: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Settings in TOML; flags and FXTRACE_... variables go before.")
     ] = None,
@@ -122,5 +122,5 @@ def serve(
         else:
             typer.echo(f"fxtrace serves {', '.join(offered.names())} at {address}; stop it with Ctrl-C")
 
-    with Engine.open(settings.store, offered) as engine:
+    with Engine.open(settings.store, offered, quota_bytes=settings.disk_quota) as engine:
         server.serve(engine, settings=settings, on_ready=ready)

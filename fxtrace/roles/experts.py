@@ -295,9 +295,7 @@ class _Finder:
         joined = [
             node
             for node in self.flow.graph.nodes
-            if node.kind == "join"
-            and found
-            and [each.name for each in self.flow.inputs(node)] == [n.name for n in found]
+            if node.kind == "join" and found and [each.name for each in self.flow.inputs(node)] == [n.name for n in found]
         ]
         found = joined if len(joined) == 1 else found
         return found[0] if len(found) == 1 else None
@@ -336,9 +334,7 @@ class _Finder:
                 base = self.flow.inputs(node)[0]
                 shape = shape_of(base) or ()
                 index = node.args[1:]
-                first = (
-                    index[0] if len(index) == 1 else (index[1] if name_of(node) == "select" and index[0] == 0 else None)
-                )
+                first = index[0] if len(index) == 1 else (index[1] if name_of(node) == "select" and index[0] == 0 else None)
                 if _is_number(first) and shape[:1] == (self.count,) and len(shape) > 1:
                     return int(str(first))
                 if isinstance(first, tuple) and first and _is_number(first[-1]) and shape[-1:] == (self.count,):

@@ -67,7 +67,9 @@ def feed_forward(
     firsts, complete = flow.nearest(activated, projects, between, given) if activated is not None else ([], False)
     if activated is None or not firsts or not complete:
         return Unknown(output, f"'{output.name}' ends a branch that is neither an attention nor a feed-forward")
-    sources = {source.name: source for first in firsts if (source := data_of(flow, first, given)) is not None}
+    sources = {
+        source.name: source for first in firsts if (source := data_of(flow, first, given)) is not None
+    }
     if len(sources) != 1:
         return Unknown(output, f"the projections before '{output.name}' read different tensors")
     paths = {first.name: flow.path_back(activated, first)[1:] for first in firsts}

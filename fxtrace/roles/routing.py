@@ -248,11 +248,7 @@ def _rows(value: Values, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     if any(number is None for number in mixture.numbers):
         raise Unavailable("which expert each of them is cannot be told")
     read_rows = [_flat(value(expert.source)) for expert in mixture.experts]
-    experts = [
-        torch.full((len(rows),), number)
-        for rows, number in zip(read_rows, mixture.numbers, strict=True)
-        if number is not None
-    ]
+    experts = [torch.full((len(rows),), number) for rows, number in zip(read_rows, mixture.numbers, strict=True) if number is not None]
     return torch.cat(read_rows), torch.cat([_flat(value(each)) for each in mixture.results]), torch.cat(experts)
 
 

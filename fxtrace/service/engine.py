@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
     FxtraceError,
     NodeNotFound,
@@ -24,8 +25,7 @@ from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
-from fxtrace.slices import select
-from fxtrace.store import Store, default_folder
+from fxtrace.store import Store, StoredTensor, TraceFile, default_place
 from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
@@ -57,35 +57,25 @@ class TensorReader:
         nbytes: of the part.
     """
 
-    def __init__(self, tensor: str, spec: TensorSpec, array: NDArray[Any]) -> None:
+    def __init__(self, tensor: str, spec: TensorSpec, part: StoredTensor, file: TraceFile) -> None:
         self.tensor = tensor
         self.spec = spec
-        self.shape = array.shape
-        self.nbytes = array.nbytes
-        self._array = array
+        self.shape = part.shape
+        self.nbytes = part.nbytes
+        self._part, self._file = part, file
 
     def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
         """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element).
 
-        Bytes that lie side by side on the disk are not copied.
-
         Raises:
             OptionInvalid: `chunk_bytes` is not positive.
+            StoreDamaged: they are not as they were written.
         """
         if chunk_bytes < 1:
             raise OptionInvalid(
                 f"expected chunks of at least 1 byte, got {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
             )
-        if self._array.flags.c_contiguous:
-            data = self._array.reshape(-1).view(np.uint8).data
-            yield from (data[start : start + chunk_bytes] for start in range(0, self.nbytes, chunk_bytes))
-            return
-        # NumPy gathers scattered elements into a buffer of this many; the buffer is used again, so each is copied out.
-        elements = max(1, chunk_bytes // self._array.itemsize)
-        blocks: Iterable[Any] = np.nditer(
-            self._array, flags=["external_loop", "buffered"], order="C", buffersize=elements
-        )
-        yield from (memoryview(block.tobytes()) for block in blocks)
+        yield from self._part.chunks(chunk_bytes)
 
     def __enter__(self) -> TensorReader:
         return self
@@ -95,7 +85,7 @@ class TensorReader:
 
     def close(self) -> None:
         """Lets go of the file; chunks that were read stay readable."""
-        self._array = self._array[:0] if self._array.ndim else np.empty(0)
+        self._file.close()
 
 
 class Engine:
@@ -121,13 +111,21 @@ class Engine:
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
     @classmethod
-    def open(cls, folder: Path | None = None, models: Registry | None = None) -> Engine:
-        """An engine over the store in a folder (by default `fxtrace.store.default_folder()`) and the installed models.
+    def open(
+        cls, place: str | Path | None = None, models: Registry | None = None, *, quota_bytes: int | None = None
+    ) -> Engine:
+        """An engine over a store (by default at `fxtrace.store.default_place()`) and the installed models.
+
+        Args:
+            place: a folder, or an index and a place for the files: see `fxtrace.store.place`.
+            models: the models on offer.
+            quota_bytes: of all traces' files together; see `fxtrace.store.Store`.
 
         Raises:
-            Unmet, StoreDamaged: the store cannot be opened.
+            OptionInvalid, Unmet, StoreDamaged, DependencyMissing: the store cannot be opened.
         """
-        return cls(Store(folder or default_folder()), Registry.installed() if models is None else models)
+        store = Store(place or default_place(), quota_bytes=quota_bytes)
+        return cls(store, Registry.installed() if models is None else models)
 
     @property
     def store(self) -> Store:
@@ -357,23 +355,32 @@ class Engine:
 
     def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[NDArray[Any]]:
         """The numbers of several (tensor, slice), as `read_tensor` gives them, in the order asked for."""
-        return [array.copy() for _, _, array in self._parts(trace_id, reads)]
+        graph = self._graph(trace_id)
+        named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
+        with self._open(trace_id) as file:
+            return [_part(file, name, graph.tensor(name), expression).array() for name, expression in named]
 
     def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
         """A tensor, or a part of it, to be read piece by piece; arguments and errors are those of `read_tensor`."""
-        return TensorReader(*self._parts(trace_id, [(tensor, slice)])[0])
-
-    def _parts(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[tuple[str, TensorSpec, NDArray[Any]]]:
-        """(tensor's own name, spec, the part of the mapped array) of each read."""
         graph = self._graph(trace_id)
-        named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
-        specs = {name: graph.tensor(name) for name, _ in named}
+        name = graph.resolve_tensor(tensor)
+        with ExitStack() as opened:
+            file = opened.enter_context(self._open(trace_id))
+            reader = TensorReader(name, graph.tensor(name), _part(file, name, graph.tensor(name), slice), file)
+            opened.pop_all()  # the reader closes it
+            return reader
+
+    def _open(self, trace_id: str) -> TraceFile:
+        """The file of a trace with values."""
         if not self._store.trace(trace_id).values:
             raise ValuesAbsent(
                 f"trace {trace_id} holds shapes only; trace it again with values to read its tensors", trace=trace_id
             )
-        arrays = self._store.read(trace_id, specs)
-        return [(name, specs[name], select(arrays[name], expression)) for name, expression in named]
+        return self._store.open(trace_id)
+
+
+def _part(file: TraceFile, name: str, spec: TensorSpec, expression: str) -> StoredTensor:
+    return file.tensor(name, numpy_dtype(spec.dtype), spec.shape).part(expression)
 
 
 def filter_nodes(graph: Graph, module: str = "", role: str = "") -> Graph:

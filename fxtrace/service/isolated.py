@@ -63,11 +63,10 @@ class IsolatedEngine:
     def __init__(self, engine: Engine, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
-        folder, models = engine.store.folder, engine.models
+        place, quota, models = engine.store.place, settings.disk_quota, engine.models
         threads = max(1, (os.cpu_count() or 1) // settings.workers)
         self._captures = Workers(
-            Plan(folder, models, True, threads, settings.capture_memory),
-            engine.store,
+            Plan(place, quota, models, True, threads, settings.capture_memory),
             count=settings.workers,
             spare=1,
             queue=settings.queue_length,
@@ -75,8 +74,7 @@ class IsolatedEngine:
             memory_hint="trace a smaller configuration, or trace it with shapes only",
         )
         self._pictures = Workers(
-            Plan(folder, models, False, 1, settings.render_memory),
-            engine.store,
+            Plan(place, quota, models, False, 1, settings.render_memory),
             count=settings.render_workers,
             spare=0,
             queue=settings.queue_length,

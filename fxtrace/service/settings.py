@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     """A loopback address to listen on."""
     port: int = Field(default=50051, ge=0, le=65535)
     """The port to listen on; 0 picks a free one."""
-    store: Path | None = None
-    """Folder of the traces; by default the user's data folder."""
+    store: str | None = None
+    """Where the traces are: a folder, or INDEX#FILES; by default the user's data folder."""
     models: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)] = ()
     """Models to offer: model files, package.module:factory, hf:<architecture>. In a variable, with commas between."""
     hf: bool = False

@@ -46,14 +46,16 @@ class Plan:
     """What a worker is to be.
 
     Attributes:
-        folder: the store's.
+        place: the store's.
+        quota_bytes: the store's.
         models: what is on offer.
         captures: whether PyTorch is imported before the first call.
         threads: that PyTorch may use.
         memory_bytes: that one call may take.
     """
 
-    folder: Path
+    place: str
+    quota_bytes: int | None
     models: Registry
     captures: bool
     threads: int
@@ -126,10 +128,10 @@ def main(descriptor: int, front: int) -> None:
     faulthandler.enable()
     connection = Connection(descriptor)
     os.set_inheritable(descriptor, False)
-    plan, scratch, temporary = connection.recv()
+    plan, temporary = connection.recv()
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
     try:
-        engine = Engine(Store(plan.folder, scratch=scratch), plan.models, render_seconds=None).restricted()
+        engine = Engine(Store(plan.place, quota_bytes=plan.quota_bytes), plan.models, render_seconds=None).restricted()
         if plan.captures:
             import torch
 

@@ -36,7 +36,6 @@ from fxtrace.service import worker
 from fxtrace.service.jobs import Job, Outcome, WorkerDefect
 from fxtrace.service.worker import Plan
 from fxtrace.status import from_status
-from fxtrace.store import Store
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 _WATCH_SECONDS = 0.1
@@ -68,13 +67,13 @@ class _Run:
 class _Worker:
     """A worker process."""
 
-    def __init__(self, plan: Plan, scratch: Path) -> None:
+    def __init__(self, plan: Plan) -> None:
         self.run: _Run | None = None
         self.born = time.monotonic()
         self._cause = ""
-        self._scratch, self._temporary = scratch, Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
+        self._temporary = Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
         self.connection, theirs = multiprocessing.Pipe()
-        self._plan = (plan, scratch, self._temporary)
+        self._plan = (plan, self._temporary)
         try:
             # Linux ends it with the thread that starts it: the one that keeps it.
             self.process = subprocess.Popen(
@@ -115,7 +114,10 @@ class _Worker:
             os.killpg(self.process.pid, signal.SIGKILL)
 
     def bury(self) -> str:
-        """Waits for the end, removes what was left behind, and says what it died of."""
+        """Waits for the end, removes its temporary files, and says what it died of.
+
+        What it left half-written in the store is removed when the next worker opens that.
+        """
         if self._cause:
             return self._cause
         give_up = time.monotonic() + _DYING_SECONDS
@@ -125,7 +127,6 @@ class _Worker:
         self.kill()
         code = self.process.wait()
         self.connection.close()
-        shutil.rmtree(self._scratch, ignore_errors=True)
         shutil.rmtree(self._temporary, ignore_errors=True)
         if alive:
             self._cause = "it hung up"
@@ -139,7 +140,6 @@ class Workers:
 
     Args:
         plan: what each is.
-        store: the store of the plan's folder.
         count: how many calls run at once.
         spare: how many more workers are kept, for light calls and to take over at once from one that died.
         queue: how many calls may wait.
@@ -147,10 +147,8 @@ class Workers:
         memory_hint: what to do where memory does not suffice.
     """
 
-    def __init__(
-        self, plan: Plan, store: Store, *, count: int, spare: int, queue: int, calls: int, memory_hint: str
-    ) -> None:
-        self._plan, self._store = plan, store
+    def __init__(self, plan: Plan, *, count: int, spare: int, queue: int, calls: int, memory_hint: str) -> None:
+        self._plan = plan
         self._count, self._queue, self._calls, self._memory_hint = count, queue, calls, memory_hint
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
@@ -240,7 +238,7 @@ class Workers:
             if self._closing.is_set():
                 return None
             try:
-                started = _Worker(self._plan, self._store.new_scratch())
+                started = _Worker(self._plan)
                 if self._is_ready(started):
                     return started
                 cause = started.bury()

@@ -24,7 +24,7 @@ settings = Settings.load()
 models = Registry.installed()
 for reference in settings.models:
     models.offer(reference)
-with Engine.open(settings.store, models) as engine:
+with Engine.open(settings.store, models, quota_bytes=settings.disk_quota) as engine:
     serve(engine, "127.0.0.1:0", settings=settings, on_ready=lambda address: print(address, flush=True))
 """
 

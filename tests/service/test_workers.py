@@ -85,15 +85,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Registry:
 def workers(
     folder: Path, models: Registry, *, count: int = 1, spare: int = 0, queue: int = 9, calls: int = 99
 ) -> Iterator[Workers]:
-    store = Store(folder)
-    plan = Plan(folder, models, captures=False, threads=1, memory_bytes=MEMORY)
-    pool = Workers(plan, store, count=count, spare=spare, queue=queue, calls=calls, memory_hint="ask for less")
+    plan = Plan(str(folder), None, models, captures=False, threads=1, memory_bytes=MEMORY)
+    pool = Workers(plan, count=count, spare=spare, queue=queue, calls=calls, memory_hint="ask for less")
     pool.start()
     try:
         yield pool
     finally:
         pool.close()
-        store.close()
 
 
 @pytest.fixture(scope="module")
@@ -250,16 +248,14 @@ def test_workers_that_cannot_start_say_why(models: Registry, tmp_path: Path) -> 
     with sqlite3.connect(tmp_path / "broken" / "index.sqlite3") as connection:
         connection.execute("UPDATE schema_version SET version = 99")
     connection.close()
-    store = Store(tmp_path / "whole")
-    plan = Plan(tmp_path / "broken", models, captures=False, threads=1, memory_bytes=MEMORY)
-    pool = Workers(plan, store, count=1, spare=0, queue=1, calls=1, memory_hint="")
+    plan = Plan(str(tmp_path / "broken"), None, models, captures=False, threads=1, memory_bytes=MEMORY)
+    pool = Workers(plan, count=1, spare=0, queue=1, calls=1, memory_hint="")
     asked = job("fine")
     pool.submit(asked)
     pool.start()
     with pytest.raises(StoreDamaged, match="has schema 99"):
         asked.follow(lambda _: None)
     pool.close()
-    store.close()
 
 
 FRONT = """
