@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import threading
 import time
@@ -23,6 +24,7 @@ from fxtrace.service.workers import Workers
 from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 
+_log = logging.getLogger("fxtrace.service")
 _REASON_SECONDS = 60.0  # that a list gives the reason why a model cannot be used, before it is tried again
 
 
@@ -81,6 +83,7 @@ class IsolatedEngine:
             calls=settings.worker_calls,
             memory_hint="draw less: fold layers, set a depth, or draw one module",
         )
+        self._closed = False
         self._lock = threading.Lock()
         self._running: dict[Hashable, _Shared] = {}
         self._making: dict[str, _Shared] = {}
@@ -91,9 +94,11 @@ class IsolatedEngine:
         """Starts the worker processes, in the background; a call before that waits."""
         self._pictures.start()
         self._captures.start()
+        threading.Thread(target=self._look_at_models, name="fxtrace-models", daemon=True).start()
 
     def close(self) -> None:
         """Stops the worker processes and what they do."""
+        self._closed = True
         self._captures.close()
         self._pictures.close()
 
@@ -130,6 +135,12 @@ class IsolatedEngine:
             info = wire.MODEL.decode(rpc.Model.FromString(model))
             self._infos[name] = info
         return info
+
+    def _look_at_models(self) -> None:
+        """Tells the operator which models cannot be used; after this, a list waits for nothing."""
+        for info in self.list_models():
+            if not info.schema and not self._closed:
+                _log.warning("model %s %s", info.name, info.summary)
 
     def _model_or_reason(self, name: str) -> ModelInfo:
         reason, until = self._reasons.get(name, ("", 0.0))

@@ -316,7 +316,8 @@ class Workers:
             outcome = run.verdict or WorkerCrashed(
                 f"{job.what} ended the process that did it: {cause}; nothing else was harmed", cause=cause
             )
-            _log.warning("worker pid=%s ended cause=%s: %s", doing.process.pid, cause, outcome.message)
+            level = logging.INFO if isinstance(outcome, Cancelled | ServerUnavailable) else logging.WARNING
+            _log.log(level, "worker pid=%s ended cause=%s: %s", doing.process.pid, cause, outcome.message)
         if outcome is not None:
             job.end(outcome)
         return not cause and run.verdict is None  # with a verdict, it was killed in its last moment

@@ -200,6 +200,16 @@ def test_what_turns_out_to_be_the_same_joins(
     assert not two_workers._making
 
 
+def test_the_operator_is_told_of_models_that_cannot_be_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wrong.py").write_text("1 / 0")
+    models = Registry()
+    models.offer(str(tmp_path / "wrong.py"))
+    with Engine.open(tmp_path / "store", models) as engine:
+        isolated = IsolatedEngine(engine, Settings(workers=1))
+        with isolated:
+            until(lambda: any("model wrong cannot be used: model file wrong.py cannot" in x for x in caplog.messages))
+
+
 def test_a_picture_that_takes_too_long_is_stopped(served: Served) -> None:
     engine = IsolatedEngine(served.engine, Settings(render_workers=1, render_seconds=0.01))
     engine._pictures.start()
