@@ -6,7 +6,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Run:
         eager: what the module itself returned; None without values.
         report: called as the work goes on.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
+        inside: entered around each call of the module.
         rewind: puts the module and the random states back as they were before the call.
     """
 
@@ -42,6 +43,7 @@ class Run:
     report: Callable[[Progress], None]
     rewind: Callable[[], None]
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inside: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,8 @@ def keeping(kept: dict[str, Tensor]) -> Sink:
     """A sink that keeps a contiguous copy of every tensor."""
 
     def keep(name: str, tensor: Tensor) -> None:
-        kept[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        value = tensor.clone(memory_format=torch.contiguous_format)
+        kept[name] = value.detach() if value.requires_grad else value  # a model may have turned gradients on
 
     return keep
 
