@@ -23,7 +23,7 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, NameInvalid, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import NAME, Source, Written, new_name, open_blobs
-from fxtrace.store.faults import damaged_trace, reported
+from fxtrace.store.faults import DiskFull, damaged_trace, reported
 from fxtrace.store.index import Index, Row
 from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
@@ -151,12 +151,11 @@ class Store:
             with self._index.locked() as connection:
                 kept = self._add(connection, row)
                 self._check_quota(connection, row)
-                evicted = self._index.evict(connection, self._quota_bytes, keep=row.id)
         except BaseException:
             with suppress(FxtraceError):
                 self._discard(row.blob)
             raise
-        self._finish_deleting(evicted)
+        self._evict(self._quota_bytes, keep=row.id)
         if kept.blob == row.blob:
             return trace
         self._discard(row.blob)
@@ -182,10 +181,13 @@ class Store:
             NameInvalid, TraceNotFound
         """
         check_trace_id(trace_id)
-        with self._index.locked() as connection:
-            row = self._index.mark_deleted(connection, trace_id)
-        if row is None:
-            raise _not_found(trace_id)
+        try:
+            row = self._mark_deleted(trace_id)
+        except DiskFull:  # the file goes first, and makes room for the index
+            row = self._row(trace_id)
+            with reported():
+                self._blobs.delete(row.blob)
+            row = self._mark_deleted(trace_id)
         self._finish_deleting([row])
 
     def collect(self, quota_bytes: int | None = None) -> Collected:
@@ -198,12 +200,10 @@ class Store:
         for blob, written in self._unreadable().items():
             self._discard(blob)
             nbytes += written.nbytes
-        self._note_use()
-        with self._index.locked() as connection:
-            quota_bytes = self._quota_bytes if quota_bytes is None else quota_bytes
-            evicted = self._index.evict(connection, quota_bytes)
-        self._finish_deleting(evicted)
-        return Collected(tuple(row.id for row in evicted), nbytes + sum(row.nbytes for row in evicted))
+        with suppress(DiskFull):
+            self._note_use()
+        evicted = self._evict(self._quota_bytes if quota_bytes is None else quota_bytes)
+        return Collected(tuple(evicted), nbytes + sum(evicted.values()))
 
     def sweep(self) -> int:
         """Puts in order what killed processes left, and gives the bytes that were removed; done when a store is opened.
@@ -499,6 +499,25 @@ class Store:
                 pinned=pinned,
                 quota=self._quota_bytes,
             )
+
+    def _evict(self, quota_bytes: int | None, keep: str = "") -> dict[str, int]:
+        """Removes traces until the rest fits; gives their bytes by their ids."""
+        if quota_bytes is None:
+            return {}
+        with self._index.reading() as connection:
+            sizes = self._index.sizes(connection)
+            surplus = self._index.surplus(connection, quota_bytes, keep)
+        for trace_id in surplus:
+            with suppress(TraceNotFound):  # another process was faster
+                self.delete(trace_id)
+        return {trace_id: sizes[trace_id] for trace_id in surplus}
+
+    def _mark_deleted(self, trace_id: str) -> Row:
+        with self._index.locked() as connection:
+            row = self._index.mark_deleted(connection, trace_id)
+        if row is None:
+            raise _not_found(trace_id)
+        return row
 
     def _finish_deleting(self, rows: Iterable[Row]) -> None:
         """Removes the files of rows that are marked as deleted, then the rows."""
