@@ -128,6 +128,27 @@ def test_modules_sources_and_parameters() -> None:
     assert graph.node("embedding").kind == "embedding"
 
 
+class Inner(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.exp()
+
+
+class Places(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Inner(), nn.ModuleList([Inner()])
+
+    def forward(self, x: Tensor) -> Tensor:
+        made_here = Inner()
+        return made_here(self.two[0](self.one(x))) + self.one.forward(x).log()
+
+
+def test_a_call_belongs_to_the_innermost_of_the_model_s_modules_that_is_being_called() -> None:
+    graph = capture(Places(), {"x": X}, rung="record").graph
+    found = [(n.target, n.module) for n in graph.nodes if n.op.startswith("call")]
+    assert found == [("exp", "one"), ("exp", "two.0"), ("exp", ""), ("exp", ""), ("log", ""), ("add", "")]
+
+
 def test_items_of_nests_are_taken_where_they_are_used() -> None:
     module, inputs = made("list_input")
     graph = capture(module, inputs, rung="record").graph
