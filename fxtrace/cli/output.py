@@ -32,6 +32,7 @@ _STAGES = {
     "propagate": "running the graph",
     "label": "finding roles",
     "store": "storing",
+    "verify": "comparing bytes",
 }
 
 

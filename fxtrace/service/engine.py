@@ -125,6 +125,11 @@ class Engine:
         store = Store(place or default_place(), quota_bytes=quota_bytes)
         return cls(store, Registry.installed() if models is None else models)
 
+    @property
+    def store(self) -> Store:
+        """Where its traces are kept."""
+        return self._store
+
     def close(self) -> None:
         """Closes the store."""
         self._store.close()
