@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from fxtrace.errors import StoreDamaged, Unmet
+from fxtrace.errors import StoreDamaged, TraceNotFound, Unmet
 from fxtrace.store.place import PLACE_VARIABLE
 
 # What SQLite reports about its surroundings, not about what is in the file: https://www.sqlite.org/rescode.html
@@ -61,6 +61,11 @@ def damaged_trace(trace_id: str, problem: object) -> StoreDamaged:
     return StoreDamaged(
         f"trace {trace_id} is damaged: {problem}. Tracing it again with `fxtrace trace` makes it again", trace=trace_id
     )
+
+
+def not_found(trace_id: str) -> TraceNotFound:
+    """The error for a trace that is not there."""
+    return TraceNotFound(f"no trace with the id {trace_id}", field="trace", trace=trace_id)
 
 
 def _of_database(error: exc.DBAPIError) -> Unmet | StoreDamaged:

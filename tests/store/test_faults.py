@@ -113,7 +113,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_flipped_byte_is_found_or_harmless(pristine: Path, tmp_path: Path, data: st.DataObject) -> None:
     folder = tmp_path / "damaged"
@@ -342,17 +342,21 @@ def test_what_is_being_written_stays(tmp_path: Path) -> None:
 # Forks writers that kill themselves with SIGKILL just before the n-th call into the system, the database or the
 # arrays' memory during a `put` and a `delete`, for every n there is: they die at every step of it.
 KILLED_BEFORE_EVERY_STEP = """
-import os, signal, sys
+import os, shutil, signal, sys
 from pathlib import Path
 from tests.store.traces import put, trace_id
 from fxtrace.store import Store
 
 OUTSIDE = ("posix", "_io", "sqlite3", "fcntl")
+folders = Path(sys.argv[1])
+store = Store(folders / "0")
+put(store, 1)
+put(store, 3)
+store.close()
 
 def write(folder, step):
+    shutil.copytree(folders / "0", folder)
     store, left = Store(folder), step
-    put(store, 1)
-    put(store, 3)
     def count(frame, event, called):
         nonlocal left
         if event == "c_call" and (called.__module__ or type(called.__self__).__module__) in OUTSIDE:
@@ -367,7 +371,7 @@ def write(folder, step):
 for step in range(1, 1000):
     pid = os.fork()
     if not pid:
-        write(Path(sys.argv[1]) / str(step), step)
+        write(folders / str(step), step)
         os._exit(0)
     code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
     if code != -signal.SIGKILL:
