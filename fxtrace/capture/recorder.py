@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -65,13 +66,13 @@ class Recorder(TorchFunctionMode):
         self._here: Place | None = _OUTSIDE
         self._writers: dict[int, _Writers] = {}
 
-    def run(self, inputs: Mapping[str, Any]) -> object:
-        """Runs the module, and returns what it returned."""
+    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object]) -> object:
+        """Runs the module in a context, and returns what it returned."""
         for name, value in inputs.items():
             node = self._note(self.graph.placeholder(name), value)
             for way, tensor in tensors(value):
                 self._bind(tensor, node, way)
-        with self:
+        with self, inside:
             output = self._module(**inputs)
         self._here = _OUTSIDE
         self._note(self.graph.output(self._returned(output)), None)

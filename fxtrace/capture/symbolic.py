@@ -26,7 +26,7 @@ def symbolic(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.fx cannot follow the module.
     """
-    with model_errors("symbolic tracing cannot follow this model", run.module):
+    with model_errors("symbolic tracing cannot follow this model", run.module), run.inside:
         _check_wrapper(run.module)
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
