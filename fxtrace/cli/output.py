@@ -34,6 +34,7 @@ _STAGES = {
     "store": "storing",
     "draw": "drawing the graph",
     "layout": "laying it out",
+    "verify": "comparing bytes",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -13,6 +14,9 @@ from rich.text import Text
 
 from fxtrace.graph import Check, Graph, Node, Snapshot, TensorSpec, show, show_shape
 from fxtrace.trace import ModelInfo, QueryResult, Trace
+
+if TYPE_CHECKING:
+    from fxtrace.store import StoredTrace
 
 _UNBOUNDED = 10_000  # columns; a table is only as wide as it needs to be
 
@@ -69,6 +73,16 @@ def trace_table(traces: Iterable[Trace]) -> Table:
         stored = f"{trace.tensor_bytes:,}" if trace.values else "shapes only"
         counts = map(str, (trace.node_count, trace.labelled_count, trace.tensor_count))
         add(grid, trace.id, trace.model, created, *counts, stored, str(trace.seed))
+    return grid
+
+
+def stored_table(stored: Iterable[StoredTrace]) -> Table:
+    """How traces are kept, a row each."""
+    grid = table("Stored traces, newest first", "id", "model", "bytes", "last used", "")
+    for each in stored:
+        last_used = each.last_used.astimezone().strftime("%Y-%m-%d %H:%M")
+        marks = ("pinned" if each.pinned else "", "damaged: trace it again" if each.damaged else "")
+        add(grid, each.trace.id, each.trace.model, f"{each.nbytes:,}", last_used, " ".join(filter(None, marks)))
     return grid
 
 
