@@ -32,7 +32,8 @@ class Run:
         eager: what the module itself returned; None without values.
         report: called as the work goes on.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
-        rewind: puts the module and the random states back as they were before the call.
+        rewind: puts the module and the random states back as they were before the call; for a rung to call before it
+            runs the module, and before it runs the graph.
     """
 
     module: nn.Module
