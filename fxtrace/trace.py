@@ -69,6 +69,8 @@ class TraceRequest:
         rung: the capture rung asked for; empty lets fxtrace choose.
         values: keep every tensor's numbers; False propagates shapes only, with no compute.
         training: trace in training mode; False is evaluation mode.
+        unfused: compute fused attention step by step, so that its scores and weights are tensors of the graph; a note
+            says how far the output is from the fused kernels'.
         seed: of the random state the model is built and run under.
         state: path of a safetensors file with the model's weights (in this process only); empty for those it is built
             with.
@@ -81,6 +83,7 @@ class TraceRequest:
     rung: Rung | Literal[""] = ""
     values: bool = True
     training: bool = False
+    unfused: bool = False
     seed: int = 0
     state: str = ""
 

@@ -351,6 +351,7 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         rung=RUNG.encode(request.rung),
         shapes_only=not request.values,
         training=request.training,
+        unfused=request.unfused,
         seed=fit(request.seed, 64, "seed"),
     )
 
@@ -383,5 +384,6 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         rung=cast(Rung, RUNG.decode(request.rung)),
         values=not request.shapes_only,
         training=request.training,
+        unfused=request.unfused,
         seed=request.seed,
     )

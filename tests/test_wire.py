@@ -160,6 +160,9 @@ REQUESTS = st.builds(
     inputs=st.dictionaries(NAMES, st.builds(TensorData, TEXTS, SHAPES, st.binary(max_size=8)), max_size=2),
     input_shapes=st.dictionaries(NAMES, SHAPES, max_size=2),
     rung=st.sampled_from(["", *RUNGS]),
+    values=st.booleans(),
+    training=st.booleans(),
+    unfused=st.booleans(),
     seed=INT64,
 )
 OPTIONS = st.builds(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fxtrace.capture.attention import StepByStep
+from fxtrace.capture.compare import largest_difference
 from fxtrace.capture.export import export, without_weights
 from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
@@ -43,6 +45,8 @@ RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
         "A source line is the innermost one in a module's forward: torch.export notes no other.",
     ),
 }
+
+_UNFUSED = "Fused attention was computed step by step, not by the kernels that the model runs with."
 
 _ALONE = threading.RLock()
 """One capture at a time in a process: torch.fx patches nn.Module while it traces, and there is one random state."""
@@ -77,6 +81,7 @@ def capture(
     values: bool = True,
     training: bool = False,
     symbolic: Mapping[str, tuple[str, ...]] | None = None,
+    unfused: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Capture:
     """Captures one call `module(**inputs)`.
@@ -95,6 +100,8 @@ def capture(
         training: run in training mode.
         symbolic: names for sizes of the inputs, such as `{"ids": ("batch", "length")}`, that `export` keeps as symbols
             (see `TensorSpec.symbolic`); an empty name for a size that is not one. Their examples must be 2 or more.
+        unfused: compute `F.scaled_dot_product_attention` step by step, so that its scores and weights are tensors of
+            the graph. Its output then differs from the fused kernels' in the last digits; a note says by how much.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:
@@ -120,14 +127,25 @@ def capture(
             report(Progress("run"))
             with model_errors("the model raised"):
                 eager = module(**copies(inputs))
-        run = Run(module, inputs, values, eager, report, rewind, symbolic)
+        inside: AbstractContextManager[object] = StepByStep() if unfused else nullcontext()
+        notes: tuple[str, ...] = ()
+        if unfused:
+            notes, fused = (_UNFUSED,), eager
+            if values:
+                rewind()
+                with model_errors("the model raised"), inside:
+                    eager = module(**copies(inputs))
+                notes = (
+                    f"{_UNFUSED} The output differs from theirs by at most {largest_difference(fused, eager):.1e}.",
+                )
+        run = Run(module, inputs, values, eager, report, rewind, symbolic, inside)
         taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
         values=taken.values,
         known=taken.known,
         rung=chosen,
-        rung_notes=(*RUNG_NOTES[chosen], *taken.notes, *refused),
+        rung_notes=(*RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
         output_equal=taken.output_equal,
     )
 

@@ -35,7 +35,13 @@ def export(run: Run) -> Taken:
     """
     given = with_fakes(run.module, copies(run.inputs))
     what = "torch.export cannot follow this model"
-    with model_errors(what, run.module), needing_values(), warnings.catch_warnings(), redirect_stderr(StringIO()):
+    with (
+        model_errors(what, run.module),
+        needing_values(),
+        warnings.catch_warnings(),
+        redirect_stderr(StringIO()),
+        run.inside,
+    ):
         # They are about attributes and gradients, which are put back. What goes to stderr is the graph up to an error.
         warnings.simplefilter("ignore")
         program = torch.export.export(run.module, (), given, dynamic_shapes=_dynamic(run), strict=False)

@@ -44,7 +44,7 @@ def record(run: Run) -> Taken:
         mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
         given = map_tensors(fake.from_tensor, given)
     with model_errors("the model raised"), mode, needing_values():
-        output = recorder.run(given)
+        output = recorder.run(given, run.inside)
     run.rewind()
     graph = to_graph(run.module, recorder.graph, recorder.values)
     notes = _notes(recorder)

@@ -6,7 +6,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,7 @@ class Run:
         eager: what the module itself returned; None without values.
         report: called as the work goes on.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
+        inside: entered around each call of the module.
         rewind: puts the module and the random states back as they were before the call; for a rung to call before it
             runs the module, and before it runs the graph.
     """
@@ -43,6 +44,7 @@ class Run:
     report: Callable[[Progress], None]
     rewind: Callable[[], None]
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    inside: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 @dataclass(frozen=True, slots=True)

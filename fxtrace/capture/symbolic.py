@@ -30,7 +30,7 @@ def symbolic(run: Run) -> Taken:
     with model_errors(what, run.module):
         _check_wrapper(run.module)
     run.rewind()
-    with model_errors(what, run.module):
+    with model_errors(what, run.module), run.inside:
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
     kept: dict[str, Tensor] = {}

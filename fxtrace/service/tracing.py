@@ -88,6 +88,7 @@ class Tracing:
                 rung=request.rung,
                 values=request.values,
                 training=request.training,
+                unfused=request.unfused,
                 progress=self._report,
             )
         seconds = time.perf_counter() - start
@@ -135,6 +136,7 @@ class Tracing:
             "rung": request.rung,
             "values": request.values,
             "training": request.training,
+            "unfused": request.unfused,
             "seed": request.seed,
             "state": weights_digest(request.state) if request.state else "",
             "torch": torch.__version__,

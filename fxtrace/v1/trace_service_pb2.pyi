@@ -442,6 +442,7 @@ class CreateTraceRequest(message.Message):
     SHAPES_ONLY_FIELD_NUMBER: builtins.int
     TRAINING_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    UNFUSED_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model: "models/reference"."""
     rung: Rung.ValueType
@@ -452,6 +453,8 @@ class CreateTraceRequest(message.Message):
     """Trace in training mode rather than evaluation mode."""
     seed: builtins.int
     """Of the random state the model is built and run under."""
+    unfused: builtins.bool
+    """Compute fused attention step by step, so that its scores and weights are tensors of the graph."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Configuration fields to override; the rest keep the model's defaults."""
@@ -470,10 +473,11 @@ class CreateTraceRequest(message.Message):
         shapes_only: builtins.bool = ...,
         training: builtins.bool = ...,
         seed: builtins.int = ...,
+        unfused: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "training", b"training", "unfused", b"unfused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,9 @@ from fxtrace.errors import ConfigurationError
 from fxtrace.models import Registry
 from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
-from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_parts
+from tests.benchmarks.coverage.expected import configured_attentions
+from tests.benchmarks.coverage.parts import true_parts
+from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_mixtures, score_parts
 from tests.benchmarks.coverage.truth import KINDS, passed_tensors, same_state, true_attentions
 
 
@@ -33,6 +35,8 @@ class Row:
     notes: tuple[str, ...] = ()
     scores: dict[str, Score] = field(default_factory=dict)
     refusals: tuple[tuple[str, str], ...] = ()
+    differs: str = ""
+    """Where the configuration's layers × kinds are not the attentions that the model tells of."""
     eager: float = 0.0
     capture: float = 0.0
     torchlens: float | str = ""
@@ -50,7 +54,7 @@ def subject(case: str, attention: str) -> Subject:
         factory, expected = next((f, n) for f, n in zoo.MODELS.items() if f.__name__ == name)
         module, inputs = factory()
         module.eval()
-        return Subject(module, inputs, (), passed_tensors(module, inputs), expected)
+        return Subject(module, inputs, (), true_parts(module, inputs), passed_tensors(module, inputs), expected)
     model = Registry().load(case)
     config = model.resolve({"attn_implementation": attention})
     module, inputs = model.build(config), model.example_inputs(config)
@@ -59,8 +63,26 @@ def subject(case: str, attention: str) -> Subject:
         twin = model.build(model.resolve({"attn_implementation": "eager"}))
         twin.load_state_dict(module.state_dict())
     truth = true_attentions(twin, inputs)
-    expected = {kind: sum(each.kind == kind for each in truth) for kind in KINDS} if truth else {}
-    return Subject(module, inputs, truth, passed_tensors(module, inputs), expected)
+    told = {kind: sum(each.kind == kind for each in truth) for kind in KINDS} if truth else {}
+    configured = configured_attentions(type(module), module.config)
+    differs = told and configured != told
+    return Subject(
+        module,
+        inputs,
+        truth,
+        true_parts(module, inputs),
+        passed_tensors(module, inputs),
+        told or configured,
+        differs=_differs(configured, told) if differs else "",
+    )
+
+
+def _differs(configured: Mapping[str, int], told: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{kind}: {configured[kind]} by the configuration, {told[kind]} told"
+        for kind in KINDS
+        if configured[kind] != told[kind]
+    )
 
 
 def measure(case: str, attention: str, *, timed: bool = True) -> Row:
@@ -78,8 +100,11 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         sum(value.spec is not None for value in values) / len(values),
         captured.output_equal,
         captured.rung_notes,
-        score_attentions(graph, captured.values, it) | score_parts(graph, captured.values, it),
+        score_attentions(graph, captured.values, it)
+        | score_mixtures(graph, captured.values, it)
+        | score_parts(graph, captured.values, it),
         tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
+        it.differs,
     )
     if timed:
         row.eager = _median(lambda: it.module(**it.inputs), rounds=9)
