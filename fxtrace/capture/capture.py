@@ -154,7 +154,6 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
     """The first rung that can follow the run, and for each before it one line that says why it was passed over."""
     refused: list[str] = []
     for rung in rungs[:-1]:
-        run.rewind()
         run.report(Progress("capture"))
         try:
             taken = _RUNGS[rung](run)
@@ -164,7 +163,6 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
         if not taken.doubt:
             return taken, rung, refused
         refused.append(f"Not {rung}: {taken.doubt}")
-    run.rewind()
     run.report(Progress("capture"))
     return _RUNGS[rungs[-1]](run), rungs[-1], refused
 

@@ -59,7 +59,8 @@ def export(run: Run) -> Taken:
 
 def without_weights(module: nn.Module) -> bool:
     """Whether a module has parameters or buffers on the meta device: shapes, and no numbers."""
-    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+    tables = (table for each in module.modules() for table in (each._parameters, each._buffers))
+    return any(tensor is not None and tensor.is_meta for table in tables for tensor in table.values())
 
 
 def with_fakes(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:

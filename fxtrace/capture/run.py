@@ -33,7 +33,8 @@ class Run:
         report: called as the work goes on.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
         inside: entered around each call of the module.
-        rewind: puts the module and the random states back as they were before the call.
+        rewind: puts the module and the random states back as they were before the call; for a rung to call before it
+            runs the module, and before it runs the graph.
     """
 
     module: nn.Module
