@@ -26,7 +26,9 @@ Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7,
         ((Q[0], K[0], V[0]), {}),
     ],
 )
-def test_the_steps_are_what_the_kernel_computes(tensors: tuple[Tensor, ...], options: dict[str, Any]) -> None:
+def test_the_steps_are_what_the_kernel_computes(
+    tensors: tuple[Tensor, Tensor, Tensor], options: dict[str, Any]
+) -> None:
     torch.testing.assert_close(
         attention(*tensors, **options), functional.scaled_dot_product_attention(*tensors, **options)
     )
