@@ -1,5 +1,6 @@
 """The model contract: what a model file gives, and what is said when it does not."""
 
+import pickle
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -323,3 +324,27 @@ def test_a_request_to_a_server_leads_nowhere_that_is_not_on_offer(factories: str
         assert factories not in sys.modules
         assert engine.get_model(f"{factories}:make").name == f"{factories}:make"  # the operator's own process
         assert client.get_model(f"{factories}:make").name == f"{factories}:make"  # and now it is on offer
+
+
+def test_a_registry_offers_the_same_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("1 / 0")
+    registry = Registry.installed()
+    assert registry.offer(str(tmp_path / "mine.py")) == "mine"  # it is not run
+    assert registry.offer("package.module:make") == "package.module:make"
+    registry.add_families()
+    copy = pickle.loads(pickle.dumps(registry))
+    assert copy.names() == registry.names() == ("mine", "package.module:make", "reference")
+    assert copy.get("reference").digest == registry.get("reference").digest
+    copy.require("hf:anything")
+    with pytest.raises(ModelInvalid, match="ZeroDivisionError"):
+        copy.get("mine")
+    with pytest.raises(ModelNotFound, match="did you mean 'mine'"):
+        copy.require("mien")
+
+
+@pytest.mark.parametrize("reference", ["nowhere.py", "no path", "hf"])
+def test_what_leads_nowhere_is_not_offered(reference: str) -> None:
+    registry = Registry()
+    with pytest.raises(ModelInvalid):
+        registry.offer(reference)
+    assert registry.names() == ()

@@ -90,7 +90,8 @@ def keeping(kept: dict[str, Tensor]) -> Sink:
     """A sink that keeps a contiguous copy of every tensor."""
 
     def keep(name: str, tensor: Tensor) -> None:
-        kept[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        value = tensor.clone(memory_format=torch.contiguous_format)
+        kept[name] = value.detach() if value.requires_grad else value  # a model may have turned gradients on
 
     return keep
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, pairs, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace
 from fxtrace.errors import InputError
 from fxtrace.trace import Json as JsonValue
 from fxtrace.trace import Rung, TensorData, TraceRequest
@@ -49,7 +49,7 @@ def trace(
         Path | None, typer.Option(metavar="FILE", help="Take the weights from this safetensors file.")
     ] = None,
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Trace a model, or find the trace that such a request made before."""
@@ -74,7 +74,7 @@ def trace(
         echo_json(made) if as_json else show_on_stdout(trace_facts(made))
 
 
-def traces(server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+def traces(server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """List the traces, newest first."""
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.tables import show_on_stdout, trace_table
@@ -84,7 +84,7 @@ def traces(server: Server = None, store: StoreFolder = None, as_json: Json = Fal
     echo_json(listed) if as_json else show_on_stdout(trace_table(listed))
 
 
-def delete(trace: TraceArgument, server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+def delete(trace: TraceArgument, server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """Remove a trace and its tensors."""
     from fxtrace.cli.output import echo_json
 

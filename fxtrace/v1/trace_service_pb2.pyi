@@ -491,7 +491,9 @@ class Progress(message.Message):
     DONE_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """What is being done: "wait" (for another capture), "build", "run", "capture", "propagate", "label", "store"."""
+    """What is being done. Of a trace: "wait" (for other work), "build", "run", "capture", "propagate", "label", "store".
+    Of a picture: "wait", "draw", "layout".
+    """
     done: builtins.int
     """Steps done."""
     total: builtins.int
@@ -1418,28 +1420,34 @@ class RenderGraphRequest(message.Message):
 
 @typing.final
 class RenderGraphResponse(message.Message):
-    """A piece of the picture."""
+    """How far it is, or a piece of the picture."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     NBYTES_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     media_type: builtins.str
-    """MIME type; in the first message."""
+    """MIME type; in the first message with a piece."""
     nbytes: builtins.int
-    """Bytes of the whole picture; in the first message."""
+    """Bytes of the whole picture; in the first message with a piece."""
     chunk: builtins.bytes
     """Bytes, in order."""
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is; such a message has nothing else."""
+
     def __init__(
         self,
         *,
         media_type: builtins.str = ...,
         nbytes: builtins.int = ...,
         chunk: builtins.bytes = ...,
+        progress: Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -7,7 +7,8 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from tests.benchmarks.coverage.row import Row
+from tests.benchmarks.coverage.row import FULL, Row
+from tests.benchmarks.coverage.score import MIXTURE
 from tests.benchmarks.coverage.truth import KINDS
 
 Rows = Sequence[tuple[str, Row]]
@@ -17,6 +18,7 @@ _PART_HEADS = {
     "self_attention": "self-attention blocks",
     "masked_self_attention": "masked self-attention blocks",
     "cross_attention": "cross-attention blocks",
+    "mixture_of_experts": "mixture-of-experts blocks",
     "feed_forward": "feed-forward outputs",
     "norm": "norm outputs",
     "residual": "residual sums",
@@ -45,12 +47,18 @@ def totals(rows: Rows) -> Iterator[str]:
         yield f"| {head} | " + ", ".join(f"{n} {each}" for each, n in counts.items()) + " |"
     ours = statistics.median(row.capture / row.eager for row in traced)
     yield f"| a capture with every value ÷ an eager run, median | {ours:.1f} |"
-    for tool in ("torchlens", "torchview"):
+    for tool, name in _TOOLS.items():
         ratios = [seconds / row.capture for row in traced if isinstance(seconds := getattr(row, tool), float)]
         if ratios:
             failed = sum(isinstance(said := getattr(row, tool), str) and said != "" for row in traced)
-            yield f"| {tool}'s time ÷ ours, median | {statistics.median(ratios):.1f} (it fails on {failed}) |"
+            yield f"| {name} ÷ ours, median | {statistics.median(ratios):.1f} (it fails on {failed}) |"
 
+
+_TOOLS = {
+    "torchlens": "TorchLens's trace as called by default (every tensor)",
+    "torchlens_full": "TorchLens's full trace (every tensor, argument and source line, able to be re-run)",
+    "torchview": "torchview's graph (shapes, no values)",
+}
 
 _COUNTS = ("expected", "found", "right", "refused", "wrong")
 
@@ -59,21 +67,27 @@ def full(rows: Rows) -> Iterator[str]:
     """Every row, every family's roles, and why roles were refused."""
     yield "# Coverage"
     yield ""
-    yield "Written by `make coverage`. Times are medians, on one thread of one machine; the other tools run on eager"
-    yield "models."
+    yield "Written by `make coverage`. Times are medians of processor time, on one thread of one machine; the other"
+    yield "tools run on eager models."
+    yield ""
+    yield "A capture runs the module by itself, records a second run with every value, argument and source line, and"
+    yield "then runs the graph to check it. Against it: `torchlens.trace(model, inputs)`; the same, full, with"
+    yield f"`CaptureOptions({', '.join(f'{name}={value}' for name, value in FULL.items())})`; and"
+    yield "`torchview.draw_graph(model, inputs, depth=100)`."
     yield ""
     yield from totals(rows)
     yield ""
     heads = ("group", "model", "attention", "rung", "nodes", "with shape", "output", "÷ eager")
-    yield from _head(*heads, "TorchLens ÷ ours", "torchview ÷ ours")
+    yield from _head(*heads, "TorchLens ÷ ours", "full TorchLens ÷ ours", "torchview ÷ ours")
     for group, row in rows:
         yield "| " + " | ".join(_cells(group, row)) + " |"
     yield ""
     yield "## Roles"
     yield ""
     yield "Expected / found / right / refused / wrong. Attention blocks are expected as the configuration says (layers"
-    yield "× kinds) and held by value against what the model itself says its attention weights are; the other parts are"
-    yield "expected as the modules of one run take and give them, and held against those by value."
+    yield "× kinds) and held by value against what the model itself says its attention weights are, mixtures of experts"
+    yield "against what its routers and experts take and give; the other parts are expected as the modules of one run"
+    yield "take and give them, and held against those by value."
     yield ""
     yield from _head("group", "model", "attention", *_PART_HEADS.values())
     for group, row in rows:
@@ -88,12 +102,12 @@ def full(rows: Rows) -> Iterator[str]:
     for case, differs in dict.fromkeys((row.case, row.differs) for _, row in rows if row.differs):
         yield f"| {case} | {differs} |"
     yield ""
-    yield "## Why attention was refused"
+    yield "## Why blocks were refused"
     yield ""
     yield from _head("rows", "reason", "for example")
     reasons: dict[str, list[str]] = defaultdict(list)
     for _, row in rows:
-        if any(row.scores[kind].refused for kind in KINDS if row.scores):
+        if any(row.scores[kind].refused for kind in (*KINDS, MIXTURE) if row.scores):
             for reason in {_plain(reason) for role, reason in row.refusals if not role.startswith("output")}:
                 reasons[reason].append(row.case)
     for reason, found in sorted(reasons.items(), key=lambda item: -len(item[1])):
@@ -108,12 +122,12 @@ def _head(*names: str) -> Iterator[str]:
 def _cells(group: str, row: Row) -> Iterator[str]:
     yield from (group, row.case, row.attention or "—")
     if row.error:
-        yield from (_cell(row.error), *[""] * 6)
+        yield from (_cell(row.error), *[""] * 7)
         return
     equal = {True: "equal", False: "not equal: " + _cell(row.notes[-1] if row.notes else ""), None: "—"}
     yield from (row.rung, str(row.nodes), f"{row.with_shape:.0%}", equal[row.output_equal])
     yield f"{row.capture / row.eager:.1f}"
-    for seconds in (row.torchlens, row.torchview):
+    for seconds in (getattr(row, tool) for tool in _TOOLS):
         yield f"{seconds / row.capture:.1f}" if isinstance(seconds, float) else _cell(seconds)
 
 

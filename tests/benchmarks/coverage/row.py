@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -17,13 +18,13 @@ from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
 from tests.benchmarks.coverage.expected import configured_attentions
 from tests.benchmarks.coverage.parts import true_parts
-from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_parts
+from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_mixtures, score_parts
 from tests.benchmarks.coverage.truth import KINDS, passed_tensors, same_state, true_attentions
 
 
 @dataclass
 class Row:
-    """What was measured of one model; times in seconds, or in words why there is none."""
+    """What was measured of one model; times in seconds of the processor, or in words why there is none."""
 
     case: str
     attention: str = ""
@@ -39,6 +40,7 @@ class Row:
     eager: float = 0.0
     capture: float = 0.0
     torchlens: float | str = ""
+    torchlens_full: float | str = ""
     torchview: float | str = ""
     skipped: str = ""
     error: str = ""
@@ -98,7 +100,9 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         sum(value.spec is not None for value in values) / len(values),
         captured.output_equal,
         captured.rung_notes,
-        score_attentions(graph, captured.values, it) | score_parts(graph, captured.values, it),
+        score_attentions(graph, captured.values, it)
+        | score_mixtures(graph, captured.values, it)
+        | score_parts(graph, captured.values, it),
         tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
         it.differs,
     )
@@ -108,6 +112,7 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         if attention != "sdpa":  # the same model but for an op or two
             row.torchview = _rival(lambda: _torchview(it))
             row.torchlens = _rival(lambda: _torchlens(it))  # last: it leaves torch's functions wrapped
+            row.torchlens_full = _rival(lambda: _torchlens(it, FULL))
     return row
 
 
@@ -116,9 +121,9 @@ def _median(run: Callable[[], object], *, rounds: int) -> float:
     with torch.no_grad():
         run()
         for _ in range(rounds):
-            start = time.perf_counter()
+            start = time.process_time()  # what else the machine does must not count
             run()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     return statistics.median(times)
 
 
@@ -130,13 +135,20 @@ def _rival(run: Callable[[], object]) -> float | str:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def _torchlens(it: Subject) -> object:
+FULL: dict[str, Any] = {"save_arg_values": True, "save_code_context": True, "intervention_ready": True}
+"""What TorchLens must be told to keep what a capture keeps: each call's arguments, the line of the source, and a graph
+that can be run again (its `replay` refuses other traces). By default it keeps every tensor."""
+
+
+def _torchlens(it: Subject, options: Mapping[str, Any] | None = None) -> object:
     import torchlens
 
     first = list(inspect.signature(it.module.forward).parameters)[: len(it.inputs)]
     in_order = [it.inputs[name] for name in first] if set(first) == set(it.inputs) else None
-    # It saves every tensor by default. With keywords alone it would make up positional inputs of its own.
-    return torchlens.trace(it.module, in_order or [], None if in_order else dict(it.inputs))
+    # With keywords alone it would make up positional inputs of its own.
+    named = None if in_order else dict(it.inputs)
+    chosen = torchlens.options.CaptureOptions(**options) if options else None
+    return torchlens.trace(it.module, in_order or [], named, capture=chosen)
 
 
 def _torchview(it: Subject) -> object:
