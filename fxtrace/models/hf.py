@@ -192,8 +192,10 @@ class HuggingFaceModel(Model):
 
 def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
     make: Any = kind._from_config
+    # Given for the whole alone, parts that have no other attention (a convolutional backbone) keep to eager.
+    wanted = attention if attention == "eager" else {"": attention}
     with _offline():
-        model: PreTrainedModel = make(config, attn_implementation=attention)
+        model: PreTrainedModel = make(config, attn_implementation=wanted)
     model.train(False)
     return model
 
