@@ -29,8 +29,10 @@ _STAGES = {
     "build": "building the model",
     "run": "running the model",
     "capture": "capturing its graph",
+    "export": "capturing its graph",
     "propagate": "running the graph",
     "label": "finding roles",
+    "check": "trying the roles on a small copy",
     "store": "storing",
 }
 

@@ -79,7 +79,7 @@ def ours(size: str, symbolic: bool) -> dict[str, Any]:
 
 def bare(size: str, symbolic: bool) -> dict[str, Any]:
     """torch.export on fake tensors, and nothing else."""
-    from fxtrace.capture.export import with_fakes
+    from fxtrace.capture.fakes import with_fakes
 
     model, inputs = build(size)
     inputs = with_fakes(model, inputs)
