@@ -55,8 +55,8 @@ class Capture:
     Attributes:
         graph: every node with its specs, kind, module and source line; no roles yet.
         values: every tensor as it was when it was produced, contiguous, by tensor name; empty without values.
-        known: what labelling may look at: `values`, or without them the tensors that the graph computes from
-            buffers and sizes alone, such as masks.
+        known: what labelling may look at: `values`, or without them the tensors that the graph computes without
+            parameters, such as masks; from sizes, buffers and, by `export`, the inputs.
         rung: the rung that ran; `rung_notes` say what it cannot show, and why the rungs before it did not do.
         output_equal: whether the graph's output is bit-equal to the module's own; None without values.
     """
@@ -96,7 +96,8 @@ def capture(
         training: run in training mode.
         symbolic: names for sizes of the inputs, such as `{"ids": ("batch", "length")}`, that `export` keeps as symbols
             (see `TensorSpec.symbolic`); an empty name for a size that is not one. Sizes of one name are equal, and 2 or
-            more in the example. One that the model itself fixes comes out as a number, and a note says so.
+            more in the example. One that the model itself fixes comes out as a number, and a note says so. Of inputs
+            that are not named, sizes that equal these in the example may follow them.
         symbolic_timeout: seconds that following symbolic sizes may take, looked at between calls; after that they are
             numbers, and a note says so.
         progress: called as the work goes on; an exception it raises stops the work.

@@ -8,11 +8,12 @@ step down is told in a note.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from sympy import Expr, Integer, Symbol
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_unflatten
@@ -40,7 +41,7 @@ def export(run: Run) -> Taken:
     graph = to_graph(run.module, unlifted.graph, unlifted.values)
     run.rewind()
     with model_errors("the captured graph raised"):
-        known = fold_constants(unlifted.root(), unlifted.graph, unlifted.sizes)
+        known = fold_constants(unlifted.root(), unlifted.graph, unlifted.sizes, copies(run.inputs))
     # Without the blocks' autocast modes, what was computed in them may come out in another precision.
     dtypes = {name: spec.dtype for name, spec in graph.tensors()}
     known = {name: tensor for name, tensor in known.items() if tensor_spec(tensor).dtype == dtypes[name]}
@@ -131,37 +132,49 @@ class _Watch(TorchFunctionMode):
 
 def _dynamic(run: Run) -> dict[str, Any]:
     """What torch.export is to keep as symbols, input by input."""
-    return {
-        name: {i: Dim.AUTO for i, size in enumerate(run.symbolic[name]) if size} if name in run.symbolic else None
-        for name in run.inputs
+    named = {name: {i for i, size in enumerate(sizes) if size} for name, sizes in run.symbolic.items()}
+    examples = {run.inputs[name].shape[i] for name, sizes in named.items() for i in sizes}
+    # A mask's sizes follow those of the ids it is for: kept as numbers, they would fix them.
+    following = {
+        name: {i for i, size in enumerate(tensor.shape) if size in examples}
+        for name, tensor in run.inputs.items()
+        if isinstance(tensor, Tensor) and name not in named
     }
+    kept = named | following
+    return {name: dict.fromkeys(kept[name], Dim.AUTO) if name in kept else None for name in run.inputs}
 
 
 def _names(run: Run, program: ExportedProgram) -> tuple[dict[Symbol, Symbol], tuple[str, ...]]:
-    """The asked names by torch.export's own symbols, and a note for each size that is no symbol of its own."""
-    sizes = list(_asked(run, program))
+    """Names for torch.export's own symbols, and a note for each size that is no symbol of its own."""
+    spec = program.call_spec.in_spec
+    if not run.symbolic or spec is None:
+        return {}, ()
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    _, inputs = tree_unflatten([values.get(str(name)) for name in program.graph_signature.user_inputs], spec)
+    asked = [
+        (where, name, _expression(size))
+        for where, sizes in run.symbolic.items()
+        for name, size in zip(sizes, inputs[where].shape, strict=True)
+        if name
+    ]
+    following = [
+        (where, f"{where}_{i}", _expression(size))
+        for where, tensor in inputs.items()
+        if isinstance(tensor, Tensor) and where not in run.symbolic
+        for i, size in enumerate(tensor.shape)
+    ]
     names: dict[Symbol, Symbol] = {}
-    for _, name, expression in sizes:
-        if isinstance(expression, Symbol):
-            names.setdefault(expression, Symbol(name, integer=True, positive=True))
+    for _, name, size in (*asked, *following):
+        if isinstance(size, Symbol):
+            names.setdefault(size, Symbol(name, integer=True, positive=True))
     told = []
-    for where, name, expression in sizes:
-        if expression.is_number:
-            told.append(f"'{name}' of '{where}' is no symbol: the model fixes this size at {expression}.")
-        elif str(shown := expression.xreplace(names)) != name:
+    for where, name, size in asked:
+        if size.is_number:
+            told.append(f"'{name}' of '{where}' is no symbol: the model fixes this size at {size}.")
+        elif str(shown := size.xreplace(names)) != name:
             told.append(f"'{name}' of '{where}' is written {shown}: the model ties the two.")
     return names, tuple(told)
 
 
-def _asked(run: Run, program: ExportedProgram) -> Iterable[tuple[str, str, Expr]]:
-    """(input, name, size in torch.export's symbols) of each size that was named."""
-    spec = program.call_spec.in_spec
-    if not run.symbolic or spec is None:
-        return
-    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
-    _, inputs = tree_unflatten([values.get(str(name)) for name in program.graph_signature.user_inputs], spec)
-    for where, names in run.symbolic.items():
-        sizes: Iterable[Any] = inputs[where].shape
-        for name, size in zip(names, sizes, strict=True):
-            if name:
-                yield where, name, size.node.expr if isinstance(size, torch.SymInt) else Integer(size)
+def _expression(size: Any) -> Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else Integer(size)

@@ -36,7 +36,7 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
     for pattern, rule in (
         (r".*feat_extract.*|(min|max)_depth|.*(dropout|drop|cost|coefficient|token_id|token_index)", lambda size: size),
         (r"type_vocab_size", lambda size: size),
-        (r"(.*_)?vocab_size(_.*)?|n_vocab|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
+        (r"(.*_)?vocab(_size(_.*)?)?|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
         (r"(.*_)?codebook_size", _at_most(CODES)),
         (r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
         (r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
@@ -81,6 +81,9 @@ _RULES: tuple[tuple[re.Pattern[str], Callable[[int], int]], ...] = tuple(
     )
 )
 
+# What other configurations count: `d_model` and `n_heads` are as above.
+_LENGTHS = re.compile(r"(.*_)?(batch(_size)?|seq|(seq|src|tgt|sequence|source|target)_len(gth)?)")
+
 _WIDTHS = re.compile(r"(.*_)?(hidden_sizes|embed_dims|conv_dim|layer_dims|neck_hidden_sizes)")
 _INDICES = re.compile(r".*(indexes|idxs|indices|layer_ids|_layers)")
 
@@ -123,8 +126,35 @@ def arguments(kind: type[PreTrainedConfig], given: Mapping[str, Any], *, small: 
     return _arguments(kind(), given, {}, small=small, nested=False)
 
 
+def shrunk(config: PreTrainedConfig, *, derived: bool) -> dict[str, Any]:
+    """Arguments for a configuration of the same class and structure as a given one, with small sizes.
+
+    Args:
+        config: as it was made.
+        derived: shrink also what the class derives from other fields where it is left open, such as the number of key
+            heads; otherwise the class derives it again.
+    """
+    result = _arguments(config, {}, {}, small=True, nested=True, derived=derived)
+    return {name: value for name, value in result.items() if name != "model_type"}
+
+
+def smaller_size(name: str, size: int) -> int:
+    """A size for a field of that name in a configuration of any kind: small where the name says what it counts."""
+    return min(size, POSITIONS // 4) if _LENGTHS.fullmatch(name) else _smaller_size(name, size)
+
+
+def _smaller_size(name: str, size: int) -> int:
+    return next((rule(size) for pattern, rule in _RULES if pattern.fullmatch(name)), size)
+
+
 def _arguments(
-    config: PreTrainedConfig, given: Mapping[str, Any], tokens: dict[int, int], *, small: bool, nested: bool
+    config: PreTrainedConfig,
+    given: Mapping[str, Any],
+    tokens: dict[int, int],
+    *,
+    small: bool,
+    nested: bool,
+    derived: bool = False,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"model_type": config.model_type} if nested else {}
     values = own_fields(config)
@@ -137,12 +167,13 @@ def _arguments(
             if small and value.model_type.startswith("timm"):
                 result[name] = _RESNET  # the same pyramid of features, with no other package
             else:
-                result[name] = _arguments(value, given.get(name) or {}, tokens, small=small, nested=True)
+                inner = given.get(name) or {}
+                result[name] = _arguments(value, inner, tokens, small=small, nested=True, derived=derived)
         elif name == "use_cache":
             result[name] = False
         elif small and value is None and name in _REQUIRED:
             result[name] = _REQUIRED[name]
-        elif each.default is None and not (name.endswith("token_id") or name == "rope_parameters"):
+        elif each.default is None and not derived and not (name.endswith("token_id") or name == "rope_parameters"):
             continue  # the class derives it from the other fields
         elif (new := _smaller(name, value, tokens) if small else value) != (each.default if nested else value):
             result[name] = new  # nested: its owner may have other defaults than its class
@@ -176,7 +207,7 @@ def _smaller(name: str, value: Any, tokens: dict[int, int]) -> Any:
         case int() if re.fullmatch(r".*token_(id|index)|.*_token", name):
             return tokens.setdefault(value, VOCABULARY - 1 - len(tokens)) if value >= VOCABULARY - 20 else value
         case int():
-            return next((rule(value) for pattern, rule in _RULES if pattern.fullmatch(name)), value)
+            return _smaller_size(name, value)
         case dict() if "mrope_section" in value:
             return {**value, "mrope_section": _sections(value["mrope_section"])}
         case dict() if any(isinstance(each, dict) for each in value.values()):

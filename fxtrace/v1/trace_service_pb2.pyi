@@ -965,8 +965,8 @@ class NodeQuery(message.Message):
 
     string: name, op, kind, target, module, module_type, file, code, role, stack, block, part, dtype, device.
     int: layer, line, rank, numel, nbytes, parameter_count. bool: contiguous. list of int: shape.
-    list of string: inputs, users, parameters. Besides, each of the graph's named sizes is an int (batch, d_model),
-    and dims is the map of them all.
+    list of string: inputs, users, parameters, symbolic (the sizes as text, symbols by their names). Besides, each of
+    the graph's named sizes is an int (batch, d_model), and dims is the map of them all.
 
     shape[-1] counts from the end. A node with several roles or tensors is meant where the condition holds for one of
     its roles together with one of its tensors. A condition on something that a node does not have, such as the layer
