@@ -124,7 +124,7 @@ SNAPSHOTS = st.builds(
     roles=tuples(TEXTS),
     variables=tuples(TEXTS),
     dims=tuples(TEXTS),
-    tensors=tuples(st.builds(SnapshotTensor, TEXTS, TEXTS, TEXTS, TEXTS, SHAPES)),
+    tensors=tuples(st.builds(SnapshotTensor, TEXTS, TEXTS, TEXTS, TEXTS, SHAPES, tuples(TEXTS))),
     explanation=TEXTS,
     checks=tuples(CHECKS),
     reason=TEXTS,
@@ -161,6 +161,9 @@ REQUESTS = st.builds(
     input_shapes=st.dictionaries(NAMES, SHAPES, max_size=2),
     rung=st.sampled_from(["", *RUNGS]),
     seed=INT64,
+    weightless=st.booleans(),
+    symbolic=st.dictionaries(NAMES, tuples(TEXTS), max_size=2),
+    symbolic_timeout=st.floats(0, exclude_min=True, allow_nan=False),
 )
 OPTIONS = st.builds(
     RenderOptions,
@@ -357,6 +360,12 @@ SHAPE = rpc.InputShape(sizes=[2])
             rpc.CreateTraceRequest(model="models/m", inputs=[rpc.InputOverride(name="x", shape=SHAPE)] * 2),
             InputError,
             "inputs.1",
+            "'x' is given twice",
+        ),
+        (
+            rpc.CreateTraceRequest(model="models/m", symbolic=[rpc.SymbolicSizes(input="x", names=["n"])] * 2),
+            InputError,
+            "symbolic.1",
             "'x' is given twice",
         ),
     ],

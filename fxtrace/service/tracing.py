@@ -149,6 +149,7 @@ class Tracing:
 
     def _digest(self) -> str:
         request = self._request
+        symbolic = {name: list(sizes) for name, sizes in request.symbolic.items() if any(sizes)}
         parts = {
             "model": [self._model.name, self._model.digest],
             "configuration": self._fields,
@@ -163,8 +164,8 @@ class Tracing:
             "seed": request.seed,
             "state": weights_digest(request.state) if request.state else "",
             "weightless": request.weightless,
-            "symbolic": {name: list(sizes) for name, sizes in request.symbolic.items() if any(sizes)},
-            "symbolic_timeout": request.symbolic_timeout if request.symbolic else None,
+            "symbolic": symbolic,
+            "symbolic_timeout": request.symbolic_timeout if symbolic else None,
             "torch": torch.__version__,
             "fxtrace": fxtrace.__version__,
         }

@@ -173,6 +173,25 @@ def test_inputs_and_masks_are_what_can_be_known() -> None:
     assert not any("linear" in name for name in captured.known)
 
 
+def test_what_weights_are_written_into_is_not_known() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            table = torch.zeros(2, 3)
+            before = table + x
+            table[0].copy_(self.weight)
+            return before, table + 1, x + 1
+
+    captured = exported(Writes(), x=torch.ones(2, 3))
+    before, after, aside = captured.graph.nodes[-1].inputs
+    assert torch.equal(captured.known[before], torch.ones(2, 3))
+    assert torch.equal(captured.known[aside], torch.full((2, 3), 2.0))
+    assert after not in captured.known
+
+
 @pytest.mark.parametrize("rung", ["", "export"])
 @pytest.mark.parametrize("inputs_on", ["meta", "cpu"])
 def test_a_module_without_weights_gives_the_same_graph(rung: Any, inputs_on: str) -> None:
@@ -317,6 +336,19 @@ def test_symbols_that_cannot_be_followed_become_numbers() -> None:
     assert "The sizes that were to be symbols are numbers: the model's path depends on the numbers" in notes
     assert "Partial, by torch.export.draft_export" in notes
     assert "'batch' of 'x' is no symbol" not in notes
+
+
+def test_sizes_of_other_inputs_follow_the_named_ones() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+            return x.masked_fill(mask.bool(), 0) + other.sum()
+
+    inputs = {"x": torch.randn(3, 5), "mask": torch.ones(3, 5), "other": torch.ones(5, 7)}
+    captured = capture(Masked(), inputs, symbolic={"x": ("batch", "length")})
+    specs = dict(captured.graph.tensors())
+    assert specs["mask"].symbolic == ("batch", "length")
+    assert specs["other"].symbolic == ("other_0", "7")  # as long in the example, and nothing ties the two
+    assert "Symbols: batch, length, other_0; other sizes are numbers as this input has them." in captured.rung_notes
 
 
 def test_symbols_are_followed_for_a_limited_time() -> None:
