@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, str] = {
         "embedding": "embedding embedding_bag",
         "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
-        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot",
+        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm",
         "attention": "scaled_dot_product_attention multi_head_attention_forward scaled_dot_product_flash_attention "
         "scaled_dot_product_flash_attention_for_cpu scaled_dot_product_efficient_attention "
         "scaled_dot_product_cudnn_attention",
@@ -42,11 +42,11 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill where setitem index_put",
+        "mask": "masked_fill masked_scatter where setitem index_put",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
-        "join": "cat concat concatenate stack hstack vstack dstack",
+        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
+        "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
         "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
         "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",

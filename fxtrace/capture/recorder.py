@@ -26,8 +26,9 @@ class Recorder(TorchFunctionMode):
 
     A call is recorded at its outermost: what `F.softmax` calls inside is not. The one exception is
     `F.multi_head_attention_forward`, which is taken apart. Tensors are known by identity: one that is changed in place
-    is, from then on, what the changing call returned; a call that gives back its own input unchanged is no node. What
-    is not a tensor, sizes above all, is a constant of the graph.
+    is, from then on, what the changing call returned; one that is changed through a view of it is `written`, a node
+    made where it is next read. A call that gives back its own input unchanged is no node. What is not a tensor, sizes
+    above all, is a constant of the graph.
 
     Nothing is patched: PyTorch keeps the modes of each thread apart, and the module being run is followed with hooks
     that are removed again.
@@ -62,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self._paths: list[str] = []
         self._modes = current_modes()
         self._derived: list[fx.Node] = []
+        self._writers: dict[int, _Writers] = {}
 
     def run(self, inputs: Mapping[str, Any]) -> object:
         """Runs the module, and returns what it returned."""
@@ -126,6 +128,8 @@ class Recorder(TorchFunctionMode):
         if written_kwargs:
             node.kwargs = written_kwargs
         value = args[0] if form.target is setitem else result
+        if (form.writes or form.target is setitem) and isinstance(value, Tensor):
+            self._remember_writing(value, node)
         self._note(node, value, self._source())
         if isinstance(value, Tensor):
             self._bind(value, node)
@@ -179,16 +183,32 @@ class Recorder(TorchFunctionMode):
         """The node whose value a tensor is; made now where it is a parameter, a constant or an item of a nest."""
         bound = self._bound.get(id(tensor))
         if bound is not None and bound.tensor() is tensor:
-            if not bound.way:
+            if not bound.way and bound.version == _version(tensor):
                 return bound.node
             node = bound.node
             for access, key, value in bound.way:
                 node = self._derive("call_function", access, (node, key), tensor if value is None else value)
+            if bound.version != _version(tensor):
+                writers = self._writers_since(tensor, bound.version)
+                node = self._derive("call_function", written, (node, *writers), tensor)
         else:
             name, owned = self._owned.get(id(tensor), ("", None))
             node = self._derive("get_attr", name if owned is tensor else self._constant(tensor), (), tensor)
         self._bind(tensor, node)
         return node
+
+    def _remember_writing(self, tensor: Tensor, node: fx.Node) -> None:
+        base = tensor if tensor._base is None else tensor._base
+        writers = self._writers.get(id(base))
+        if writers is None or writers.base() is not base:
+            writers = self._writers[id(base)] = _Writers(weakref.ref(base), [])
+        writers.nodes.append((_version(base), node))
+
+    def _writers_since(self, tensor: Tensor, version: int) -> list[fx.Node]:
+        base = tensor if tensor._base is None else tensor._base
+        writers = self._writers.get(id(base))
+        known = writers.nodes if writers is not None and writers.base() is base else []
+        return [node for after, node in known if after > version]
 
     def _derive(self, op: str, target: Any, args: tuple[Any, ...], value: object) -> fx.Node:
         node = self._note(self.graph.create_node(op, target, args), value, self._source())
@@ -248,6 +268,13 @@ class _Bound(NamedTuple):
     version: int
 
 
+class _Writers(NamedTuple):
+    """The calls that changed a tensor in place, through whichever view, each with the version it left."""
+
+    base: weakref.ref[Tensor]
+    nodes: list[tuple[int, fx.Node]]
+
+
 class _Form(NamedTuple):
     """How calls of a function are written."""
 
@@ -288,6 +315,11 @@ def set_modes(grad: bool, *autocast: tuple[str, bool, torch.dtype]) -> None:
 def setitem(tensor: Tensor, index: Any, value: Any) -> Tensor:
     """`tensor[index] = value`, as an expression."""
     tensor[index] = value
+    return tensor
+
+
+def written(tensor: Tensor, *_writers: Tensor) -> Tensor:
+    """A tensor after calls that changed it in place through views of it: the calls' results are `writers`."""
     return tensor
 
 

@@ -17,6 +17,10 @@ MOVES = frozenset({"view", "select", "cast", "dropout"})
 ADJUSTS = MOVES | {"add", "sub", "mul", "div", "join", "elementwise", "norm"}
 # Ops with parameters that mix features: where a projection ends.
 PROJECTIONS = frozenset({"linear", "convolution"})
+# Ops that take nothing but the shape, the dtype and the device of their input.
+_OF_ITS_SHAPE = frozenset(
+    {"new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"}
+)
 
 
 class Flow:
@@ -44,7 +48,7 @@ class Flow:
         bit = 1
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            inputs = tuple(graph.by_name[name] for name in ((norm.source,) if norm else node.inputs))
+            inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             depends = 0
             for each in self._inputs[node.name]:
@@ -77,26 +81,33 @@ class Flow:
             yield here
             here = self.data_input(here) if here.kind in through else None
 
-    def nearest(self, node: Node, stop: Collection[str], through: Collection[str]) -> tuple[list[Node], bool]:
-        """The closest ancestors of a kind in `stop`, on every path back through kinds in `through`.
+    def nearest(
+        self,
+        node: Node,
+        stop: Collection[str] | Callable[[Node], bool],
+        through: Collection[str],
+        aside: Collection[str] = (),
+    ) -> tuple[list[Node], bool]:
+        """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
-        Returns them in execution order, and whether every path ended at one. Constants and model inputs end a path
-        too: rotations depend on positions.
+        Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
+        path too: rotations depend on positions. So do the nodes named in `aside`.
         """
+        stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
         complete = True
         seen: set[str] = set()
         stack = [node]
         while stack:
             here = stack.pop()
-            if here.name in seen or not self.computed(here):
+            if here.name in seen or here.name in aside or not self.computed(here):
                 continue
             seen.add(here.name)
-            if here.kind in stop:
+            if stops(here):
                 found[here.name] = here
             elif here.kind in through:
                 stack.extend(self.inputs(here))
-            elif here.kind != "input":
+            elif here.kind != "input" and not _counts(here):
                 complete = False
         return sorted(found.values(), key=lambda each: self.index[each.name]), complete
 
@@ -147,6 +158,20 @@ class Flow:
                     seen.add(each.name)
                     queue.append(each)
                     yield each
+
+
+def _read(node: Node) -> tuple[str, ...]:
+    """The inputs whose numbers a node's value depends on: not those it takes the shape of, nor those it overwrites."""
+    name = node.target.rpartition(".")[2]
+    if name in _OF_ITS_SHAPE:
+        return ()
+    return node.inputs[1:] if name == "copy_" else node.inputs
+
+
+def _counts(node: Node) -> bool:
+    """Whether a node's numbers are integers or booleans: positions and the like, no features."""
+    dtypes = {value.spec.dtype if value.spec is not None else value.type for value in node.values}
+    return bool(dtypes) and not any("float" in dtype or "complex" in dtype for dtype in dtypes)
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:
