@@ -189,7 +189,7 @@ def test_a_configuration_is_shrunk_and_keeps_its_structure(
 
 
 def test_a_real_size_is_traced_without_weights(tmp_path: Any) -> None:
-    sizes = {"preset": "default", "num_hidden_layers": 3, "seq_len": 12, "num_key_value_heads": 8}
+    sizes: dict[str, Any] = {"preset": "default", "num_hidden_layers": 3, "seq_len": 12, "num_key_value_heads": 8}
     names = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
     with Engine.open(tmp_path) as engine:
         trace = engine.create_trace(TraceRequest("hf:llama", sizes, weightless=True, symbolic=names))

@@ -78,12 +78,14 @@ def trace_facts(trace: Trace) -> Group:
     inputs = "\n".join(
         f"{each.name}  {show_sizes(each.spec)}  {each.spec.dtype}  ({each.fill})" for each in trace.inputs
     )
+    mode = f"{'training' if trace.training else 'evaluation'}, seed {trace.seed}"
+    mode += ", built without weights" if trace.weightless else ""
     return facts(
         f"Trace {trace.id}",
         ("model", trace.model),
         ("configuration", "\n".join(f"{name} = {value!r}" for name, value in trace.configuration.items())),
         ("inputs", inputs),
-        ("mode", f"{'training' if trace.training else 'evaluation'}, seed {trace.seed}"),
+        ("mode", mode),
         ("capture", f"{trace.rung}, {trace.seconds:.2f} s, PyTorch {trace.torch_version}"),
         ("", "\n".join(trace.rung_notes)),
         ("nodes", f"{trace.node_count}, of which {trace.labelled_count} have a role"),

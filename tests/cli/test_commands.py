@@ -282,6 +282,7 @@ def test_symbolic_sizes_are_printed_here_and_by_a_server(run: Run, served: Serve
         model = "decoder" if where else Path(__file__).parents[1] / "service" / "decoder.py"
         told = run("trace", model, *asked, *where).stdout
         assert "ids  (batch, sequence)  int64" in told
+        assert "evaluation, seed 0, built without weights" in told
         assert "Symbols: batch, sequence; other sizes are numbers" in told
         role = "decoder.0.masked_self_attention.weights"
         for command in (("graph", "--role", role), ("explain", role), ("query", 'symbolic[-1] == "sequence"')):
