@@ -21,7 +21,7 @@ Rung = Literal["symbolic", "record", "export"]
 RUNGS: tuple[Rung, ...] = ("symbolic", "record", "export")
 
 SYMBOLIC_TIMEOUT = 60.0
-"""Seconds that following symbolic sizes may take, where nothing else is asked for. Most models take a few."""
+"""Seconds of computing that following symbolic sizes may take, where nothing else is asked for. Most models take a few."""
 
 Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""
@@ -79,7 +79,7 @@ class TraceRequest:
             its shapes and roles, without values.
         symbolic: names for sizes of inputs that stay symbols, by the input's name: one for each of its sizes, empty for
             a size that is to be a number. Sizes of one name are equal. Captured by `export`; see `TensorSpec.symbolic`.
-        symbolic_timeout: seconds that following the symbols may take; after that the sizes are numbers, and one of the
+        symbolic_timeout: seconds of computing that following the symbols may take; after that the sizes are numbers, and one of the
             trace's `rung_notes` says so.
     """
 

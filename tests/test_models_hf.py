@@ -198,7 +198,5 @@ def test_a_real_size_is_traced_without_weights(tmp_path: Any) -> None:
     weights = graph.by_role["decoder.2.masked_self_attention.weights"]
     assert weights.spec is not None
     assert weights.spec.symbolic == ("batch", "32", "sequence", "sequence")
-    assert weights.roles[0].evidence.endswith(
-        "; held on a copy shrunk to vocab_size=120, hidden_size=64, intermediate_size=96 …"
-    )
+    assert weights.roles[0].evidence.endswith("; held on a copy shrunk to seq_len=10, vocab_size=120, hidden_size=64 …")
     assert all(check.held for node in graph.nodes for role in node.roles for check in role.checks)

@@ -98,8 +98,8 @@ def capture(
             (see `TensorSpec.symbolic`); an empty name for a size that is not one. Sizes of one name are equal, and 2 or
             more in the example. One that the model itself fixes comes out as a number, and a note says so. Of inputs
             that are not named, sizes that equal these in the example may follow them.
-        symbolic_timeout: seconds that following symbolic sizes may take, looked at between calls; after that they are
-            numbers, and a note says so.
+        symbolic_timeout: seconds of computing that following symbolic sizes may take, looked at between calls; after
+            that they are numbers, and a note says so.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:

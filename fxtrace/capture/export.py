@@ -58,7 +58,7 @@ def _program(run: Run) -> tuple[ExportedProgram, tuple[str, ...]]:
         try:
             return _exported(run, symbolic=True), ()
         except _TimeUp:
-            reason = f"following them took more than {run.symbolic_timeout:g} s; raise symbolic_timeout to go on"
+            reason = f"following them took more than {run.symbolic_timeout:g} s of computing; raise symbolic_timeout"
         except CaptureFailed as error:
             reason = error.message
         notes.append(f"The sizes that were to be symbols are numbers: {reason}.")
@@ -106,14 +106,15 @@ class _TimeUp(CaptureFailed):
 class _Watch(TorchFunctionMode):
     """Looks at each call of PyTorch's whether the caller, or the clock, says stop: a thread cannot be ended otherwise.
 
-    One call may itself take seconds, where sizes have grown into long expressions.
+    One call may itself take seconds, where sizes have grown into long expressions. The clock is the thread's own, so
+    that what comes out does not hang on what else the machine does.
     """
 
     def __init__(self, report: Callable[[Progress], None], seconds: float | None) -> None:
         super().__init__()
         self.stopped: Exception | None = None
         self._report = report
-        self._until = None if seconds is None else time.monotonic() + seconds
+        self._until = None if seconds is None else time.thread_time() + seconds
         self._calls = 0
 
     def __torch_function__(
@@ -122,7 +123,7 @@ class _Watch(TorchFunctionMode):
         self._calls += 1
         try:
             self._report(Progress("export", self._calls))
-            if self._until is not None and time.monotonic() > self._until:
+            if self._until is not None and time.thread_time() > self._until:
                 raise _TimeUp("following symbolic sizes took too long")
         except Exception as stopped:
             self.stopped = stopped

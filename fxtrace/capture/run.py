@@ -33,7 +33,7 @@ class Run:
         report: called as the work goes on.
         rewind: puts the module and the random states back as they were before the call.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
-        symbolic_timeout: seconds that following these may take.
+        symbolic_timeout: seconds of computing that following these may take.
     """
 
     module: nn.Module

@@ -56,7 +56,7 @@ def trace(
         ),
     ] = None,
     symbolic_timeout: Annotated[
-        float, typer.Option(metavar="SECONDS", help="How long following symbols may take.", show_default=True)
+        float, typer.Option(metavar="SECONDS", help="How much computing following symbols may take.", show_default=True)
     ] = SYMBOLIC_TIMEOUT,
     server: Server = None,
     store: StoreFolder = None,

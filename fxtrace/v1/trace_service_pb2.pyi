@@ -482,8 +482,8 @@ class CreateTraceRequest(message.Message):
     seed: builtins.int
     """Of the random state the model is built and run under."""
     symbolic_timeout: builtins.float
-    """Seconds that following the symbols may take; after that the sizes are numbers, and a note of the trace says so. 0
-    means 60.
+    """Seconds of computing that following the symbols may take; after that the sizes are numbers, and a note of the trace
+    says so. 0 means 60.
     """
     weightless: builtins.bool
     """Build the model without allocating its weights, and capture it on the rung EXPORT: shapes and roles, no values."""
