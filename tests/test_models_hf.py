@@ -141,9 +141,44 @@ def test_a_way_of_attention_that_an_architecture_lacks_is_refused() -> None:
         hf("rwkv").resolve({"attn_implementation": "sdpa"})
 
 
+# Laid out, or made small, as only the code of their forward says.
+FOUND_BY_TRYING: dict[str, dict[str, int | tuple[int, ...]]] = {
+    "esm": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # its masking needs a padding token
+    "glm4v_text": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # parts of the rotary half, by default in its code
+    "idefics3": {"input_ids": 2, "attention_mask": 2, "pixel_values": 5},  # images in an axis of their own
+    "siglip2_vision_model": {"pixel_values": (2, 4, 768), "pixel_attention_mask": (2, 4), "spatial_shapes": (2, 2)},
+    "decision_transformer": {"states": (2, 10, 17), "actions": (2, 10, 4), "rewards": (2, 10, 1)},
+}
+
+
+@pytest.mark.parametrize("name", FOUND_BY_TRYING)
+def test_what_a_model_runs_with_is_found_by_trying(name: str) -> None:
+    model = hf(name)
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    for each, shape in FOUND_BY_TRYING[name].items():
+        found = tuple(inputs[each].shape)
+        assert (found if isinstance(shape, tuple) else len(found)) == shape, each
+    with torch.no_grad():
+        module(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sam2_mask_decoder", "is the configuration of a part, .* use hf:sam2 or "),
+        ("layoutxlm", "name an architecture that has a model"),
+        ("bark", "BarkModel of transformers has no forward of its own"),
+    ],
+)
+def test_what_is_no_model_says_what_to_use(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFound, match=message):
+        hf(name)
+
+
 def test_what_no_example_is_known_for_is_said() -> None:
-    model = hf("decision_transformer")
-    with pytest.raises(ModelInvalid, match="no example is known for states"):
+    model = hf("sam2_video")  # it takes a session of its own class
+    with pytest.raises(ModelInvalid, match="no example is known for inference_session"):
         model.example_inputs(model.resolve({}))
 
 

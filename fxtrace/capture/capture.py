@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from fxtrace.capture.attention import StepByStep
+from fxtrace.capture.compare import largest_difference
 from fxtrace.capture.export import export
 from fxtrace.capture.fakes import without_weights
 from fxtrace.capture.record import record
@@ -43,6 +45,8 @@ RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
         "A source line is the innermost one in a module's forward: torch.export notes no other.",
     ),
 }
+
+_UNFUSED = "Fused attention was computed step by step, not by the kernels that the model runs with."
 
 _ALONE = threading.RLock()
 """One capture at a time in a process: torch.fx patches nn.Module while it traces, and there is one random state."""
@@ -78,6 +82,7 @@ def capture(
     training: bool = False,
     symbolic: Mapping[str, tuple[str, ...]] | None = None,
     symbolic_timeout: float = SYMBOLIC_TIMEOUT,
+    unfused: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Capture:
     """Captures one call `module(**inputs)`.
@@ -100,6 +105,8 @@ def capture(
             that are not named, sizes that equal these in the example may follow them.
         symbolic_timeout: seconds of computing that following symbolic sizes may take, looked at between calls; after
             that they are numbers, and a note says so.
+        unfused: compute `F.scaled_dot_product_attention` step by step, so that its scores and weights are tensors of
+            the graph. Its output then differs from the fused kernels' in the last digits; a note says by how much.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:
@@ -129,14 +136,25 @@ def capture(
             report(Progress("run"))
             with model_errors("the model raised"):
                 eager = module(**copies(inputs))
-        run = Run(module, inputs, values, eager, report, rewind, symbolic, symbolic_timeout)
+        inside: AbstractContextManager[object] = StepByStep() if unfused else nullcontext()
+        notes: tuple[str, ...] = ()
+        if unfused:
+            notes, fused = (_UNFUSED,), eager
+            if values:
+                rewind()
+                with model_errors("the model raised"), inside:
+                    eager = module(**copies(inputs))
+                notes = (
+                    f"{_UNFUSED} The output differs from theirs by at most {largest_difference(fused, eager):.1e}.",
+                )
+        run = Run(module, inputs, values, eager, report, rewind, symbolic, symbolic_timeout, inside)
         taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
         values=taken.values,
         known=taken.known,
         rung=chosen,
-        rung_notes=(*RUNG_NOTES[chosen], *taken.notes, *refused),
+        rung_notes=(*RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
         output_equal=taken.output_equal,
     )
 

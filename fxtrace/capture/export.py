@@ -90,7 +90,7 @@ def _exported(run: Run, way: Callable[..., ExportedProgram] = torch.export.expor
     watch = _Watch(run.report, run.symbolic_timeout if symbolic else None)
     with model_errors("torch.export cannot follow this model", run.module), needing_values(), quiet():
         try:
-            with watch:
+            with watch, run.inside:
                 shapes = _dynamic(run) if symbolic else None
                 program = way(run.module, (), given, dynamic_shapes=shapes, strict=False)
         finally:

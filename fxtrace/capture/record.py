@@ -16,7 +16,7 @@ from fxtrace.capture.recorder import Recorder, current_modes, set_modes
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, needing_values, show_source
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Source
-from fxtrace.shapes import ShapeInterpreter
+from fxtrace.shapes import Interpreter, ShapeInterpreter
 from fxtrace.trace import Progress
 
 
@@ -43,7 +43,7 @@ def record(run: Run) -> Taken:
         mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
         given = map_tensors(fake.from_tensor, given)
     with model_errors("the model raised"), mode, needing_values():
-        output = recorder.run(given)
+        output = recorder.run(given, run.inside)
     run.rewind()
     graph = to_graph(run.module, recorder.graph, recorder.values)
     notes = _notes(recorder)
@@ -62,8 +62,7 @@ def _difference(run: Run, recorder: Recorder, output: object, kept: Mapping[str,
         return "The module itself gives another output when it is run again from the same random state."
     modes = current_modes()
     try:
-        again = fx.Interpreter(recorder.root(), graph=recorder.graph)
-        again.extra_traceback = False
+        again = Interpreter(recorder.root(), recorder.graph)
         if bit_equal(run.eager, again.run(*copies(run.inputs).values())):
             return ""
         run.rewind()

@@ -6,7 +6,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,7 @@ class Run:
         rewind: puts the module and the random states back as they were before the call.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
         symbolic_timeout: seconds of computing that following these may take.
+        inside: entered around each call of the module.
     """
 
     module: nn.Module
@@ -44,6 +45,7 @@ class Run:
     rewind: Callable[[], None]
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     symbolic_timeout: float = SYMBOLIC_TIMEOUT
+    inside: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ def keeping(kept: dict[str, Tensor]) -> Sink:
     """A sink that keeps a contiguous copy of every tensor."""
 
     def keep(name: str, tensor: Tensor) -> None:
-        kept[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+        value = tensor.clone(memory_format=torch.contiguous_format)
+        kept[name] = value.detach() if value.requires_grad else value  # a model may have turned gradients on
 
     return keep
 

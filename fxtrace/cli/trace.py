@@ -41,6 +41,9 @@ def trace(
     ] = False,
     rung: Annotated[Rung | None, typer.Option(help="How to capture; fxtrace chooses by itself.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Trace in training mode.")] = False,
+    unfused: Annotated[
+        bool, typer.Option("--unfused", help="Compute fused attention step by step, to see its scores and weights.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Of the random state.", show_default=True)] = 0,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the weights from this safetensors file.")
@@ -74,6 +77,7 @@ def trace(
         rung=rung or "",
         values=not shapes_only,
         training=training,
+        unfused=unfused,
         seed=seed,
         state="" if state is None else str(state),
         weightless=weightless,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Graph, Node, Ref
 from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
@@ -26,9 +26,11 @@ _OF_ITS_SHAPE = frozenset(
 class Flow:
     """A graph's dataflow.
 
+    What is read after an op changed it in place is that op's result, whichever name it is read by.
     A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
 
-    `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask;
+    `inputs_of[name]` is the set of model inputs that a node's value depends on, as a bit mask; a constant that a
+    residual stream starts from counts as one;
     `written_norms` are those norms by the name of their last node.
     """
 
@@ -44,23 +46,59 @@ class Flow:
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self._inputs: dict[str, tuple[Node, ...]] = {}
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
-        self.inputs_of: dict[str, int] = {}
-        bit = 1
+        self._changed: dict[tuple[str, str], str] = {}
+        changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
+            names = (norm.source,) if norm else _read(node)
+            inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
+            self._changed |= {(node.name, name): changed[name] for name in names if name in changed}
+            if node.inputs and _is_in_place(node):
+                changed[node.inputs[0]] = node.name
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
-            depends = 0
             for each in self._inputs[node.name]:
                 self._users[each.name].append(node)
-                depends |= self.inputs_of[each.name]
-            if node.kind == "input":
+        self.inputs_of = self._depends(frozenset())
+        if starts := self._learned_starts():
+            self.inputs_of = self._depends(starts)
+
+    def _depends(self, starts: frozenset[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        bit = 1
+        for node in self.graph.nodes:
+            depends = 0
+            for each in self._inputs[node.name]:
+                depends |= found[each.name]
+            if node.kind == "input" or node.name in starts:
                 depends, bit = bit, bit << 1
-            self.inputs_of[node.name] = depends
+            found[node.name] = depends
+        return found
+
+    def _learned_starts(self) -> frozenset[str]:
+        """Constants that a branch which leaves from them is added back to: there a residual stream starts.
+
+        (Carion et al. 2020, "End-to-End Object Detection with Transformers": the decoder reads learned queries.)
+        """
+        found = set()
+        for node in self.graph.nodes:
+            inputs = self._inputs[node.name]
+            if node.kind != "add" or len(inputs) != 2 or shape_of(inputs[0]) != shape_of(inputs[1]):
+                continue
+            first, second = sorted(inputs, key=lambda each: self.index[each.name])
+            end = second
+            while end.kind in MOVES and self._inputs[end.name]:
+                end = self._inputs[end.name][0]
+            if end.kind in PROJECTIONS and not self.computed(first) and self.is_ancestor(first, end):
+                found.add(first.name)
+        return frozenset(found)
 
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
         return self._inputs[node.name]
+
+    def operand(self, node: Node, ref: Ref) -> Node:
+        """The node whose tensor an argument of another is, as it is when it is read."""
+        return self.graph.by_name[self._changed.get((node.name, ref.node), ref.node)]
 
     def users(self, node: Node) -> tuple[Node, ...]:
         """The nodes that read a node's tensor, in execution order; size queries are left out."""
@@ -81,6 +119,13 @@ class Flow:
             yield here
             here = self.data_input(here) if here.kind in through else None
 
+    def origin(self, node: Node) -> Iterator[Node]:
+        """The node, and back through what rearranges it: moves, and padding to whole windows."""
+        here: Node | None = node
+        while here is not None:
+            yield here
+            here = self.data_input(here) if here.kind in MOVES or pads(here) else None
+
     def nearest(
         self,
         node: Node,
@@ -89,6 +134,8 @@ class Flow:
         aside: Collection[str] = (),
     ) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
+
+        Padding is passed, too.
 
         Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
         path too: rotations depend on positions. So do the nodes named in `aside`.
@@ -105,7 +152,7 @@ class Flow:
             seen.add(here.name)
             if stops(here):
                 found[here.name] = here
-            elif here.kind in through:
+            elif here.kind in through or pads(here):
                 stack.extend(self.inputs(here))
             elif here.kind != "input" and not _counts(here):
                 complete = False
@@ -147,8 +194,8 @@ class Flow:
         """Whether a node's value depends on another's. Every value depends on itself."""
         return bool(self.path_back(node, ancestor))
 
-    def ancestors(self, node: Node) -> Iterator[Node]:
-        """Every node that a value depends on, the nearest first."""
+    def ancestors(self, node: Node, until: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:
+        """Every node that a value depends on, the nearest first; nothing behind those that `until` accepts."""
         seen = {node.name}
         queue = [node]
         while queue:
@@ -156,8 +203,14 @@ class Flow:
             for each in self.inputs(here):
                 if each.name not in seen:
                     seen.add(each.name)
-                    queue.append(each)
                     yield each
+                    if not until(each):
+                        queue.append(each)
+
+
+def pads(node: Node) -> bool:
+    """Whether a node pads a tensor, as windows need it."""
+    return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
 def _read(node: Node) -> tuple[str, ...]:
@@ -172,6 +225,11 @@ def _counts(node: Node) -> bool:
     """Whether a node's numbers are integers or booleans: positions and the like, no features."""
     dtypes = {value.spec.dtype if value.spec is not None else value.type for value in node.values}
     return bool(dtypes) and not any("float" in dtype or "complex" in dtype for dtype in dtypes)
+
+
+def _is_in_place(node: Node) -> bool:
+    """Whether an op changes its first input: by PyTorch's convention its name says so."""
+    return node.target.endswith("_") and not node.target.endswith("__")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

@@ -98,6 +98,7 @@ class Tracing:
                 training=request.training,
                 symbolic=request.symbolic,
                 symbolic_timeout=request.symbolic_timeout,
+                unfused=request.unfused,
                 progress=self._report,
             )
         seconds = time.perf_counter() - start
@@ -161,6 +162,7 @@ class Tracing:
             "rung": request.rung,
             "values": request.values,
             "training": request.training,
+            "unfused": request.unfused,
             "seed": request.seed,
             "state": weights_digest(request.state) if request.state else "",
             "weightless": request.weightless,

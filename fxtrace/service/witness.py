@@ -36,7 +36,7 @@ def find_witness(
         model: what was captured without values.
         config: its configuration.
         graph: its graph.
-        request: for the seed and the mode.
+        request: for the seed, the mode, and whether attention is unfused.
         report: called as the work goes on; what it raises stops the work.
     """
     reason = "its configuration has no sizes that can be shrunk"
@@ -72,7 +72,13 @@ def _run(model: Model, config: Any, request: TraceRequest, report: Callable[[Pro
         module = model.build(config)
         inputs = model.example_inputs(config)
     with seeded(request.seed):
-        captured = capture(module, inputs, training=request.training, progress=lambda _: report(Progress("check")))
+        captured = capture(
+            module,
+            inputs,
+            training=request.training,
+            unfused=request.unfused,
+            progress=lambda _: report(Progress("check")),
+        )
     return label(captured.graph, captured.known, module.state_dict())[0]
 
 

@@ -471,6 +471,7 @@ class CreateTraceRequest(message.Message):
     SYMBOLIC_FIELD_NUMBER: builtins.int
     SYMBOLIC_TIMEOUT_FIELD_NUMBER: builtins.int
     WEIGHTLESS_FIELD_NUMBER: builtins.int
+    UNFUSED_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model: "models/reference"."""
     rung: Rung.ValueType
@@ -487,6 +488,8 @@ class CreateTraceRequest(message.Message):
     """
     weightless: builtins.bool
     """Build the model without allocating its weights, and capture it on the rung EXPORT: shapes and roles, no values."""
+    unfused: builtins.bool
+    """Compute fused attention step by step, so that its scores and weights are tensors of the graph."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Configuration fields to override; the rest keep the model's defaults."""
@@ -512,10 +515,11 @@ class CreateTraceRequest(message.Message):
         symbolic: abc.Iterable[SymbolicSizes] | None = ...,
         symbolic_timeout: builtins.float = ...,
         weightless: builtins.bool = ...,
+        unfused: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "symbolic", b"symbolic", "symbolic_timeout", b"symbolic_timeout", "training", b"training", "weightless", b"weightless"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "symbolic", b"symbolic", "symbolic_timeout", b"symbolic_timeout", "training", b"training", "unfused", b"unfused", "weightless", b"weightless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

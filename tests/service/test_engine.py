@@ -154,6 +154,7 @@ CHANGES: list[dict[str, Any]] = [
     {"rung": "symbolic"},
     {"values": False},
     {"training": True},
+    {"unfused": True},
     {"seed": 1},
 ]
 
