@@ -5,10 +5,10 @@ Size arithmetic is left out: a reshape is fed by the tensor it reshapes, not by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg
 from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
@@ -34,6 +34,7 @@ class Flow:
     """
 
     def __init__(self, graph: Graph) -> None:
+        graph = _with_changes(graph)
         self.written_norms = {norm.result: norm for norm in find_written_norms(graph)}
         graph = replace(
             graph,
@@ -47,13 +48,9 @@ class Flow:
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
         self.inputs_of: dict[str, int] = {}
         bit = 1
-        changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            names = (norm.source,) if norm else _read(node)
-            inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
-            if node.inputs and _is_in_place(node):
-                changed[node.inputs[0]] = node.name
+            inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             depends = 0
             for each in self._inputs[node.name]:
@@ -165,9 +162,36 @@ class Flow:
                     yield each
 
 
-def _is_in_place(node: Node) -> bool:
-    """Whether an op changes its first input: by PyTorch's convention its name says so."""
-    return node.target.endswith("_") and not node.target.endswith("__")
+def _with_changes(graph: Graph) -> Graph:
+    """The graph with every read of a tensor after an op changed it in place read from that op.
+
+    By PyTorch's convention such an op's name ends in an underscore, and what it changes is its first input.
+    """
+    latest: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if latest and not latest.keys().isdisjoint(node.inputs):
+            args = tuple(_renamed(arg, latest) for arg in node.args)
+            node = replace(node, args=args, kwargs={key: _renamed(arg, latest) for key, arg in node.kwargs.items()})
+        nodes.append(node)
+        if node.inputs and node.target.endswith("_") and not node.target.endswith("__"):
+            before = node.inputs[0]
+            latest |= {name: node.name for name, last in latest.items() if last == before} | {before: node.name}
+    return replace(graph, nodes=tuple(nodes)) if latest else graph
+
+
+def _renamed(arg: Arg, names: Mapping[str, str]) -> Arg:
+    match arg:
+        case Ref(node):
+            return Ref(names.get(node, node))
+        case tuple():
+            return tuple(_renamed(each, names) for each in arg)
+        case dict():
+            return {key: _renamed(each, names) for key, each in arg.items()}
+        case SliceArg(start, stop, step):
+            return SliceArg(_renamed(start, names), _renamed(stop, names), _renamed(step, names))
+        case _:
+            return arg
 
 
 def _read(node: Node) -> tuple[str, ...]:
