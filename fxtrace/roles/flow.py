@@ -130,10 +130,8 @@ class Flow:
     ) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
-        Padding is passed, too.
-
-        Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
-        path too: rotations depend on positions. So do the nodes named in `aside`.
+        Padding is passed too. Returns them in execution order, and whether every path ended at one. Constants, model
+        inputs and integers end a path too: rotations depend on positions. So do the nodes named in `aside`.
         """
         stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
