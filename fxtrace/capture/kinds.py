@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from fxtrace.graph import Node, Ref
+from fxtrace.graph import Arg, Node, Ref
 
 _MODULES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear, nn.Bilinear), "linear"),
@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, str] = {
         "embedding": "embedding embedding_bag",
         "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
-        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot",
+        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm",
         "attention": "scaled_dot_product_attention multi_head_attention_forward scaled_dot_product_flash_attention "
         "scaled_dot_product_flash_attention_for_cpu scaled_dot_product_efficient_attention "
         "scaled_dot_product_cudnn_attention",
@@ -42,11 +42,11 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill where setitem index_put",
+        "mask": "masked_fill masked_scatter where setitem index_put",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
-        "join": "cat concat concatenate stack hstack vstack dstack",
+        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
+        "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
         "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
         "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
@@ -72,27 +72,28 @@ def module_kind(module: nn.Module) -> str:
     return "module"
 
 
-def function_kind(node: Node, before: Mapping[str, Node]) -> str:
-    """The kind of a function or method call, given the nodes before it.
+def function_kind(target: str, args: tuple[Arg, ...], inputs: Iterable[Node], before: Mapping[str, Node]) -> str:
+    """The kind of a function or method call, given the nodes among its arguments and all those before it.
 
     In-place spellings (`add_`), operators (`__add__`) and functions of any namespace share one name. A matrix product
     with a parameter is a `linear`, a parameter's rows chosen by a tensor of ids are an `embedding`.
     """
-    if node.target == "getattr":
-        attribute = str(node.args[1]) if len(node.args) > 1 else ""
+    if target == "getattr":
+        attribute = str(args[1]) if len(args) > 1 else ""
         return _FUNCTIONS.get(attribute, "view" if attribute in ("T", "H", "mH") else "other")
-    name = node.target.rpartition(".")[2]
+    name = target.rpartition(".")[2]
     kind = _FUNCTIONS.get(name) or _FUNCTIONS.get(name.strip("_"), "other")
-    tensors = [before[name] for name in node.inputs if before[name].kind != "size"]
-    factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
-    if kind == "matmul" and any(_is_parameter(each, before) for each in factors):
-        return "linear"
-    if name in ("getitem", "index") and len(node.args) > 1:
-        index = node.args[1]
+    if kind == "matmul":
+        tensors = [each for each in inputs if each.kind != "size"]
+        factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
+        return "linear" if any(_is_parameter(each, before) for each in factors) else kind
+    if name in ("getitem", "index") and len(args) > 1:
+        index = args[1]
         if name == "index" and isinstance(index, tuple) and len(index) == 1:  # ATen's spelling
             index = index[0]
         by_ids = isinstance(index, Ref) and before[index.node].kind != "size"
-        if by_ids and tensors and _is_parameter(tensors[0], before):
+        first = next((each for each in inputs if each.kind != "size"), None)
+        if by_ids and first is not None and _is_parameter(first, before):
             return "embedding"
     return kind
 

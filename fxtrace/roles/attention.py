@@ -10,13 +10,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from fxtrace.graph import Arg, Node, Ref
+from fxtrace.graph import Arg, Node, Ref, SliceArg
 from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
+from fxtrace.roles.products import Order, Product, read_product, transposed
 
 Factor = tuple[str, float | str]
-"""A scaling: `mul` or `div`, and by what number or by which scalar node's value; or `tanh`, which caps the scores."""
+"""A scaling: `mul` or `div`, and by what number or by which node's value, one or one for each head; or `tanh`, which
+caps the scores."""
 
 
 @dataclass
@@ -35,11 +37,17 @@ class Attention:
     projections: dict[str, Node] = field(default_factory=dict)
     """The parametrised op behind each of `query`, `key` and `value`."""
     sources: dict[str, Node] = field(default_factory=dict)
-    """What each of those ops reads."""
+    """What each of those ops reads; where that is a latent, what the latent is projected from."""
+    latents: dict[str, Node] = field(default_factory=dict)
+    """What those ops read, where it is a low-rank projection itself."""
     scores: Node | None = None
     masks: tuple[tuple[Node, Node], ...] = ()
-    """(the op that applies it, the mask or bias), in execution order."""
+    """(the op that applies it, the mask, bias, gate or floor), in execution order; `applies` says which."""
+    sink: Node | None = None
+    """What the softmax sees beside the scores: columns that no key has, left out of the weights again."""
+    sink_first: bool = False
     weights: Node | None = None
+    """The softmax; where it has a sink, the softmax without the sink's columns."""
     mixing: Node | None = None
     """The weights as they enter the product: themselves, or after dropout."""
     head_outputs: Node | None = None
@@ -47,6 +55,10 @@ class Attention:
     output: Node | None = None
     factors: list[Factor] = field(default_factory=list)
     """The scalings between the heads and the scores."""
+    rescalings: tuple[tuple[int, Factor], ...] = ()
+    """The scalings after a mask, each with how many masks come before it."""
+    orders: dict[str, Order] = field(default_factory=dict)
+    """How to bring query, key, value and head_outputs to … × length × d_head, where they are laid out otherwise."""
     causal_flag: bool = False
     key_is_transposed: bool = False
     """Whether the keys are only there as d_head × length."""
@@ -57,11 +69,13 @@ class Attention:
 class _Chain:
     """The way from the product to the softmax: scalings, then masks, in execution order."""
 
-    product: Node
+    node: Node
+    product: Product
     scores: Node | None
-    factors: tuple[Factor, ...]
-    masks: tuple[tuple[Node, Node], ...]
+    factors: tuple[Factor, ...] = ()
+    masks: tuple[tuple[Node, Node], ...] = ()
     """(the op that applies it, the mask)."""
+    rescalings: tuple[tuple[int, Factor], ...] = ()
 
 
 def find_attentions(flow: Flow) -> tuple[list[Attention], dict[str, str]]:
@@ -88,41 +102,79 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     dim = softmax.kwargs.get("dim", softmax.args[1] if len(softmax.args) > 1 else None)
     if isinstance(dim, int) and dim not in (-1, len(shape_of(softmax) or ()) - 1):
         return f"this softmax works along dimension {dim}, not along the last"
-    entry = flow.data_input(softmax)
-    chain = _to_product(flow, entry) if entry is not None else None
-    if chain is None:
-        return "no product of two computed tensors leads to this softmax through scalings and masks alone"
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
-    if path is not None and not all(map(_keeps_rows, path[1:-1])):
-        path = None
-    operands = product_operands(path[-1]) if path else None
-    if path is None or operands is None or operands[0] != path[-2].name:
-        return "no product has this softmax's output as its left factor"
-    left, right = product_operands(chain.product) or ("", "")
-    attention = Attention(softmax, fused=False, weights=softmax, mixing=path[-2], scores=chain.scores)
-    attention.masks = chain.masks
+    mixing = read_product(flow, path[-1], left=path[-2].name) if path else None
+    if path is None or mixing is None or mixing.left_order is not None:
+        return _not_mixed(flow, softmax)
+    entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
+    scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
+    chain = _to_product(flow, scores, value) if scores is not None else None
+    if chain is None:
+        return _not_scores(flow, softmax)
+    weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
+    if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
+        return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
+    if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
+        return _not_mixed(flow, softmax)
+    attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
+    attention.masks, attention.rescalings = chain.masks, chain.rescalings
+    attention.sink, attention.sink_first = sink, sink_first
     if chain.scores is None:
-        attention.refused["scores"] = f"'{chain.product.name}' adds a bias in the same op: no tensor holds them without"
-    if len(chain.masks) > 1:
-        attention.refused["mask"] = f"{len(chain.masks)} masks or biases are applied to the scores, one after the other"
+        attention.refused["scores"] = f"'{chain.node.name}' adds a bias in the same op: no tensor holds them without"
+    masks = [mask for op, mask in chain.masks if applies(op) != "floors"]
+    if len(masks) > 1:
+        attention.refused["mask"] = f"{len(masks)} masks or biases are applied to the scores, one after the other"
+    elif masks and _to_product(flow, masks[0], value) is not None:
+        attention.refused["mask"] = f"what is added to the scores, '{masks[0].name}', are other scores, no mask"
     by_name = flow.graph.by_name
-    query, query_factors = _unscaled(flow, by_name[left])
-    key, key_factors = _unscaled(flow, by_name[right])
-    untransposed = _untransposed(flow, key, explicit_sum=chain.product.target.endswith("einsum"))
-    if untransposed is None:
+    query, query_factors = _unscaled(flow, by_name[chain.product.left])
+    key, key_factors = _unscaled(flow, by_name[chain.product.right])
+    # An einsum reads the keys as they are laid out; any other product has them as d_head × length.
+    key_order = transposed(chain.product.right_order)
+    before = key if chain.product.right_order else _untransposed(flow, key)
+    if before is None:
+        attention.key_is_transposed = True
         attention.refused["key_heads"] = (
             f"'{key.name}' lays the keys out transposed in one step: no tensor has them as length × d_head"
         )
-        attention.key_is_transposed = True
     else:
-        key, more = _unscaled(flow, _unmerged(flow, untransposed))
+        key, more = _unscaled(flow, before if key_order else _unmerged(flow, before))
         key_factors += more
     query, more = _unscaled(flow, _unmerged(flow, query))
     query_factors += more
-    attention.entering = {"query": query, "key": key, "value": _unmerged(flow, by_name[operands[1]])}
+    attention.entering = {"query": query, "key": key, "value": _unmerged(flow, value)}
     attention.head_outputs = _split_again(flow, path[-1], attention.entering["value"])
+    orders = (chain.product.left_order, key_order, mixing.right_order, mixing.order)
+    parts = ("query", "key", "value", "head_outputs")
+    attention.orders = {part: order for part, order in zip(parts, orders, strict=True) if order}
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
+
+
+def _not_mixed(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is in front of no product: who reads it instead."""
+    here = softmax
+    while users := flow.users(here):
+        here = users[0]
+        if here.kind not in MOVES or not _keeps_rows(here):
+            break
+    return f"no product has this softmax's output as its left factor: '{here.name}' reads it{_windows(flow, softmax)}"
+
+
+def _not_scores(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is behind no product: what it reads instead."""
+    *_, read = flow.back(flow.data_input(softmax) or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
+    return (
+        "no product of two computed tensors leads to this softmax through scalings and masks alone:"
+        f" it reads '{read.name}'{_windows(flow, softmax)}"
+    )
+
+
+def _windows(flow: Flow, softmax: Node) -> str:
+    for node in flow.ancestors(softmax, until=lambda each: each.kind in PROJECTIONS):
+        if node.target.rpartition(".")[2] in ("as_strided", "unfold"):
+            return f"; '{node.name}' takes queries or keys in overlapping windows, so that no tensor holds all scores"
+    return ""
 
 
 def _fused(flow: Flow, call: Node) -> Attention | str:
@@ -152,48 +204,100 @@ def _fused(flow: Flow, call: Node) -> Attention | str:
     return attention
 
 
-def product_operands(node: Node) -> tuple[str, str] | None:
-    """Names of the left and the right factor of a matrix product."""
-    args = [arg.node for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Ref)]
-    if node.target.rpartition(".")[2] in ("baddbmm", "addbmm", "addmm"):
-        args = args[1:]
-    return (args[0], args[1]) if len(args) == 2 else None
+def _to_product(flow: Flow, node: Node, value: Node) -> _Chain | None:
+    """Follows the scores back from a softmax's input to the product they come from.
 
-
-def _to_product(flow: Flow, node: Node) -> _Chain | None:
-    """Follows the scores back from a softmax's input to the product they come from."""
+    Where the scores of two products are added, that is the one whose keys come from where the values come from.
+    """
     if node.kind == "matmul":
-        operands = product_operands(node)
-        if operands is None or not all(flow.computed(flow.graph.by_name[name]) for name in operands):
+        product = read_product(flow, node)
+        if product is None or not all(
+            flow.computed(flow.graph.by_name[each]) for each in (product.left, product.right)
+        ):
             return None
         if node.target.rpartition(".")[2] == "baddbmm":
             # One op scales the product and adds a bias: there are no scores without it.
             alpha = node.kwargs.get("alpha", 1)
             scale: Factor = ("mul", float(alpha) if isinstance(alpha, int | float) else 1.0)
-            bias = flow.inputs(node)[0]
-            return _Chain(node, None, (scale,), ((node, bias),))
-        return _Chain(node, node, (), ())
+            return _Chain(node, product, None, (scale,), ((node, flow.inputs(node)[0]),))
+        return _Chain(node, product, node)
     inputs = [each for each in flow.inputs(node) if each.spec is not None]
     if node.kind in MOVES and _keeps_rows(node) and inputs:
-        chain = _to_product(flow, inputs[0])
+        chain = _to_product(flow, inputs[0], value)
         return chain and _extend(chain, node)
     factor = scaling(flow, node)
     if factor is None and node.target.rpartition(".")[2] == "tanh" and inputs:
         factor = inputs[0], ("tanh", 1.0)
     if factor is not None:
-        chain = _to_product(flow, factor[0])
+        chain = _to_product(flow, factor[0], value)
         return chain and _extend(chain, node, factor=factor[1])
-    if node.kind == "add" and len(inputs) == 2:
-        chains = [(_to_product(flow, each), other) for each, other in (inputs, reversed(inputs))]
+    if node.kind == "add" and len(inputs) == 1 and 0 in node.args:
+        chain = _to_product(flow, inputs[0], value)
+        return chain and _extend(chain, node)
+    if applies(node) in ("adds", "gates", "floors") and len(inputs) == 2:
+        chains = [(_to_product(flow, each, value), other) for each, other in (inputs, reversed(inputs))]
         ways = [(chain, other) for chain, other in chains if chain is not None]
+        if len(ways) == 2:
+            keys = [_source(flow, flow.graph.by_name[chain.product.right]) for chain, _ in ways]
+            ways = [way for way, key in zip(ways, keys, strict=True) if key and key == _source(flow, value)]
         return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
-    name = node.target.rpartition(".")[2].rstrip("_")
-    if name in ("masked_fill", "where") and len(inputs) >= 2:
+    if applies(node) == "subtracts" and len(inputs) == 2:
+        chain = _to_product(flow, inputs[0], value)
+        return chain and _extend(chain, node, mask=inputs[1])
+    if applies(node) in ("hides", "keeps") and len(inputs) >= 2:
         # masked_fill(scores, mask, value) and where(mask, scores, value)
-        scores, mask = inputs[:2] if name == "masked_fill" else inputs[1::-1]
-        chain = _to_product(flow, scores)
+        scores, mask = inputs[:2] if applies(node) == "hides" else inputs[1::-1]
+        chain = _to_product(flow, scores, value)
         return chain and _extend(chain, node, mask=mask)
     return None
+
+
+_APPLIES = {"masked_fill": "hides", "where": "keeps", "max": "floors", "maximum": "floors"}
+
+
+def applies(op: Node) -> str:
+    """What an op does with a mask.
+
+    It `adds` or `subtracts` a bias, `gates` the scores with factors, `floors` them at a number, or `hides` or `keeps`
+    those where the mask is true; the empty string where it is another op.
+    """
+    by_kind = {"add": "adds", "sub": "subtracts", "mul": "gates"}.get(op.kind)
+    return by_kind or _APPLIES.get(op.target.rpartition(".")[2].rstrip("_"), "")
+
+
+def _without_sink(flow: Flow, entry: Node, value: Node) -> tuple[Node, Node | None, bool]:
+    """(the scores, the sink beside them, whether it comes first) of what a softmax reads.
+
+    A number subtracted from a whole row changes no softmax, and so is passed.
+    """
+    for here in flow.back(entry, MOVES | {"sub"}):
+        inputs = [each for each in flow.inputs(here) if each.spec is not None]
+        if here.kind == "sub":
+            if len(inputs) != 2 or (shape_of(inputs[1]) or (0,))[-1] != 1:
+                break
+            entry = inputs[0]
+        elif here.kind == "join":
+            dim = here.kwargs.get("dim", here.args[1] if len(here.args) > 1 else 0)
+            sinks = [each for each in inputs if _to_product(flow, each, value) is None]
+            if len(inputs) == 2 and len(sinks) == 1 and dim in (-1, len(shape_of(here) or ()) - 1):
+                return inputs[inputs[0] is sinks[0]], sinks[0], inputs[0] is sinks[0]
+        elif not _keeps_rows(here):
+            break
+    return entry, None, False
+
+
+def _cuts_off(flow: Flow, node: Node, softmax: Node, sink: Node, *, first: bool) -> bool:
+    """Whether a node is a softmax without the columns of a sink, the first or the last."""
+    whole, part, columns = ((shape_of(each) or (0,)) for each in (softmax, node, sink))
+    if flow.data_input(node) is not softmax or part != (*whole[:-1], whole[-1] - columns[-1]):
+        return False
+    index = node.args[1] if len(node.args) > 1 else None
+    if isinstance(index, tuple):  # tensor[..., start:stop]
+        last = index[-1] if index else None
+        start = last.start if isinstance(last, SliceArg) else 1
+    else:  # slice(tensor, dimension, start, stop)
+        start = node.args[2] if len(node.args) > 2 else 1
+    return (start in (None, 0)) is not first
 
 
 _REORDERS = frozenset(
@@ -209,14 +313,14 @@ def _keeps_rows(node: Node) -> bool:
 
 def _extend(chain: _Chain, node: Node, *, factor: Factor | None = None, mask: Node | None = None) -> _Chain:
     if mask is not None:
-        return _Chain(chain.product, chain.scores, chain.factors, (*chain.masks, (node, mask)))
-    if chain.masks:
-        return chain  # the scores are what there is before the first mask
-    return _Chain(chain.product, node, (*chain.factors, factor) if factor else chain.factors, ())
+        return replace(chain, masks=(*chain.masks, (node, mask)))
+    if chain.masks:  # the scores are what there is before the first mask
+        return replace(chain, rescalings=(*chain.rescalings, (len(chain.masks), factor))) if factor else chain
+    return replace(chain, scores=node, factors=(*chain.factors, factor) if factor else chain.factors)
 
 
 def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
-    """(what is scaled, by what) where a node multiplies or divides a tensor by a number or a constant scalar."""
+    """(what is scaled, by what) where a node multiplies or divides a tensor by a number, or by one for each head."""
     if node.kind not in ("mul", "div") or len(node.args) != 2:
         return None
     left, right = node.args
@@ -228,11 +332,11 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        if isinstance(other, Ref) and not flow.computed(flow.graph.by_name[other.node]):
-            constant = flow.graph.by_name[other.node]
+        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
+        if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))
-            if numel(constant) == 1:
+            if numel(constant) == 1 or (shape_of(constant) or ())[-2:] == (1, 1):
                 return base, (node.kind, constant.name)
     return None
 
@@ -249,7 +353,7 @@ def _unmerged(flow: Flow, node: Node) -> Node:
     """A factor before its batch and head dimensions were merged into one, where they were."""
     before = flow.data_input(node)
     merged, split = shape_of(node) or (), shape_of(before) if before is not None else None
-    if before is None or split is None or node.kind != "view" or len(split) != len(merged) + 1:
+    if before is None or split is None or node.kind != "view" or (len(split), len(merged)) != (4, 3):
         return node
     return before if split[-2:] == merged[-2:] and split[0] * split[1] == merged[0] else node
 
@@ -262,10 +366,8 @@ def _split_again(flow: Flow, product: Node, value: Node) -> Node:
     return split[0] if len(shape_of(product) or ()) != rank and len(users) == len(split) == 1 else product
 
 
-def _untransposed(flow: Flow, node: Node, *, explicit_sum: bool) -> Node | None:
+def _untransposed(flow: Flow, node: Node) -> Node | None:
     """What a factor was before its last two dimensions were swapped; None where no such tensor exists."""
-    if explicit_sum:  # an einsum swaps in its equation
-        return node
     before = flow.data_input(node)
     rank = len(shape_of(node) or ())
     if node.kind != "view" or before is None or len(shape_of(before) or ()) != rank:
@@ -284,11 +386,29 @@ def _untransposed(flow: Flow, node: Node, *, explicit_sum: bool) -> Node | None:
     return None
 
 
+def _source(flow: Flow, factor: Node) -> str | None:
+    """The name of what the one projection behind a factor reads."""
+    projections, complete = flow.nearest(factor, PROJECTIONS, ADJUSTS)
+    source = flow.data_input(projections[0]) if len(projections) == 1 and complete else None
+    return source.name if source is not None else None
+
+
 def _trace_heads(flow: Flow, attention: Attention) -> None:
     """From each factor back to its projection."""
     for part, entering in attention.entering.items():
         heads = attention.heads[part] = _unrepeated(flow, entering)
         linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS)
+        if complete and len(linears) == 2 and (found := latent_of(flow, linears[1])) and found[1] is linears[0]:
+            down, up = linears
+            attention.refused[part] = (
+                f"one part of each head comes from '{up.name}', and one, which all heads share, from '{down.name}': "
+                "no tensor holds them before"
+            )
+            attention.projections[part], attention.latents[part] = up, found[0]
+            source = flow.data_input(down)
+            if source is not None:
+                attention.sources[part] = source
+            continue
         if len(linears) != 1 or not complete:
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
                 f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
@@ -299,15 +419,36 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
         source = flow.data_input(linear)
         if source is not None:
             attention.sources[part] = source
+        if source is not None and len(shape_of(source) or ()) < len(shape_of(linear) or ()):
+            attention.refused[part] = f"'{linear.name}' projects straight into heads: no tensor has them side by side"
+            continue
         projected = _before_split(flow, linear, heads)
-        if projected is None:
+        if projected is None and (numel(heads) or 0) > (numel(linear) or 0):
+            attention.refused[part] = f"'{heads.name}' is '{linear.name}' padded or repeated: no tensor holds it before"
+        elif projected is None:
             attention.refused[part] = (
                 f"it is a part of '{linear.name}', cut out after the split into heads: no tensor holds it alone before"
             )
         else:
             attention.projected[part] = projected
-        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()):
+        added = (shape_of(projected) or ()).count(1) - (shape_of(linear) or ()).count(1) if projected is not None else 0
+        if projected is not None and len(shape_of(heads) or ()) <= len(shape_of(projected) or ()) - max(0, added):
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
+
+
+def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
+    """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
+
+    Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of.
+    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
+    for queries, and for keys and values together.)
+    """
+    latent = flow.data_input(up)
+    nodes = list(flow.back(latent, MOVES | {"norm"})) if latent is not None else []
+    source = flow.data_input(nodes[-1]) if nodes and nodes[-1].kind in PROJECTIONS else None
+    if latent is None or source is None or (shape_of(latent) or (0,))[-1] >= (shape_of(source) or (0,))[-1]:
+        return None
+    return next((node for node in nodes if node.kind not in MOVES), nodes[0]), nodes[-1]
 
 
 def _unrepeated(flow: Flow, node: Node) -> Node:
@@ -318,10 +459,12 @@ def _unrepeated(flow: Flow, node: Node) -> Node:
 
 
 def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
-    """The first tensor from the projection on that holds just these heads, not yet split."""
-    rank, size = len(shape_of(linear) or ()), numel(heads)
+    """The first tensor from the projection on that holds just these heads, with all features in one dimension."""
+    whole, size, all_sizes = shape_of(linear) or (1,), numel(heads) or 0, numel(linear) or 0
     for node in flow.path_back(heads, linear):
-        if numel(node) == size and len(shape_of(node) or ()) == rank:
+        shape = shape_of(node) or (1,)
+        part = len(shape) == len(whole) and sum(a != b for a, b in zip(shape, whole, strict=True)) <= 1
+        if numel(node) == size and (part or shape[-1] * all_sizes == size * whole[-1]):
             return node
     return None
 
@@ -329,14 +472,27 @@ def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
 def _trace_output(flow: Flow, attention: Attention) -> None:
     """From the heads' outputs forward to the output projection."""
     assert attention.head_outputs is not None
-    path = flow.forward(attention.head_outputs, MOVES, lambda user: user.kind in PROJECTIONS)
+    path = flow.forward(attention.head_outputs, MOVES | {"join", "add"}, lambda user: user.kind in PROJECTIONS)
+    mixes = [node for node in path[1:-1] if node.kind not in MOVES] if path else []
+    if path is None or not all(node.kind == "join" or _adds_values(flow, attention, path, node) for node in mixes):
+        mixes, path = [], flow.forward(attention.head_outputs, MOVES, lambda user: user.kind in PROJECTIONS)
     if path is None:
         attention.refused["concat"] = "no projection follows the heads' outputs"
         attention.refused["output"] = attention.refused["concat"]
         return
-    attention.concat, attention.output = path[-2], path[-1]
-    if attention.concat is attention.head_outputs:
+    *_, last, attention.output = path
+    if mixes:
         attention.refused["concat"] = (
-            f"'{attention.concat.name}' is projected as it is: there are no heads to concatenate"
+            f"'{mixes[0].name}' {'joins' if mixes[0].kind == 'join' else 'adds'} other results to the heads' outputs"
         )
-        attention.concat = None
+    elif last is attention.head_outputs:
+        attention.refused["concat"] = f"'{last.name}' is projected as it is: no tensor has the heads side by side"
+    else:
+        attention.concat = last
+
+
+def _adds_values(flow: Flow, attention: Attention, path: list[Node], node: Node) -> bool:
+    """Whether a sum adds to the heads' outputs what is made of the same values, a convolution of them for one."""
+    names = {each.name for each in path}
+    others = [each for each in flow.inputs(node) if each.name not in names]
+    return len(others) == 1 and flow.is_ancestor(attention.entering["value"], others[0])

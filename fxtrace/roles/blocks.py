@@ -10,35 +10,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, scaling
-from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, shape_of
+from fxtrace.roles.attention import Attention, latent_of, scaling
+from fxtrace.roles.experts import Mixture
+from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
+from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, shape_of
 
-# Between the projections of a feed-forward: an activation, which may be written out, and perhaps a gate.
-_INNER = MOVES | {"activation", "elementwise", "mul", "add", "sub", "div"}
-
-
-@dataclass
-class FeedForward:
-    """Projections with an activation between them; two side by side where one gates the other."""
-
-    source: Node
-    activated: Node
-    output: Node
-    hidden: Node | None = None
-    gate: Node | None = None
-    up: Node | None = None
-    refused: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Unknown:
-    """A branch that is none of the known kinds, and why."""
-
-    source: Node
-    reason: str
+Core = Attention | FeedForward | Mixture | Unknown
+"""What a branch does."""
+Outputs = dict[str, list[Attention | Mixture]]
+"""Attentions and mixtures by the name of the node that ends them."""
 
 
 @dataclass
@@ -48,7 +32,7 @@ class Block:
     Where branches are parallel, each is a block, and they have `total` in common.
     """
 
-    core: Attention | FeedForward | Unknown
+    core: Core
     source: Node
     skip: Node
     branch: Node
@@ -68,13 +52,18 @@ class Block:
         return self.branch.name
 
 
-def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
+def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]) -> list[Block]:
     """Every residual block in execution order, the unknown ones too."""
-    by_output = {attention.output.name: attention for attention in attentions if attention.output is not None}
+    by_output: Outputs = {}
+    for mixture in mixtures:
+        by_output[mixture.output.name] = [mixture]
+    for attention in attentions:
+        if attention.output is not None:
+            by_output.setdefault(attention.output.name, []).append(attention)
     blocks: list[Block] = []
     totals: dict[str, Block] = {}
     for node in flow.graph.nodes:
-        operands = _residual_operands(flow, node, totals)
+        operands = _residual_operands(flow, node, totals, by_output)
         if operands is None:
             continue
         skip, branches, left_at = operands
@@ -84,6 +73,9 @@ def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
             core = _core(flow, by_output, branch)
             source = core.sources["query"] if isinstance(core, Attention) else core.source
             position = _enters(flow, left_at, source)
+            if position is None and isinstance(core, Attention) and _past_latents(flow, core, left_at):
+                source = core.sources["query"]
+                position = _enters(flow, left_at, source)
             if position is None and not isinstance(core, Unknown):
                 core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
             pre_norm = position == "pre"
@@ -94,7 +86,7 @@ def find_blocks(flow: Flow, attentions: list[Attention]) -> list[Block]:
 
 
 def _residual_operands(
-    flow: Flow, node: Node, totals: dict[str, Block]
+    flow: Flow, node: Node, totals: dict[str, Block], by_output: Outputs
 ) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """(skip, branches, where a branch may have left) of a residual sum.
 
@@ -106,7 +98,7 @@ def _residual_operands(
         return None
     first, second = sorted(operands, key=lambda each: flow.index[each.name])
     if flow.is_ancestor(first, second):
-        return first, _split(flow, second, first), (first,)
+        return first, _split(flow, second, first, by_output), (first,)
     for skip, branch in ((first, second), (second, first)):
         before = totals.get(skip.name)
         if before is not None and flow.is_ancestor(before.skip, branch):
@@ -114,48 +106,86 @@ def _residual_operands(
     return None
 
 
-def _split(flow: Flow, branch: Node, skip: Node) -> tuple[Node, ...]:
+def _split(flow: Flow, branch: Node, skip: Node, by_output: Outputs) -> tuple[Node, ...]:
     """The branches that a sum joins before it is added to the stream; the branch itself where it joins none."""
     for node in flow.back(branch, MOVES):
+        if node.name in by_output:
+            break
         operands = [each for each in flow.inputs(node) if flow.computed(each)]
         if node.kind != "add" or len(operands) != 2 or shape_of(node) != shape_of(branch):
             continue
         first, second = sorted(operands, key=lambda each: flow.index[each.name])
         apart = not flow.is_ancestor(first, second)
         if apart and all(flow.is_ancestor(skip, each) for each in operands):
-            return (*_split(flow, operands[0], skip), *_split(flow, operands[1], skip))
+            return tuple(part for each in operands for part in _split(flow, each, skip, by_output))
     return (branch,)
 
 
-def _core(flow: Flow, by_output: dict[str, Attention], branch: Node) -> Attention | FeedForward | Unknown:
+def _core(flow: Flow, by_output: Outputs, branch: Node) -> Core:
     """What a branch does, seen through what is done to its result: moves, a norm, a scaling."""
     here = branch
-    while here.kind not in PROJECTIONS:
+    while here.kind not in PROJECTIONS and here.name not in by_output:
         scaled = scaling(flow, here)
         before = scaled[0] if scaled is not None else flow.data_input(here)
         by_parameters = here.kind == "mul" and sum(flow.computed(each) for each in flow.inputs(here)) == 1
+        if here.kind == "join":
+            return Unknown(here, f"its branch is joined of several results in '{here.name}'")
         if before is None or not (scaled is not None or by_parameters or here.kind in MOVES | {"norm"}):
             return Unknown(here, f"its branch ends in '{here.name}', which is no projection")
         here = before
-    attention = by_output.get(here.name)
-    if attention is None:
-        return _feed_forward(flow, here)
-    if "query" not in attention.sources:
-        return Unknown(here, attention.refused.get("query", "its queries come from no projection"))
-    return attention
+    cores = by_output.get(here.name)
+    if cores is None:
+        return feed_forward(flow, here)
+    if len(cores) > 1:
+        names = ", ".join(f"'{each.core.name}'" for each in cores if isinstance(each, Attention))
+        return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once ({names})")
+    core = cores[0]
+    if isinstance(core, Attention) and "query" not in core.sources:
+        return Unknown(here, core.refused.get("query", "its queries come from no projection"))
+    return core
 
 
 def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
-    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None)."""
+    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None).
+
+    What does not depend on the stream may be added on the way, as positions are.
+    """
     names = {node.name for node in left_at}
-    for node in flow.back(source, MOVES):
+    for node in _unscaled(flow, source):
         if node.name in names:
             return "post"
         if node.kind == "norm":
             entry = flow.data_input(node)
-            if entry is not None and any(each.name in names for each in flow.back(entry, MOVES)):
+            if entry is not None and any(each.name in names for each in _unscaled(flow, entry)):
                 return "pre"
+    operands = flow.inputs(node)
+    if node.kind == "add" and len(operands) == 2:
+        for each, other in (operands, operands[::-1]):
+            if shape_of(each) == shape_of(node) and not any(flow.is_ancestor(at, other) for at in left_at):
+                return _enters(flow, left_at, each)
     return None
+
+
+def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
+    """The node, and those that it is moved, padded or scaled from."""
+    here: Node | None = node
+    while here is not None:
+        yield here
+        scaled = scaling(flow, here)
+        moved = here.kind in MOVES or pads(here)
+        here = scaled[0] if scaled is not None else flow.data_input(here) if moved else None
+
+
+def _past_latents(flow: Flow, core: Attention, left_at: tuple[Node, ...]) -> bool:
+    """Moves an attention's sources from its latents to where those leave the stream; whether the queries do."""
+    for part, source in list(core.sources.items()):
+        if part in core.latents or _enters(flow, left_at, source) is not None:
+            continue
+        found = latent_of(flow, core.projections[part])
+        before = flow.data_input(found[1]) if found is not None else None
+        if found is not None and before is not None and _enters(flow, left_at, before) is not None:
+            core.latents[part], core.sources[part] = found[0], before
+    return _enters(flow, left_at, core.sources["query"]) is not None
 
 
 def _past_moves(flow: Flow, node: Node) -> list[Node]:
@@ -165,29 +195,3 @@ def _past_moves(flow: Flow, node: Node) -> list[Node]:
         for user in flow.users(node)
         for reached in (_past_moves(flow, user) if user.kind in ("cast", "dropout") else [user])
     ]
-
-
-def _feed_forward(flow: Flow, output: Node) -> FeedForward | Unknown:
-    activated = flow.data_input(output)
-    firsts, complete = flow.nearest(activated, PROJECTIONS, _INNER) if activated is not None else ([], False)
-    if activated is None or not firsts or not complete:
-        return Unknown(output, f"'{output.name}' ends a branch that is neither an attention nor a feed-forward")
-    sources = {source.name: source for source in map(flow.data_input, firsts) if source is not None}
-    if len(sources) != 1:
-        return Unknown(output, f"the projections before '{output.name}' read different tensors")
-    paths = {first.name: flow.path_back(activated, first)[1:] for first in firsts}
-    if not any(node.kind in ("activation", "elementwise") for path in paths.values() for node in path):
-        return Unknown(output, f"there is no activation before '{output.name}'")
-    block = FeedForward(next(iter(sources.values())), activated, output)
-    if len(firsts) == 1 and not any(node.kind == "select" for node in paths[firsts[0].name]):
-        block.hidden = firsts[0]
-    elif len(firsts) == 1:
-        block.refused["hidden"] = f"'{firsts[0].name}' holds the gate and what it gates in one tensor"
-    else:
-        names = ", ".join(f"'{each.name}'" for each in firsts)
-        block.refused["hidden"] = f"{len(firsts)} projections ({names}) meet in a gate: none alone is the hidden layer"
-        plain = [each for each in firsts if all(node.kind in MOVES | {"mul"} for node in paths[each.name])]
-        if len(firsts) == 2 and len(plain) == 1:
-            block.up = plain[0]
-            block.gate = next(each for each in firsts if each is not plain[0])
-    return block

@@ -6,6 +6,7 @@ a difference of a few rounding steps is allowed and anything more is not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,7 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.attention import Attention, Factor, product_operands
+from fxtrace.roles.attention import Attention, Factor, applies
+from fxtrace.roles.products import Order, product_operands
+from fxtrace.roles.stacks import Head
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
 _STEPS = 64
@@ -45,6 +48,17 @@ class Values:
             raise Unavailable("no values: shapes only")
         return tensor
 
+    def named(self, name: str) -> Tensor:
+        """A node's tensor, by the node's name.
+
+        Raises:
+            Unavailable: it was not captured.
+        """
+        tensor = self.captured.get(name)
+        if tensor is None:
+            raise Unavailable(f"the value of '{name}' was not captured")
+        return tensor
+
     def table(self, name: str) -> Tensor:
         """A parameter of the module.
 
@@ -56,17 +70,18 @@ class Values:
             raise Unavailable(f"'{name}' is not among the module's state")
         return tensor
 
-    def number(self, factor: str | float) -> float:
-        """The number that a scaling uses, which may be a scalar node's value."""
+    def number(self, factor: str | float) -> float | Tensor:
+        """The number that a scaling uses: one, which may be a scalar node's value, or one for each head."""
         if not isinstance(factor, str):
             return factor
         tensor = self.captured.get(factor)
-        if tensor is None or tensor.numel() != 1:
+        if tensor is None:
             raise Unavailable(f"the value of '{factor}' was not captured")
-        return float(tensor)
+        return float(tensor) if tensor.numel() == 1 else tensor
 
 
-def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+def compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tensor]]) -> Check:
+    """Whether two tensors are the same but for rounding: the captured one, and the one that an identity gives."""
     try:
         actual, expected = compute()
     except Unavailable as reason:
@@ -98,35 +113,67 @@ def _compare(name: str, statement: str, compute: Callable[[], tuple[Tensor, Tens
 
 def equal(name: str, statement: str, value: Values, a: Node, b: Callable[[], Tensor]) -> Check:
     """Whether a node's value is what `b` computes."""
-    return _compare(name, statement, lambda: (value(a), b()))
+    return compare(name, statement, lambda: (value(a), b()))
 
 
 def lookup(value: Values, ids: Node, table: str, found: Node) -> Check:
-    """Embeddings are the table's rows at the ids."""
+    """Embeddings are the table's rows at the ids, laid out as the lookup reads them."""
 
     def compute() -> tuple[Tensor, Tensor]:
         rows = value.table(table)[value(ids)]
         return value(found), rows.reshape(value(found).shape)
 
-    return _compare("lookup", "token_embeddings = table[tokens]", compute)
+    return compare("lookup", "token_embeddings = table[tokens]", compute)
 
 
 def total(value: Values, a: Node, b: Node, result: Node, statement: str) -> Check:
     """A sum of two tensors, the smaller one broadcast."""
-    return _compare("sum", statement, lambda: (value(result), value(a) + value(b)))
+    return compare("sum", statement, lambda: (value(result), value(a) + value(b)))
 
 
 def linear(value: Values, node: Node, source: Node, statement: str) -> Check:
-    """A projection: y = x Wᵀ + b."""
+    """A projection: y = x Wᵀ + b, or an einsum with a parameter."""
 
     def compute() -> tuple[Tensor, Tensor]:
-        weight, bias = _weight_and_bias(value, node)
+        if node.target.endswith("einsum"):
+            return value(node), _einsum(value, node)
+        weight, bias = weight_and_bias(value, node)
         return value(node), functional.linear(value(source), weight.to(value(source).dtype), bias)
 
-    return _compare("linear", statement, compute)
+    return compare("linear", statement, compute)
 
 
-def _weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+def logits(value: Values, head: Head) -> Check:
+    """Logits are a projection of the last state, which may be scaled or capped."""
+    projection, result = head.projection, head.logits
+    assert projection is not None
+    assert result is not None
+    if not head.factors:
+        return linear(value, projection, head.hidden, "logits = hidden Wᵀ + b")
+
+    def compute() -> tuple[Tensor, Tensor]:
+        weight, bias = weight_and_bias(value, projection)
+        projected = functional.linear(value(head.hidden), weight, bias)
+        return value(result), _scaled(value, projected, list(head.factors)).reshape(value(result).shape)
+
+    capped = any(op == "tanh" for op, _ in head.factors)
+    return compare("linear", "logits = " + ("capped(hidden Wᵀ + b)" if capped else "(hidden Wᵀ + b) · scale"), compute)
+
+
+def _einsum(value: Values, node: Node) -> Tensor:
+    tensors = [value.captured.get(arg.node) for arg in node.args if isinstance(arg, Ref)]
+    if not isinstance(node.args[0], str) or any(tensor is None for tensor in tensors):
+        raise Unavailable(f"what '{node.name}' multiplies was not captured")
+    result: Tensor = torch.einsum(node.args[0], *tensors)
+    return result
+
+
+def weight_and_bias(value: Values, node: Node) -> tuple[Tensor, Tensor | None]:
+    """W and b of a projection.
+
+    Raises:
+        Unavailable: they were not captured, or it is no linear map.
+    """
     if node.op == "call_module":
         weight, bias = value.state.get(f"{node.target}.weight"), value.state.get(f"{node.target}.bias")
         if weight is None or weight.dim() != 2:
@@ -179,10 +226,10 @@ def _norm(
         return y, expected.to(y.dtype)
 
     tail = (" · γ + β", " · γ") if name == "norm_output" else ("", "")
-    layer = _compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
+    layer = compare("norm", f"{name} = (s − mean(s)) / σ(s){tail[0]}, with s = residual_sum", lambda: compute(True))
     if layer.held is not False:
         return layer
-    rms = _compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
+    rms = compare("norm", f"{name} = s / rms(s){tail[1]}, with s = residual_sum", lambda: compute(False))
     return rms if rms.held else layer
 
 
@@ -198,36 +245,43 @@ def _gamma_and_beta(value: Values, node: Node) -> tuple[Tensor | None, Tensor | 
     return gamma, beta
 
 
-def split_heads(value: Values, part: str, whole: Node, heads: Node) -> Check:
+def _laid_out(tensor: Tensor, order: Order | None) -> Tensor:
+    return tensor.permute(order) if order is not None and len(order) == tensor.dim() else tensor
+
+
+def split_heads(value: Values, part: str, whole: Node, heads: Node, order: Order | None) -> Check:
     """Heads are the projected features cut into n_heads pieces of d_head, the head dimension moved forward."""
 
     def compute() -> tuple[Tensor, Tensor]:
-        x, y = value(whole), value(heads)
+        x, y = value(whole), _laid_out(value(heads), order)
         if y.dim() != x.dim() + 1:
             raise Unavailable("the heads are not laid out as batch × heads × length × d_head")
         return y, x.reshape(*x.shape[:-1], y.shape[-3], y.shape[-1]).transpose(-3, -2)
 
-    return _compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
+    return compare("split", f"{part}_heads[b,h,l,:] = {part}[b,l,h·d_head:(h+1)·d_head]", compute)
 
 
-def concat_heads(value: Values, heads: Node, joined: Node) -> Check:
+def concat_heads(value: Values, heads: Node, joined: Node, order: Order | None) -> Check:
     """The concatenation has the heads' outputs side by side."""
 
     def compute() -> tuple[Tensor, Tensor]:
-        x, y = value(heads), value(joined)
+        x, y = _laid_out(value(heads), order), value(joined)
         if x.dim() != y.dim() + 1:
             raise Unavailable("the heads' outputs are not laid out as batch × heads × length × d_head")
         return y, x.transpose(-3, -2).flatten(-2)
 
-    return _compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
+    return compare("concat", "concat[b,l,h·d_head:(h+1)·d_head] = head_outputs[b,h,l,:]", compute)
 
 
-def scale_of(value: Values, factors: list[Factor]) -> float:
-    """The scalings of an attention multiplied out."""
-    scale = 1.0
-    for op, by in factors:
-        scale = scale * value.number(by) if op == "mul" else scale / value.number(by)
-    return scale
+def _scale(value: Values, factors: list[Factor]) -> str:
+    """The scalings of an attention multiplied out, in words where they are not known or differ from head to head."""
+    scale: float | Tensor = 1.0
+    try:
+        for op, by in factors:
+            scale = scale * value.number(by) if op == "mul" else scale / value.number(by)
+    except Unavailable:
+        return "scale"
+    return f"{scale:.4g}" if isinstance(scale, float) else "scale of the head"
 
 
 def scores(value: Values, attention: Attention) -> Check:
@@ -236,15 +290,20 @@ def scores(value: Values, attention: Attention) -> Check:
     result = attention.scores
 
     def compute() -> tuple[Tensor, Tensor]:
-        query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
+        query, key = _alike(_entering(value, attention, "query"), _keys(value, attention))
         product = _scaled(value, query @ key.transpose(-2, -1), attention.factors)
         return value(result), product.reshape(value(result).shape)
 
-    return _compare("scores", f"scores = {_product_text(value, attention)}", compute)
+    return compare("scores", f"scores = {_product_text(value, attention)}", compute)
+
+
+def _entering(value: Values, attention: Attention, part: str) -> Tensor:
+    """What enters a product, as … × length × d_head."""
+    return _laid_out(value(attention.entering[part]), attention.orders.get(part))
 
 
 def _keys(value: Values, attention: Attention) -> Tensor:
-    key = value(attention.entering["key"])
+    key = _entering(value, attention, "key")
     return key.transpose(-2, -1) if attention.key_is_transposed else key
 
 
@@ -270,78 +329,105 @@ def _product_text(value: Values, attention: Attention) -> str:
     product = "query_heads · key_headsᵀ"
     if any(op == "tanh" for op, _ in attention.factors):
         return f"capped({product})"
-    try:
-        return f"{product} · {scale_of(value, attention.factors):.4g}" if attention.factors else product
-    except Unavailable:
-        return f"{product} · scale"
+    return f"{product} · {_scale(value, attention.factors)}" if attention.factors else product
 
 
 def masked(value: Values, attention: Attention) -> Check:
-    """Masked scores are the scores plus the mask."""
+    """Masked scores are the scores with every mask, bias, gate and floor applied in order."""
     assert attention.scores is not None
-    scores, after = attention.scores, attention.masks[-1][0]
-    if all(op.kind == "add" for op, _ in attention.masks):
-        names = (
-            "mask" if len(attention.masks) == 1 else " + ".join(f"mask{i}" for i in range(1, len(attention.masks) + 1))
-        )
-        return _compare(
-            "sum",
-            f"masked_scores = scores + {names}",
-            lambda: (value(after), sum((value(mask) for _, mask in attention.masks), start=value(scores))),
-        )
+    start, after = attention.scores, attention.masks[-1][0]
 
     def compute() -> tuple[Tensor, Tensor]:
-        hidden = torch.zeros_like(value(scores), dtype=torch.bool)
-        expected = value(scores)
-        for op, mask in attention.masks:
-            if op.kind == "add":
-                expected = expected + value(mask)
-            else:
-                hidden = hidden | hidden_by(op, value(mask))
-        return value(after)[~hidden], expected[~hidden]
+        expected = value(start)
+        hidden = torch.zeros((), dtype=torch.bool, device=expected.device)
+        for number, (op, each) in enumerate(attention.masks):
+            expected = _scaled(value, expected, [by for before, by in attention.rescalings if before == number])
+            expected, mask = _shaped_for(op, expected), value(each)
+            hidden = _shaped_for(op, hidden)
+            match applies(op):
+                case "adds":
+                    expected = expected + mask
+                case "subtracts":
+                    expected = expected - mask
+                case "gates":
+                    expected = expected * mask
+                case "floors":
+                    expected = torch.maximum(expected, mask)
+                case _:
+                    hidden = hidden | hidden_by(op, mask)
+        shown = ~hidden.expand_as(expected)
+        return value(after)[shown], expected[shown]
 
-    return _compare("mask", "masked_scores = scores where the mask lets them through", compute)
+    if any(applies(op) in ("hides", "keeps") for op, _ in attention.masks):
+        return compare("mask", "masked_scores = scores where the mask lets them through", compute)
+    masks = [op for op, _ in attention.masks if applies(op) != "floors"]
+    text = "scores"
+    for number, (op, _) in enumerate(attention.masks):
+        if any(before == number for before, _ in attention.rescalings):
+            text = f"({text}) · scale"
+        name = f"mask{masks.index(op) + 1}" if len(masks) > 1 and op in masks else "mask"
+        forms = {"adds": f"{text} + {name}", "subtracts": f"{text} − {name}", "gates": f"{text} · {name}"}
+        text = forms.get(applies(op), f"max({text}, floor)")
+    return compare("sum", f"masked_scores = {text}", compute)
 
 
-def softmax(value: Values, entry: Node, weights: Node, masked: bool) -> Check:
-    """Weights are the softmax of the (masked) scores, so that each row sums to 1."""
-    what = "scores + mask" if masked else "scores"
-    return _compare(
-        "softmax",
-        f"weights = softmax({what}), rows sum to 1",
-        lambda: (value(weights), value(entry).to(value(weights).dtype).softmax(-1)),
-    )
+def _shaped_for(op: Node, scores: Tensor) -> Tensor:
+    """The scores as the op that masks them reads them: their leading dimensions may be split and merged on the way."""
+    shape = op.spec.shape if op.spec is not None else scores.shape
+    return scores.reshape(shape) if scores.numel() == math.prod(shape) else scores
+
+
+def softmax(value: Values, attention: Attention, entry: Node) -> Check:
+    """Weights are the softmax of the (masked) scores, so that each row sums to 1; less where it has a sink."""
+    weights, core = attention.weights, attention.core
+    assert weights is not None
+    what = "scores + mask" if attention.masks else "scores"
+    if any(before == len(attention.masks) for before, _ in attention.rescalings):
+        what = f"({what}) · scale"
+
+    def compute() -> tuple[Tensor, Tensor]:
+        full = value(entry).to(value(core).dtype).softmax(-1)
+        columns = value(weights).shape[-1]
+        return value(weights), full[..., -columns:] if attention.sink_first else full[..., :columns]
+
+    if attention.sink is None:
+        return compare("softmax", f"weights = softmax({what}), rows sum to 1", compute)
+    joined = f"sink, {what}" if attention.sink_first else f"{what}, sink"
+    text = f"weights = softmax([{joined}]) without the sink: rows sum to 1 minus the sink's share"
+    return compare("softmax", text, compute)
 
 
 def causal_weights(value: Values, weights: Node) -> Check:
     """No position attends to a later one: the weights are exactly 0 above the diagonal."""
-    return _compare(
+    return compare(
         "causal",
         "weights[i,j] = 0 exactly where j > i",
         lambda: (value(weights), value(weights).tril()),
     )
 
 
-def causal_mask(value: Values, attention: Attention) -> Check:
+def causal_mask(value: Values, op: Node, mask: Node) -> Check:
     """The mask hides all that lies above the diagonal."""
-    op, mask = attention.masks[0]
 
     def compute() -> tuple[Tensor, Tensor]:
         hidden = hidden_by(op, value(mask))
         return hidden, hidden | torch.ones_like(hidden).triu(1)
 
-    return _compare("mask", "mask[i,j] hides every j > i", compute)
+    return compare("mask", "mask[i,j] hides every j > i", compute)
 
 
 def hidden_by(op: Node, mask: Tensor) -> Tensor:
     """Where a mask hides the scores, as booleans of the mask's shape.
 
-    An added mask hides with a very negative number; `masked_fill` hides where it is true; `where(mask, scores, …)` and
-    scaled_dot_product_attention hide where it is false.
+    An added mask hides with a very negative number, a subtracted one with a very positive one; `masked_fill` hides
+    where it is true; `where(mask, scores, …)` and scaled_dot_product_attention hide where it is false. Gates and floors
+    hide nothing.
     """
+    if applies(op) in ("gates", "floors"):
+        return torch.zeros_like(mask, dtype=torch.bool)
     if mask.dtype != torch.bool:
-        return mask <= -1e4
-    return mask if op.target.rstrip("_").endswith("masked_fill") else ~mask
+        return mask >= 1e4 if applies(op) == "subtracts" else mask <= -1e4
+    return mask if applies(op) == "hides" else ~mask
 
 
 def head_outputs(value: Values, attention: Attention) -> Check:
@@ -353,10 +439,11 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         name = "weights" if mixing is attention.weights else "dropout(weights)"
 
         def mix() -> tuple[Tensor, Tensor]:
-            weights, values = _alike(value(mixing), value(attention.entering["value"]))
-            return value(result), (weights @ values).reshape(value(result).shape)
+            weights, values = _alike(value(mixing), _entering(value, attention, "value"))
+            actual = _laid_out(value(result), attention.orders.get("head_outputs"))
+            return actual, (weights @ values).reshape(actual.shape)
 
-        return _compare("mix", f"head_outputs = {name} · value_heads", mix)
+        return compare("mix", f"head_outputs = {name} · value_heads", mix)
 
     def compute() -> tuple[Tensor, Tensor]:
         query, key = _alike(value(attention.entering["query"]), _keys(value, attention))
@@ -370,7 +457,7 @@ def head_outputs(value: Values, attention: Attention) -> Check:
         return value(result), score.softmax(-1) @ values
 
     what = "query_heads · key_headsᵀ · scale" + (" + mask" if attention.masks or attention.causal_flag else "")
-    return _compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
+    return compare("mix", f"head_outputs = softmax({what}) · value_heads", compute)
 
 
 def is_causal(value: Values, attention: Attention) -> bool | str:

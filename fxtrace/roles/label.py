@@ -6,14 +6,17 @@ captured values; then it is refused, with the failure as the reason. What datafl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
+from fxtrace.roles import expert_identities
 from fxtrace.roles import identities as identity
-from fxtrace.roles.attention import Attention, find_attentions
-from fxtrace.roles.blocks import Block, FeedForward, Unknown, find_blocks
+from fxtrace.roles.attention import Attention, applies, find_attentions
+from fxtrace.roles.blocks import Block, find_blocks
+from fxtrace.roles.experts import Mixture, find_mixtures
+from fxtrace.roles.feed_forward import FeedForward, Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 from fxtrace.roles.identities import Values
 from fxtrace.roles.snapshots import take_snapshots
@@ -34,7 +37,10 @@ if TYPE_CHECKING:
 
 
 def label(
-    graph: Graph, values: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
+    graph: Graph,
+    values: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
+    witness: Callable[[Graph], Graph] | None = None,
 ) -> tuple[Graph, tuple[Snapshot, ...]]:
     """Finds the roles in a graph, and the numbered snapshots they define.
 
@@ -42,6 +48,7 @@ def label(
         graph: as captured.
         values: tensors by name, as captured. Where one is absent the identities that need it are not tried.
         state: the module's parameters and buffers by qualified name.
+        witness: has a last say on the roles, before the snapshots are taken; see `fxtrace.roles.witness`.
 
     Returns:
         The graph with its nodes' roles, its named sizes and the refused roles; and all snapshots in order, those that
@@ -53,6 +60,8 @@ def label(
     labelled = replace(
         graph, nodes=nodes, refusals=tuple(Refusal(role, reason) for role, reason in labels.refused.items())
     )
+    if witness is not None:
+        labelled = witness(labelled)
     dims, snapshots = take_snapshots(labelled, labels.tables)
     return replace(labelled, dims=dims), snapshots
 
@@ -74,14 +83,22 @@ class _Labels:
     def find(self) -> None:
         flow = self.flow
         attentions, no_attention = find_attentions(flow)
-        blocks = find_blocks(flow, attentions)
+        mixtures, no_mixture = find_mixtures(flow)
+        blocks = find_blocks(flow, attentions, mixtures)
         streams = Streams(flow, blocks)
-        self.refused |= {f"attention at '{name}'": reason for name, reason in no_attention.items()}
+        routers = {name for mixture in mixtures for name in mixture.router.routing}
+        self.refused |= {
+            f"attention at '{name}'": reason for name, reason in no_attention.items() if name not in routers
+        }
+        self.refused |= {f"mixture of experts at '{name}'": reason for name, reason in no_mixture.items()}
         in_blocks = {id(block.core) for block in blocks}
         for attention in attentions:
             if id(attention) not in in_blocks:
-                reason = "its output is not added back to a residual stream"
-                self.refused[f"attention at '{attention.core.name}'"] = reason
+                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+        alone = "its output is not added back to a residual stream"
+        for mixture in mixtures:
+            if id(mixture) not in in_blocks:
+                self.refused[f"mixture of experts at '{mixture.logits.name}'"] = alone
         kinds = {block.name: self._kind(streams, block) for block in blocks}
         stacks = find_stacks(flow, streams, blocks, kinds)
         for stack in stacks:
@@ -100,6 +117,8 @@ class _Labels:
             return UNKNOWN
         if isinstance(block.core, FeedForward):
             return "feed_forward"
+        if isinstance(block.core, Mixture):
+            return self._mixture_kind(block.core)
         attention = block.core
         checks = self.core_checks[attention.core.name] = self._core_checks(attention)
         failed = next((check for check in checks.values() if check.held is False), None)
@@ -111,15 +130,26 @@ class _Labels:
         self.refused[f"attention at '{attention.core.name}'"] = reason
         return UNKNOWN_ATTENTION
 
+    def _mixture_kind(self, mixture: Mixture) -> str:
+        mixture.numbers = expert_identities.number_experts(self.value, mixture)
+        check = expert_identities.routed(self.value, mixture)
+        self.core_checks[mixture.logits.name] = {"routed": check}
+        if check.held or (check.held is None and mixture.logits.name not in self.value.captured):
+            return "mixture_of_experts"
+        shown = "does not hold" if check.held is False else "cannot be tried"
+        reason = f"{check.statement} {shown}: {check.detail}"
+        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = reason
+        return UNKNOWN
+
     def _core_checks(self, attention: Attention) -> dict[str, Check]:
         """The identities that make it an attention, by the part they are about."""
         checks = {"head_outputs": identity.head_outputs(self.value, attention)}
         if attention.scores is not None:
             checks["scores"] = identity.scores(self.value, attention)
         if attention.weights is not None:
-            entry = self.flow.data_input(attention.weights)
+            entry = self.flow.data_input(attention.core)
             assert entry is not None
-            checks["weights"] = identity.softmax(self.value, entry, attention.weights, bool(attention.masks))
+            checks["weights"] = identity.softmax(self.value, attention, entry)
         return checks
 
     def _stack(self, stack: Stack) -> None:
@@ -133,13 +163,16 @@ class _Labels:
                 if isinstance(block.core, Attention):
                     self._attention(stack.name, number, kind, block.core)
                 elif isinstance(block.core, FeedForward):
-                    self._feed_forward(stack.name, number, kind, block.core)
+                    self._feed_forward(_Place(stack.name, number, kind), block.core)
+                elif isinstance(block.core, Mixture):
+                    self._mixture(_Place(stack.name, number, kind), block.core)
 
     def _embedding(self, stack: Stack) -> None:
         found, at = stack.embedding, _Place(stack.name, None, "embedding")
         checks: list[Check] = []
         if found.lookup is not None and found.tokens is not None:
-            checks = [identity.lookup(self.value, found.tokens, found.weight, found.lookup)]
+            ids = self.flow.data_input(found.lookup) or found.tokens
+            checks = [identity.lookup(self.value, ids, found.weight, found.lookup)]
             self._give(
                 found.tokens, at("tokens"), f"a model input, the ids that '{found.lookup.name}' looks up", checks
             )
@@ -196,6 +229,8 @@ class _Labels:
                 [self._norm(block.total, block.normed)],
             )
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
+        if block.source.kind == "add" and block.source is not block.skip:
+            opened += ", and what is added to it for the queries"
         self._give(block.source, at("input"), f"what the block's projections read: {opened}")
 
     def _norm(self, source: Node, result: Node) -> Check:
@@ -212,19 +247,27 @@ class _Labels:
             whole = found.projected.get(part)
             if projection is not None and source is not None and whole is not None:
                 fused = "" if whole.name == projection.name else f", a part of the fused projection '{projection.name}'"
-                check = identity.linear(value, projection, source, "projection = x Wᵀ + b")
+                read = self.flow.data_input(projection) or source
+                check = identity.linear(value, projection, read, "projection = x Wᵀ + b")
                 self._give(whole, at(part), f"leads to the {part} of '{found.core.name}'{fused}", [check])
             heads = f"{part}_heads"
             if heads not in refused:
                 checks = []
                 if whole is not None and self._only_moved(found.heads[part], whole):
-                    checks = [identity.split_heads(value, part, whole, found.heads[part])]
+                    checks = [identity.split_heads(value, part, whole, found.heads[part], found.orders.get(part))]
                 self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
+        by_latent: dict[str, list[str]] = {}
+        for part, latent in found.latents.items():
+            by_latent.setdefault(latent.name, []).append(part)
+        for name, parts in by_latent.items():
+            read_by = f"the low-rank tensor that '{found.projections[parts[0]].name}' projects"
+            self._give(self.graph.by_name[name], at("_".join((*parts, "latent"))), read_by)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
-        if len(found.masks) == 1:
-            causal = [identity.causal_mask(value, found)] if kind == "masked_self_attention" else []
-            self._give(found.masks[0][1], at("mask"), "applied to the scores", causal)
+        masks = [(op, mask) for op, mask in found.masks if applies(op) != "floors"]
+        if len(masks) == 1:
+            causal = [identity.causal_mask(value, *masks[0])] if kind == "masked_self_attention" else []
+            self._give(masks[0][1], at("mask"), "applied to the scores", causal)
         elif "mask" not in refused and kind == "masked_self_attention":
             refused["mask"] = "no mask is applied to the scores"
         if found.scores is not None:
@@ -243,6 +286,11 @@ class _Labels:
             if kind == "masked_self_attention":
                 checks.append(identity.causal_weights(value, found.weights))
             self._give(found.weights, at("weights"), "the softmax between the two products", checks)
+            if found.sink is not None:
+                evidence = (
+                    "softmaxed beside the scores, of no key, and cut off the weights: their rows sum to less than 1"
+                )
+                self._give(found.sink, at("sink"), evidence, [core["weights"]])
         if found.head_outputs is not None:
             self._give(
                 found.head_outputs,
@@ -251,21 +299,22 @@ class _Labels:
                 [core["head_outputs"]],
             )
         if found.concat is not None and found.head_outputs is not None:
-            check = identity.concat_heads(value, found.head_outputs, found.concat)
+            check = identity.concat_heads(value, found.head_outputs, found.concat, found.orders.get("head_outputs"))
             self._give(
                 found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
             )
-        if found.output is not None and found.concat is not None:
-            check = identity.linear(value, found.output, found.concat, "output = concat Wᵀ + b")
-            self._give(found.output, at("output"), "the projection of the concatenated heads", [check])
+        if found.output is not None and (joined := found.concat or self.flow.data_input(found.output)) is not None:
+            what = "concat" if found.concat is not None else joined.name
+            check = identity.linear(value, found.output, joined, f"output = {what} Wᵀ + b")
+            self._give(found.output, at("output"), "the projection of the heads' outputs", [check])
         self._refuse(at, refused)
 
     def _only_moved(self, node: Node, source: Node) -> bool:
         """Whether nothing but moves lies between two tensors: no rotation of queries and keys, no norm of them."""
         return all(each.kind in MOVES for each in self.flow.path_back(node, source)[1:])
 
-    def _feed_forward(self, stack: str, number: int, kind: str, found: FeedForward) -> None:
-        at, value = _Place(stack, number, kind), self.value
+    def _feed_forward(self, at: _Place, found: FeedForward) -> None:
+        value = self.value
         for part, node in (("gate", found.gate), ("up", found.up)):
             if node is not None:
                 check = identity.linear(value, node, found.source, f"{part} = input Wᵀ + b")
@@ -278,6 +327,59 @@ class _Labels:
         self._give(found.output, at("output"), "the last projection", [check])
         self._refuse(at, found.refused)
 
+    def _mixture(self, at: _Place, found: Mixture) -> None:
+        value, routed = self.value, self.core_checks[found.logits.name]["routed"]
+        check = identity.linear(value, found.logits, found.source, "logits = input Wᵀ + b")
+        self._give(found.logits, at("logits"), "a projection of each token to a number for each expert", [check])
+        if found.probabilities is not None:
+            check = expert_identities.probabilities(value, found)
+            self._give(found.probabilities, at("probabilities"), "taken of the logits of all experts", [check])
+        if found.chosen is not None:
+            by = found.selection
+            checks = [expert_identities.chosen(value, found)]
+            if by is not None and by.name not in (found.logits.name, found.probabilities and found.probabilities.name):
+                self._give(by, at("selection"), "what the experts are chosen by: corrected or masked scores", checks)
+            self._give(found.chosen, at("chosen"), "the numbers of the experts that each token goes to", checks)
+        formula = expert_identities.weights(value, found)
+        where = "what the experts read" if found.before else "the experts' outputs"
+        whose = "of all experts" if found.dense else "of the chosen experts"
+        checks = [routed] if formula is None else [routed, formula]
+        self._give(found.weights, at("weights"), f"the weights {whose}, which multiply {where}", checks)
+        self._experts(at, found)
+        if found.shared is not None:
+            inside = at.inside("shared_expert")
+            self._feed_forward(inside, found.shared)
+            if found.shared_weight is not None:
+                checks = [expert_identities.shared(value, found)]
+                self._give(found.shared_weight, inside("weight"), "one number a token, times the shared expert", checks)
+        self._give(found.routed, at("routed"), "where the experts' outputs have been added up", [routed])
+        together = [routed] if found.added is None else [expert_identities.output(value, found)]
+        self._give(found.output, at("output"), "the experts' outputs together", together)
+        self._refuse(at, found.refused)
+
+    def _experts(self, at: _Place, found: Mixture) -> None:
+        for expert, result, number in zip(found.experts, found.results, found.numbers, strict=True):
+            if found.stacked:
+                inside = at.inside("experts")
+            elif number is not None:
+                inside = at.inside(f"expert_{number}")
+            else:
+                self._refuse(at, {f"expert at '{result.name}'": "which of the experts it is cannot be told"})
+                continue
+            self._give(expert.source, inside("input"), "the rows of the tokens that it works on")
+            for part, node in (("hidden", expert.hidden), ("gate", expert.gate), ("up", expert.up)):
+                if node is not None:
+                    check = expert_identities.project(
+                        self.value, found, node, expert.source, f"{part} = input Wₑᵀ + bₑ"
+                    )
+                    self._give(node, inside(part), "a first projection", [check])
+            self._give(expert.activated, inside("activation"), "what the last projection reads")
+            check = expert_identities.project(
+                self.value, found, result, expert.activated, "output = activation Wₑᵀ + bₑ"
+            )
+            self._give(result, inside("output"), "the last projection, not yet weighted", [check])
+            self._refuse(inside, expert.refused)
+
     def _head(self, found: Head | str) -> None:
         at = _Place("", None, "output")
         if isinstance(found, str):
@@ -288,7 +390,7 @@ class _Labels:
             self._refuse(at, dict.fromkeys(("logits", "logits_slice"), "no projection of the last state is an output"))
             return
         logits = found.logits
-        check = identity.linear(self.value, logits, found.hidden, "logits = hidden Wᵀ + b")
+        check = identity.logits(self.value, found)
         self._give(found.hidden, at("hidden"), "the last state, which the output projection reads", [check])
         self._give(logits, at("logits"), "the projection of the last state that reaches the output", [check])
         if found.logits_slice is None:
@@ -318,11 +420,26 @@ class _Labels:
             self.refused.setdefault(str(at(part)), reason)
 
 
+_NOT_ADDED = "its output is not added back to a residual stream"
+
+
+def _no_block(flow: Flow, attention: Attention) -> str:
+    """Why an attention is in no residual block."""
+    path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
+    if path:
+        return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
+    return _NOT_ADDED
+
+
 class _Place:
     """A block's place; called with a part, the role there."""
 
-    def __init__(self, stack: str, layer: int | None, block: str) -> None:
-        self._place = (stack, layer, block)
+    def __init__(self, stack: str, layer: int | None, block: str, *, within: str = "") -> None:
+        self._place, self._within = (stack, layer, block), within
 
     def __call__(self, part: str) -> Role:
-        return Role(*self._place, part)
+        return Role(*self._place, f"{self._within}{part}")
+
+    def inside(self, part: str) -> _Place:
+        """The place of a part that has parts of its own."""
+        return _Place(*self._place, within=f"{part}.")

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from networkx.utils import UnionFind
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, scaling
-from fxtrace.roles.blocks import Block, Unknown
+from fxtrace.roles.attention import Attention, Factor, scaling
+from fxtrace.roles.blocks import Block
+from fxtrace.roles.feed_forward import Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 
 _PASSES = frozenset({"norm", "cast", "dropout"})
@@ -73,6 +74,10 @@ class Head:
     hidden: Node
     logits: Node | None
     logits_slice: Node | None
+    projection: Node | None = None
+    """The logits themselves, or what they are scaled from."""
+    factors: tuple[Factor, ...] = ()
+    """The scalings between the two."""
 
 
 class Streams:
@@ -81,19 +86,25 @@ class Streams:
     def __init__(self, flow: Flow, blocks: list[Block]) -> None:
         self._flow = flow
         self._classes = UnionFind(node.name for node in flow.graph.nodes)
+        first: dict[str, Node] = {}
         for block in blocks:
-            self._classes.union(block.total.name, block.skip.name)
+            *_, start = flow.origin(block.skip)
+            # Two streams may start from one tensor: then the sums of neither lie behind those of the other.
+            if flow.is_ancestor(first.setdefault(start.name, block.total), block.total):
+                self._classes.union(block.total.name, start.name)
         for node in flow.graph.nodes:
             before = flow.data_input(node) if node.kind in _PASSES else None
             if before is not None:
                 self._classes.union(node.name, before.name)
-        self.residual = {self.of(block.total) for block in blocks}
+        self.residual = {self._classes[block.total.name] for block in blocks}
 
     def of(self, node: Node) -> str:
-        """The stream of a tensor, seen through reshapes; an opaque key."""
-        for each in self._flow.back(node, MOVES):
-            node = each
+        """The stream of a tensor, seen through what rearranges it and positions added to it; an opaque key."""
+        *_, node = self._flow.origin(node)
         key: str = self._classes[node.name]
+        if node.kind == "add" and key not in self.residual:
+            streams = {self.of(each) for each in self._flow.inputs(node)} & self.residual
+            return streams.pop() if len(streams) == 1 else key
         return key
 
 
@@ -101,7 +112,8 @@ def attention_kind(flow: Flow, streams: Streams, block: Block, causal: Callable[
     """`self_attention`, `masked_self_attention` or `cross_attention`; or, after a colon, why it cannot be said.
 
     Cross-attention reads its keys from another stack, or from inputs that its own stack does not start from. A
-    bottleneck on the way from the own stream to the keys changes nothing: that is self-attention.
+    bottleneck on the way from the own stream to the keys changes nothing, nor does a convolution that makes them fewer:
+    that is self-attention.
     """
     core = block.core
     assert isinstance(core, Attention)
@@ -118,9 +130,8 @@ def attention_kind(flow: Flow, streams: Streams, block: Block, causal: Callable[
             return "cross_attention"
         if not flow.inputs_of[memory.name] & flow.inputs_of[_start(flow, streams, own).name]:
             return "cross_attention"
-        bottleneck = any(streams.of(each) == own for each in flow.ancestors(memory))
-        others = any(streams.of(each) in streams.residual - {own} for each in flow.ancestors(memory))
-        if not bottleneck or others:
+        behind = {streams.of(each) for each in flow.ancestors(memory, until=lambda node: streams.of(node) == own)}
+        if own not in behind or behind & streams.residual - {own}:
             return f": its keys come from '{memory.name}', which is neither of its own stack nor another stack's output"
     masked = causal(core)
     if isinstance(masked, str):
@@ -195,9 +206,12 @@ def _period(sequence: list[str]) -> int:
 
 
 def _repeats(sequence: list[str], period: int) -> bool:
-    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be."""
+    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be.
+
+    A mixture of experts stands where other layers may have a feed-forward.
+    """
     for offset in range(period):
-        column = set(sequence[offset::period])
+        column = {"feed_forward" if kind == "mixture_of_experts" else kind for kind in sequence[offset::period]}
         column -= {UNKNOWN} if column <= {UNKNOWN, "feed_forward"} else set()
         if UNKNOWN_ATTENTION in column and all("attention" in kind for kind in column):
             column.discard(UNKNOWN_ATTENTION)
@@ -209,7 +223,8 @@ def _repeats(sequence: list[str], period: int) -> bool:
 def find_embedding(flow: Flow, result: Node) -> Embedding:
     """What stands before a stack's first layer, which reads `result`."""
     embedding = Embedding(result)
-    lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm", "elementwise"})
+    # A mask puts the features of images, say, in the places of some tokens.
+    lookups, _ = flow.nearest(result, {"embedding"}, MOVES | {"add", "mul", "div", "norm", "elementwise", "mask"})
     by_ids = [each for each in lookups if _token_ids(flow, each) is not None]
     if len(by_ids) != 1:
         why = "no tensor is looked up by token ids" if not by_ids else "several tables are looked up by ids"
@@ -273,18 +288,36 @@ def find_head(flow: Flow, streams: Streams, stack: Stack) -> Head | str:
         and (entry := flow.data_input(node)) is not None
         and flow.index[entry.name] >= after
         and streams.of(entry) == stream
-        and flow.forward(node, MOVES, lambda user: user.kind == "output") is not None
+        and _to_output(flow, node) is not None
     ]
     if not found:
         ends = [each for each in (last.normed, last.total) if each is not None and _is_output(flow, each)]
         return Head(ends[0], None, None) if ends else "nothing that is known of leads from the last state to the output"
     if len(found) > 1:
         return f"{len(found)} projections of the last state reach the output"
-    logits = found[0]
-    hidden = flow.data_input(logits)
+    hidden, path = flow.data_input(found[0]), _to_output(flow, found[0])
     assert hidden is not None
+    assert path is not None
+    scaled = [(node, factor) for node in path if (factor := _factor(flow, node)) is not None]
+    logits = scaled[-1][0] if scaled else found[0]
     slices = [node for node in flow.graph.nodes if _is_vector_of(flow, node, logits)]
-    return Head(hidden, logits, slices[0] if len(slices) == 1 else None)
+    factors = tuple(factor for _, factor in scaled)
+    return Head(hidden, logits, slices[0] if len(slices) == 1 else None, found[0], factors)
+
+
+def _to_output(flow: Flow, node: Node) -> list[Node] | None:
+    """The path from a node to the model's output through moves and scalings, both ends left out; None without one."""
+    path = flow.forward(node, MOVES | {"mul", "div", "activation"}, lambda user: user.kind == "output")
+    inside = path[1:-1] if path is not None else []
+    fits = all(each.kind in MOVES or _factor(flow, each) is not None for each in inside)
+    return inside if path is not None and fits else None
+
+
+def _factor(flow: Flow, node: Node) -> Factor | None:
+    scaled = scaling(flow, node)
+    if scaled is not None:
+        return scaled[1]
+    return ("tanh", 1.0) if node.target.rpartition(".")[2] == "tanh" else None
 
 
 def _is_output(flow: Flow, node: Node) -> bool:

@@ -58,9 +58,14 @@ def true_attentions(module: nn.Module, inputs: Mapping[str, Tensor]) -> tuple[Tr
             told = ()
     found = list(told)
     for each in passed:
-        if not any(torch.equal(each.weights, other.weights) for other in found):
+        if not any(_same_numbers(each.weights, other.weights) for other in found):
             found.append(each)
     return tuple(found)
+
+
+def _same_numbers(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are one, in another layout perhaps."""
+    return one.numel() == other.numel() and torch.equal(one.flatten().sort().values, other.flatten().sort().values)
 
 
 def _walk(outputs: Any, path: str) -> Iterator[TrueAttention]:
@@ -69,7 +74,11 @@ def _walk(outputs: Any, path: str) -> Iterator[TrueAttention]:
     for key, value in outputs.items():
         if key.endswith("attentions") and isinstance(value, tuple):
             for each in value:
-                if isinstance(each, Tensor) and _are_weights(each):
+                if not isinstance(each, Tensor):
+                    continue
+                if each.dim() == 4 and bool((each < 0).any()):
+                    each = each.softmax(-1)  # ProphetNet and SqueezeBERT hand out the scores
+                if _are_weights(each):
                     yield TrueAttention(_kind(key, each), f"{path}{key}", each)
         else:
             yield from _walk(value, f"{path}{key}.")
@@ -116,7 +125,7 @@ def passed_tensors(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Passed
         found.extend(
             Passed(path, type(each).__name__, came_out, leaf, value.detach().clone())
             for value in flat
-            if isinstance(value, Tensor) and value.is_floating_point()
+            if isinstance(value, Tensor) and value.dtype != torch.bool
         )
 
     with same_state(), ExitStack() as stack:
