@@ -41,6 +41,7 @@ class Prober:
         config: a configuration of it, as `Model.resolve` gives it.
         shapes: shapes of inputs that are not the model's own examples, by name.
         rung: the capture rung whose nodes are to get formulas.
+        values: run the model; otherwise shapes are propagated on fake tensors. A large model is never run.
         training: whether in training mode.
         report: called as the work goes on; what it raises stops the work.
     """
@@ -52,24 +53,35 @@ class Prober:
         *,
         shapes: Mapping[str, tuple[int, ...]] | None = None,
         rung: Rung = "record",
+        values: bool = True,
         training: bool = False,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
         self._fields = model.fields(config)
         self._shapes = dict(shapes or {})
-        self._values: bool | None = None if rung != "export" else False
+        self._may_run = values and rung != "export"
 
-    def formulas(self, seed: int = 0) -> Formulas:
+    def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
 
+        Args:
+            graph: the graph that the configuration itself is to give, where it is known.
+            seed: of the choice of configurations.
+
         Raises:
-            CaptureFailed: the model cannot be propagated under the configuration itself.
+            CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
         base = dict(integers(self._fields))
         first = self._propagate(base)
         if isinstance(first, str):
             raise CaptureFailed(first)
+        if graph is not None and first != _Seen.of(graph):
+            raise CaptureFailed(
+                f"'{self._model.name}' does not give this graph any more: the model or what it stands on has changed "
+                "since; trace it again",
+                model=self._model.name,
+            )
         probes, rows = [Probe(base)], [first.sizes]
         values: dict[str, list[int]] = {}
         structural: dict[str, str] = {}
@@ -146,27 +158,35 @@ class Prober:
                 if len(chosen) < 2:
                     break
 
+    def graph_of(self, configuration: Mapping[str, Json]) -> Graph | None:
+        """The graph of another configuration, without roles; None where the model does not accept it."""
+        graph = self._graph(configuration, {})
+        return None if isinstance(graph, str) else graph
+
     def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
         """What the model's sizes come to; or why it does not accept the configuration."""
+        graph = self._graph(replaced(self._fields, sizes), sizes)
+        return graph if isinstance(graph, str) else _Seen.of(graph)
+
+    def _graph(self, configuration: Mapping[str, Json], sizes: Mapping[str, int]) -> Graph | str:
         self._report(Progress("probe"))
         try:
-            config = self._model.resolve(replaced(self._fields, sizes))
+            config = self._model.resolve(configuration)
             taken = dict(integers(self._model.fields(config)))
             if any(taken.get(name) != value for name, value in sizes.items()):
                 return "the model puts another value in its place"
             with torch.random.fork_rng(devices=()):
                 module = self._model.build(config)
-                if self._values is None:
-                    self._values = sum(each.numel() for each in module.parameters()) <= _SMALL
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
                 inputs[name] = inputs[name].new_ones(shape)
-            captured = capture(module, inputs, rung=self._rung, values=self._values, training=self._training)
+            small = sum(each.numel() for each in module.parameters()) <= _SMALL
+            captured = capture(module, inputs, rung=self._rung, values=self._may_run and small, training=self._training)
         except FxtraceError as error:
             return error.message
         except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
             return f"{type(error).__name__}: {error}"
-        return _Seen.of(captured.graph)
+        return captured.graph
 
 
 @dataclass(frozen=True)

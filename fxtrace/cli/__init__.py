@@ -17,6 +17,7 @@ import typer
 import fxtrace
 from fxtrace.cli.common import Commands
 from fxtrace.cli.demo import demo
+from fxtrace.cli.diff import diff, formulas
 from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
 from fxtrace.cli.query import query
@@ -34,7 +35,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, demo):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, formulas, diff, render, demo):
     app.command()(command)
 app.command(cls=ServeCommand)(serve)
 app.add_typer(store_app)

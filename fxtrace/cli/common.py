@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from fxtrace.api import TraceApi
+    from fxtrace.service.engine import Engine
 
     Api = TraceApi[NDArray[Any]]
 
@@ -82,10 +83,17 @@ def connect(server: str | None, store: str | None) -> Iterator[Api]:
         with Client(server, timeout=None, arrays="numpy") as client:
             yield client
     else:
-        from fxtrace.service.engine import Engine
-
-        with Engine.open(store) as engine:
+        with connect_here(store) as engine:
             yield engine
+
+
+@contextmanager
+def connect_here(store: str | None) -> Iterator[Engine]:
+    """The engine over this machine's store."""
+    from fxtrace.service.engine import Engine
+
+    with Engine.open(store) as engine:
+        yield engine
 
 
 def resolve_trace(api: Api, text: str) -> str:

@@ -36,6 +36,7 @@ _STAGES = {
     "store": "storing",
     "draw": "drawing the graph",
     "layout": "laying it out",
+    "probe": "trying configurations",
     "verify": "comparing bytes",
 }
 

@@ -121,7 +121,9 @@ def compare(
     second: Graph,
     fields: tuple[FieldChange, ...] = (),
     formulas: tuple[Formulas | None, Formulas | None] = (None, None),
-    causes: Mapping[str, tuple[str, ...]] | None = None,
+    *,
+    removed: Mapping[str, tuple[str, ...]] | None = None,
+    added: Mapping[str, tuple[str, ...]] | None = None,
 ) -> GraphDiff:
     """Compares two graphs.
 
@@ -130,9 +132,9 @@ def compare(
         second: the graph after.
         fields: what changed in the configuration.
         formulas: of either graph, where they were looked for.
-        causes: for nodes of one graph alone, the fields that account for them.
+        removed: for nodes of the first graph alone, the fields that account for them.
+        added: for those of the second alone.
     """
-    causes = causes or {}
     pairs = align(first, second)
     blame = _Blame(formulas)
     found = tuple(_pair(first.node(each.before), second.node(each.after), each.how, blame) for each in pairs)
@@ -140,8 +142,8 @@ def compare(
     return GraphDiff(
         fields,
         found,
-        tuple(_lone(node, causes) for node in first.nodes if node.name not in befores),
-        tuple(_lone(node, causes) for node in second.nodes if node.name not in afters),
+        tuple(_lone(node, removed or {}) for node in first.nodes if node.name not in befores),
+        tuple(_lone(node, added or {}) for node in second.nodes if node.name not in afters),
         (first.parameter_count, second.parameter_count),
         (_bytes(first), _bytes(second)),
     )

@@ -7,7 +7,6 @@ from typing import TypeVar
 
 from fxtrace.dims.formula import Formula
 
-
 Size = TypeVar("Size", int, str)
 
 

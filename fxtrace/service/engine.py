@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -37,6 +37,11 @@ from fxtrace.trace import (
     Trace,
     TraceRequest,
 )
+
+if TYPE_CHECKING:
+    from fxtrace.diff import GraphDiff
+    from fxtrace.dims import Formulas
+    from fxtrace.service.comparing import Traced
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -202,6 +207,35 @@ class Engine:
                 # Another thread may have made it while this one waited.
                 found = self._store.find(tracing.trace_id) or self._store.put(*tracing.run())
         return found
+
+    def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
+        """Which configuration fields each size of a trace's graph is made of, found by trying other configurations.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            ModelNotFound: the trace's model is not at hand.
+            CaptureFailed: the model does not give that graph any more.
+        """
+        from fxtrace.service.comparing import find_formulas
+
+        return find_formulas(self._traced(trace_id), progress or (lambda _: None))
+
+    def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
+        """What changed from one trace to another, and which configuration fields explain it.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            ModelNotFound: a trace's model is not at hand.
+        """
+        from fxtrace.service.comparing import diff
+
+        return diff(self._traced(before), self._traced(after), progress or (lambda _: None))
+
+    def _traced(self, trace_id: str) -> Traced:
+        from fxtrace.service.comparing import Traced
+
+        trace = self._store.trace(trace_id)
+        return Traced(trace, self._graph(trace_id), self._model(trace.model))
 
     def get_trace(self, trace_id: str) -> Trace:
         """Where a trace came from.
