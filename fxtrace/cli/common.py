@@ -36,8 +36,8 @@ StorePlace = Annotated[
     typer.Option(
         "--store",
         metavar="PLACE",
-        help="Where the traces are: a folder, or INDEX#FILES as in postgresql://user@host/database#s3://bucket/prefix "
-        "[default: $FXTRACE_STORE, else the user's data folder].",
+        help="Where the traces are: a folder, or INDEX#FILES as in postgresql://user@host/database#s3://bucket/prefix; "
+        "by default $FXTRACE_STORE, else the user's data folder.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.", callback=_note_json)]

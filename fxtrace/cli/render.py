@@ -33,7 +33,7 @@ def render(
     as_json: Json = False,
 ) -> None:
     """Draw the graph."""
-    from fxtrace.cli.output import echo_json
+    from fxtrace.cli.output import echo_json, progress_bar
 
     image_format = _format(out)
     options = RenderOptions(
@@ -46,7 +46,9 @@ def render(
         views=views,
     )
     with connect(server, store) as api:
-        picture = api.render_graph(resolve_trace(api, trace), image_format, options)
+        trace_id = resolve_trace(api, trace)
+        with progress_bar(hidden=as_json) as report:
+            picture = api.render_graph(trace_id, image_format, options, progress=report)
     write_file(out, picture)
     if as_json:
         echo_json({"file": str(out), "format": image_format, "nbytes": len(picture)})

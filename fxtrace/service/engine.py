@@ -94,6 +94,7 @@ class Engine:
     Args:
         store: where the traces are kept; closed with the engine.
         models: the models on offer.
+        render_seconds: how long the layout of a picture may take; None for as long as it takes.
 
     Example:
         with Engine.open() as engine:
@@ -101,9 +102,10 @@ class Engine:
             weights = engine.read_tensor(trace.id, "decoder.0.cross_attention.weights", "0,0")
     """
 
-    def __init__(self, store: Store, models: Registry) -> None:
+    def __init__(self, store: Store, models: Registry, *, render_seconds: float | None = 120) -> None:
         self._store = store
         self._models = models
+        self._render_seconds = render_seconds
         self._model: Callable[[str], Model] = models.load
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
@@ -127,8 +129,13 @@ class Engine:
 
     @property
     def store(self) -> Store:
-        """Where its traces are kept."""
+        """Where the traces are kept."""
         return self._store
+
+    @property
+    def models(self) -> Registry:
+        """The models on offer."""
+        return self._models
 
     def close(self) -> None:
         """Closes the store."""
@@ -168,12 +175,15 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------------- traces
 
-    def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> Trace:
+    def create_trace(
+        self, request: TraceRequest, *, progress: Report | None = None, begin: Callable[[str], None] | None = None
+    ) -> Trace:
         """Traces a model, or finds the trace that a request like this one made before.
 
         Args:
             request: what is to be traced. Where `model` leads to a file or an import path, that code is run.
             progress: called as the work goes on; raise `Cancelled` from it to stop. Nothing half-done is kept.
+            begin: called with the id of a trace that is not there yet, before it is made; what it raises stops it.
 
         Raises:
             ModelNotFound, ModelInvalid, ConfigurationError, InputError, OptionInvalid, TooLarge: the request.
@@ -186,6 +196,8 @@ class Engine:
         tracing = Tracing(model, request, progress or (lambda _: None))
         found = self._store.find(tracing.trace_id)
         if found is None:
+            if begin is not None:
+                begin(tracing.trace_id)
             with tracing.alone():
                 # Another thread may have made it while this one waited.
                 found = self._store.find(tracing.trace_id) or self._store.put(*tracing.run())
@@ -212,7 +224,7 @@ class Engine:
         """A page of traces, newest first, and the token of the next page (empty on the last).
 
         Args:
-            page_size: at most this many, up to `MAX_PAGE_SIZE`; 0 for the default.
+            page_size: at most this many; 0 for the default.
             page_token: as the page before gave it; empty for the first.
 
         Raises:
@@ -286,21 +298,35 @@ class Engine:
         trace_id: str,
         format: ImageFormat = "svg",  # noqa: A002
         options: RenderOptions | None = None,
+        *,
+        progress: Report | None = None,
     ) -> bytes:
         """A trace's graph as a picture, or as DOT text.
+
+        Args:
+            trace_id: the trace.
+            format: dot, svg, png or pdf.
+            options: how to draw it.
+            progress: called as the work goes on; an error from it stops the work.
 
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
             OptionInvalid, NodeNotFound, SnapshotNotFound: of the options.
             DependencyMissing: Graphviz is not installed.
+            TimeLimit, MemoryLimit: the layout takes too long, or too much memory.
         """
         from fxtrace.render import to_dot, to_image
 
+        report = progress or (lambda _: None)
         if format not in IMAGE_FORMATS:
             raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
         trace, graph = self._store.trace(trace_id), self._graph(trace_id)
+        report(Progress("draw"))
         dot = to_dot(graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=trace.model)
-        return dot.encode() if format == "dot" else to_image(dot, format)
+        if format == "dot":
+            return dot.encode()
+        report(Progress("layout"))
+        return to_image(dot, format, self._render_seconds)
 
     def _graph(self, trace_id: str) -> Graph:
         self._store.require(trace_id)  # another process may have deleted it
