@@ -42,7 +42,7 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill masked_scatter where setitem index_put",
+        "mask": "masked_fill masked_scatter where setitem index_put index_add index_copy scatter scatter_add",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
         "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",

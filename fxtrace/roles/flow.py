@@ -21,6 +21,8 @@ PROJECTIONS = frozenset({"linear", "convolution"})
 _OF_ITS_SHAPE = frozenset(
     {"new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"}
 )
+# Ops that take nothing but that of their second.
+_AS_ANOTHER = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
 
 
 class Flow:
@@ -218,6 +220,8 @@ def _read(node: Node) -> tuple[str, ...]:
     name = node.target.rpartition(".")[2]
     if name in _OF_ITS_SHAPE:
         return ()
+    if name in _AS_ANOTHER:
+        return node.inputs[:1]
     return node.inputs[1:] if name == "copy_" else node.inputs
 
 
