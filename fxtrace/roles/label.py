@@ -204,10 +204,9 @@ class _Labels:
 
     def _residual(self, stack: str, number: int, kind: str, block: Block) -> None:
         at = _Place(stack, number, kind)
-        if block.goes_on:
+        if block.unadded:
             self._give(block.source, at("input"), "what the block's projections read")
-            reason = f"the branch goes on after the attention: '{block.branch.name}' is what is added to the stream"
-            self._refuse(at, dict.fromkeys(("residual_a", "residual_b", "residual_sum", "norm_output"), reason))
+            self._refuse(at, dict.fromkeys(("residual_a", "residual_b", "residual_sum", "norm_output"), block.unadded))
             return
         checks = []
         if not block.parallel:

@@ -308,6 +308,59 @@ def test_an_unknown_op_on_an_attentions_result_is_no_further_step() -> None:
     assert not [role for role in graph.by_role if "attention" in role]
 
 
+class Pool(nn.Module):
+    """An encoder whose result a learned query pools."""
+
+    def __init__(self, probes: int = 1, residual: bool = True) -> None:
+        super().__init__()
+        self.see = nn.Linear(5, WIDTH)
+        self.look, self.pool = Bare(), nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.probe = nn.Parameter(torch.randn(1, probes, WIDTH))
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.see(x)
+        x = x + self.look(x)
+        y, _ = self.pool(self.probe.repeat(len(x), 1, 1), x, x)
+        z = self.narrow(torch.relu(self.wide(self.norm(y))))
+        return y + z if self.residual else z
+
+
+class Bare(Attend):
+    """Attention without a mask."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_a_stream_may_start_from_an_attention_by_a_learned_query(probes: int) -> None:
+    torch.manual_seed(5)
+    model, x = Pool(probes).eval(), torch.randn(2, LENGTH, 5)
+    captured = capture(model, {"x": x})
+    graph, _ = label(captured.graph, captured.values, model.state_dict())
+    attentions = {role.rpartition(".")[0] for role in graph.by_role if "attention" in role}
+    assert attentions == {"encoder.0.self_attention", "decoder.0.cross_attention"}
+    with torch.no_grad():
+        seen = model.see(x)
+        seen = seen + model.look(seen)
+        _, weights = model.pool(model.probe.repeat(2, 1, 1), seen, seen, average_attn_weights=False)
+    found = captured.values[graph.by_role["decoder.0.cross_attention.weights"].name]
+    assert torch.allclose(found.view_as(weights), weights)
+    reasons = {refusal.role: refusal.reason for refusal in graph.refusals}
+    assert "a stream starts from it" in reasons["decoder.0.cross_attention.residual_sum"]
+    assert "decoder.0.feed_forward.residual_sum" in graph.by_role
+
+
+def test_a_learned_query_whose_result_starts_no_stream_is_refused() -> None:
+    model = Pool(residual=False).eval()
+    captured = capture(model, {"x": torch.randn(2, LENGTH, 5)})
+    graph, _ = label(captured.graph, captured.values, model.state_dict())
+    assert {role.rpartition(".")[0] for role in graph.by_role if "attention" in role} == {"encoder.0.self_attention"}
+    assert any("not added back" in refusal.reason for refusal in graph.refusals)
+
+
 class Capped(Decoder):
     def forward(self, ids: Tensor, images: Tensor | None = None) -> Tensor:
         return torch.tanh(super().forward(ids, images) / 5.0) * 5.0
