@@ -86,7 +86,7 @@ class Flow:
         found = set()
         for node in self.graph.nodes:
             inputs = self._inputs[node.name]
-            if node.kind in ("matmul", "attention") and len(inputs) > 1 and self.computed(inputs[1]):
+            if node.kind in ("matmul", "attention") and [self.computed(each) for each in inputs[:2]] == [False, True]:
                 query = self._through(inputs[0], MOVES | {"mul", "div"})
                 learned = self._through(self._inputs[query.name][0], MOVES) if query.kind == "linear" else None
                 if learned is not None and learned.kind == "constant":

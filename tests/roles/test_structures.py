@@ -88,6 +88,19 @@ class Floored(Attend):
         return self.tell("masked_scores", torch.max(scores + WALL, lowest)).softmax(-1)
 
 
+class Turned(Attend):
+    """Rotations by complex numbers."""
+
+    def turn(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(LENGTH), torch.tensor([1.0, 0.1]))
+        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().heads(x)
+        return self.turn(q), self.turn(k), v
+
+
 class OneKeyHead(Attend):
     """All heads share one key and one value head, cut out of one projection with a dimension for it."""
 
@@ -209,6 +222,7 @@ STRUCTURES: dict[str, tuple[Callable[[], Attend], set[str]]] = {
     "sink, shifted by the largest score": (lambda: Sink(shifted=True), set()),
     "gate and wall": (Gated, {"mask"}),
     "floor": (Floored, set()),
+    "rotations by complex numbers": (Turned, set()),
     "one key head": (OneKeyHead, set()),
     "latent": (Latent, {"key", "value"}),
     "latent, keys written in place": (lambda: Latent(written=True), {"key", "value"}),
