@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from fxtrace.graph import Node
@@ -82,7 +82,7 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
 
 
 def _residual_operands(
-    flow: Flow, node: Node, totals: Mapping[str, Block], by_output: Mapping[str, Attention | Mixture]
+    flow: Flow, node: Node, totals: Mapping[str, Block], by_output: Collection[str]
 ) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """(skip, branches, where a branch may have left) of a residual sum.
 
@@ -94,6 +94,8 @@ def _residual_operands(
         return None
     first, second = sorted(operands, key=lambda each: flow.index[each.name])
     if flow.is_ancestor(first, second):
+        if _is_stream(flow, second, totals) and not _is_stream(flow, first, totals):
+            return None  # positions added to the stream, which were added to it before
         return first, _split(flow, second, first, by_output), (first,)
     for skip, branch in ((first, second), (second, first)):
         before = totals.get(skip.name)
@@ -102,7 +104,13 @@ def _residual_operands(
     return None
 
 
-def _split(flow: Flow, branch: Node, skip: Node, by_output: Mapping[str, Attention | Mixture]) -> tuple[Node, ...]:
+def _is_stream(flow: Flow, node: Node, totals: Mapping[str, Block]) -> bool:
+    """Whether a tensor is what a residual block reads or gives, or a norm of that."""
+    ends = totals.keys() | {block.skip.name for block in totals.values()}
+    return any(each.name in ends for each in flow.back(node, MOVES | {"norm"}))
+
+
+def _split(flow: Flow, branch: Node, skip: Node, by_output: Collection[str]) -> tuple[Node, ...]:
     """The branches that a sum joins before it is added to the stream; the branch itself where it joins none."""
     for node in flow.back(branch, MOVES):
         if node.name in by_output:
