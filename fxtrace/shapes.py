@@ -5,12 +5,13 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
-from functools import cache
+from functools import cache, lru_cache
 from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.node import map_arg
 
 from fxtrace.graph import TensorSpec, Value, tensor_name
 
@@ -21,8 +22,39 @@ Step = Callable[[int, int], None]
 """Takes how many nodes are done, of how many. Raising from it stops the run."""
 
 
-class ShapeInterpreter(fx.Interpreter):
-    """torch.fx's Interpreter, noting what each node returns.
+class Interpreter(fx.Interpreter):
+    """torch.fx's Interpreter, less its log, its progress bar and its own tracebacks: they take longer than small ops.
+
+    A model's error is raised as it is, to be reported with the model's own line.
+    """
+
+    def __init__(self, module: nn.Module, graph: fx.Graph | None = None) -> None:
+        super().__init__(module, graph=graph)
+
+    def run(self, *args: Any, **_: Any) -> Any:
+        """Runs the graph on these inputs, one for each placeholder, and returns what it returns."""
+        self.env, self.args_iter = {}, iter(self.graph.process_inputs(*args))
+        result = None
+        for node in self.graph.nodes:
+            result = self.env[node] = self.run_node(node)
+            for used in self.user_to_last_uses.get(node, ()):
+                del self.env[used]
+        return self.graph.process_outputs(result)  # where a model takes **kwargs, its output is traced flat
+
+    def run_node(self, n: fx.Node) -> Any:
+        """Runs one node."""
+        args, kwargs = map_arg((n.args, n.kwargs), self.env.__getitem__)
+        return getattr(self, n.op)(n.target, args, kwargs)
+
+    def fetch_attr(self, target: str) -> Any:
+        """The module's attribute of that qualified name."""
+        path, _, name = target.rpartition(".")
+        owner = self.submodules.get(path)  # a module that is held twice has its first path there alone
+        return getattr(owner, name) if owner is not None else operator.attrgetter(target)(self.module)
+
+
+class ShapeInterpreter(Interpreter):
+    """An interpreter that notes what each node returns.
 
     It is `torch.fx.passes.shape_prop.ShapeProp` and more: values that are not tensors are noted as what they are,
     nests are taken apart leaf by leaf, and the numbers go to a sink. Run it under a `FakeTensorMode`, on fake inputs,
@@ -45,8 +77,7 @@ class ShapeInterpreter(fx.Interpreter):
     def __init__(
         self, module: nn.Module, sink: Sink | None = None, step: Step | None = None, graph: fx.Graph | None = None
     ) -> None:
-        super().__init__(module, graph=graph)
-        self.extra_traceback = False  # a model's error is reported with its own line, not with torch.fx's
+        super().__init__(module, graph)
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.plain: dict[fx.Node, Any] = {}
         self._sink = sink
@@ -78,7 +109,8 @@ def _noted_leaf(name: str, path: str, leaf: object, sink: Sink | None) -> Value:
     if sink is not None:
         sink(tensor_name(name, path), leaf)
     # A fake tensor stands for a plain one.
-    return Value(path, "Parameter" if isinstance(leaf, nn.Parameter) else "Tensor", tensor_spec(leaf))
+    kind = "Parameter" if type(leaf) is not Tensor and isinstance(leaf, nn.Parameter) else "Tensor"
+    return _tensor_value(path, kind, leaf.shape, leaf.stride(), leaf.dtype, leaf.device)
 
 
 def plain_text(value: object) -> str:
@@ -156,16 +188,30 @@ _ATOMS = (
 
 def tensor_spec(tensor: Tensor) -> TensorSpec:
     """What is known of a tensor besides its numbers."""
+    return _spec(tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+
+
+# A model's tensors have few shapes among them, and a spec takes longer to make than to find.
+@lru_cache(maxsize=1 << 12)
+def _spec(shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> TensorSpec:
     return TensorSpec(
-        shape=tuple(tensor.shape),
-        dtype=_dtype_name(tensor.dtype),
-        stride=tensor.stride(),
-        device=str(tensor.device),
-        contiguous=tensor.is_contiguous(),
-        nbytes=tensor.numel() * tensor.element_size(),
+        shape=tuple(shape),
+        dtype=dtype_name(dtype),
+        stride=stride,
+        device=str(device),
+        contiguous=torch.empty_strided(shape, stride, device="meta").is_contiguous(),
+        nbytes=shape.numel() * dtype.itemsize,
     )
 
 
+@lru_cache(maxsize=1 << 12)
+def _tensor_value(
+    path: str, kind: str, shape: torch.Size, stride: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Value:
+    return Value(path, kind, _spec(shape, stride, dtype, device))
+
+
 @cache
-def _dtype_name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """PyTorch's name of a dtype without the prefix: `float32`."""
     return str(dtype).removeprefix("torch.")

@@ -13,6 +13,7 @@ from torch._ops import HigherOrderOperator, OpOverload
 
 from fxtrace.capture.kinds import function_kind, module_kind
 from fxtrace.graph import Arg, Graph, Module, Node, Parameter, Ref, SliceArg, Symbol, Value
+from fxtrace.shapes import dtype_name
 
 
 def to_graph(module: nn.Module, traced: fx.Graph, values: Mapping[fx.Node, tuple[Value, ...]]) -> Graph:
@@ -21,41 +22,44 @@ def to_graph(module: nn.Module, traced: fx.Graph, values: Mapping[fx.Node, tuple
     owned = {parameter.name for each in modules for parameter in each.parameters}
     nodes: dict[str, Node] = {}
     for fx_node in traced.nodes:
-        node = Node(
+        args = tuple(map(_arg, fx_node.args)) if fx_node.op != "placeholder" else ()
+        target, leaves = _target(fx_node), values[fx_node]
+        nodes[fx_node.name] = Node(
             name=fx_node.name,
             op=fx_node.op,
-            target=_target(fx_node),
-            kind="",
-            args=tuple(map(_arg, fx_node.args)) if fx_node.op != "placeholder" else (),
+            target=target,
+            kind=_kind(fx_node, target, args, leaves, module, nodes),
+            args=args,
             kwargs={name: _arg(value) for name, value in fx_node.kwargs.items()},
-            values=values[fx_node],
+            values=leaves,
             module=fx_node.meta["module"],
             parameters=_parameters(module, fx_node, owned),
             source=fx_node.meta["source"],
         )
-        nodes[node.name] = _with_kind(node, module, nodes)
     return Graph(name=type(module).__name__, nodes=tuple(nodes.values()), modules=modules)
 
 
-def _with_kind(node: Node, module: nn.Module, before: Mapping[str, Node]) -> Node:
+def _kind(
+    node: fx.Node,
+    target: str,
+    args: tuple[Arg, ...],
+    values: tuple[Value, ...],
+    module: nn.Module,
+    before: Mapping[str, Node],
+) -> str:
     match node.op:
         case "placeholder":
-            kind = "input"
+            return "input"
         case "get_attr":
-            kind = "constant"
+            return "constant"
         case "output":
-            kind = "output"
-        case _ if all(value.spec is None for value in node.values):
-            kind = "size"
+            return "output"
+        case _ if all(value.spec is None for value in values):
+            return "size"
         case "call_module":
-            kind = module_kind(module.get_submodule(node.target))
+            return module_kind(module.get_submodule(target))
         case _:
-            kind = function_kind(node, before)
-    return Node(node.name, node.op, node.target, kind, *_rest(node))
-
-
-def _rest(node: Node) -> tuple[Any, ...]:
-    return (node.args, node.kwargs, node.values, node.module, node.parameters, node.source, node.roles)
+            return function_kind(target, args, (before[each.name] for each in node.all_input_nodes), before)
 
 
 def _target(node: fx.Node) -> str:
@@ -80,11 +84,11 @@ def _function_name(function: Callable[..., Any]) -> str:
 
 
 def _arg(value: Any) -> Arg:
+    if isinstance(value, fx.Node):
+        return Ref(value.name)
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
     match value:
-        case fx.Node():
-            return Ref(value.name)
-        case None | bool() | int() | float() | str():
-            return value
         case slice():
             return SliceArg(_arg(value.start), _arg(value.stop), _arg(value.step))
         case tuple() | list():
@@ -97,13 +101,12 @@ def _arg(value: Any) -> Arg:
 
 
 def _parameters(module: nn.Module, node: fx.Node, owned: Collection[str]) -> tuple[str, ...]:
-    target = str(node.target)
     if node.op == "get_attr":
-        return (target,) if target in owned else ()  # other tensors are constants of no module
+        return (str(node.target),) if node.target in owned else ()  # other tensors are constants of no module
     if node.op == "call_module":
-        called = module.get_submodule(target)
+        called = module.get_submodule(str(node.target))
         own = (*called.named_parameters(), *called.named_buffers())
-        return tuple(f"{target}.{name}" for name, _ in own)
+        return tuple(f"{node.target}.{name}" for name, _ in own)
     return ()
 
 
@@ -132,7 +135,7 @@ def _own_parameters(path: str, module: nn.Module, first: dict[int, str]) -> tupl
                     Parameter(
                         name=qualified,
                         shape=tuple(tensor.shape),
-                        dtype=str(tensor.dtype).removeprefix("torch."),
+                        dtype=dtype_name(tensor.dtype),
                         trainable=tensor.requires_grad,
                         buffer=buffer,
                         same_as="" if owner == qualified else owner,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
-from fxtrace.graph import Node, Ref
+from fxtrace.graph import Arg, Node, Ref
 
 _MODULES: tuple[tuple[tuple[type[nn.Module], ...], str], ...] = (
     ((nn.Linear, nn.Bilinear), "linear"),
@@ -72,27 +72,28 @@ def module_kind(module: nn.Module) -> str:
     return "module"
 
 
-def function_kind(node: Node, before: Mapping[str, Node]) -> str:
-    """The kind of a function or method call, given the nodes before it.
+def function_kind(target: str, args: tuple[Arg, ...], inputs: Iterable[Node], before: Mapping[str, Node]) -> str:
+    """The kind of a function or method call, given the nodes among its arguments and all those before it.
 
     In-place spellings (`add_`), operators (`__add__`) and functions of any namespace share one name. A matrix product
     with a parameter is a `linear`, a parameter's rows chosen by a tensor of ids are an `embedding`.
     """
-    if node.target == "getattr":
-        attribute = str(node.args[1]) if len(node.args) > 1 else ""
+    if target == "getattr":
+        attribute = str(args[1]) if len(args) > 1 else ""
         return _FUNCTIONS.get(attribute, "view" if attribute in ("T", "H", "mH") else "other")
-    name = node.target.rpartition(".")[2]
+    name = target.rpartition(".")[2]
     kind = _FUNCTIONS.get(name) or _FUNCTIONS.get(name.strip("_"), "other")
-    tensors = [before[name] for name in node.inputs if before[name].kind != "size"]
-    factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
-    if kind == "matmul" and any(_is_parameter(each, before) for each in factors):
-        return "linear"
-    if name in ("getitem", "index") and len(node.args) > 1:
-        index = node.args[1]
+    if kind == "matmul":
+        tensors = [each for each in inputs if each.kind != "size"]
+        factors = tensors[1:] if name in ("addmm", "baddbmm", "addbmm") else tensors  # the first is what is added
+        return "linear" if any(_is_parameter(each, before) for each in factors) else kind
+    if name in ("getitem", "index") and len(args) > 1:
+        index = args[1]
         if name == "index" and isinstance(index, tuple) and len(index) == 1:  # ATen's spelling
             index = index[0]
         by_ids = isinstance(index, Ref) and before[index.node].kind != "size"
-        if by_ids and tensors and _is_parameter(tensors[0], before):
+        first = next((each for each in inputs if each.kind != "size"), None)
+        if by_ids and first is not None and _is_parameter(first, before):
             return "embedding"
     return kind
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -16,8 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
-from fxtrace.capture.source import calling_source
-from fxtrace.graph import Source, Value
+from fxtrace.capture.source import Place, calling_place
+from fxtrace.graph import Source, Value, tensor_name
 from fxtrace.shapes import Part, Sink, has_tensor, noted, parts, tensors
 
 
@@ -30,8 +30,8 @@ class Recorder(TorchFunctionMode):
     made where it is next read. A call that gives back its own input unchanged is no node. What is not a tensor, sizes
     above all, is a constant of the graph.
 
-    Nothing is patched: PyTorch keeps the modes of each thread apart, and the module being run is followed with hooks
-    that are removed again.
+    Nothing is patched: PyTorch keeps the modes of each thread apart, and which module a call ran in is read off the
+    stack.
 
     Args:
         module: the module to run.
@@ -43,6 +43,7 @@ class Recorder(TorchFunctionMode):
         values: the leaves of what each node returned.
         constants: the tensors that no recorded call made and no attribute of a module holds, by the graph's names.
         outside: where such tensors were first used.
+        unused: names of tensors that went to the sink and are no node's in the end: nothing reads them.
         reads: where numbers were read out of tensors.
         took_attention_apart: whether `F.multi_head_attention_forward` was met.
     """
@@ -53,31 +54,35 @@ class Recorder(TorchFunctionMode):
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.constants: dict[str, Tensor] = {}
         self.outside: dict[Source | None, None] = {}
+        self.unused: list[str] = []
         self.reads: dict[Source | None, None] = {}
         self.took_attention_apart = False
         self._module = module
         self._sink = sink
         self._report = report
         self._bound: dict[int, _Bound] = {}
+        self._paths = {id(each): path for path, each in module.named_modules()}
         self._owned = _owned_tensors(module)
-        self._paths: list[str] = []
         self._modes = current_modes()
         self._derived: list[fx.Node] = []
+        self._here: Place | None = _OUTSIDE
         self._writers: dict[int, _Writers] = {}
 
-    def run(self, inputs: Mapping[str, Any]) -> object:
-        """Runs the module, and returns what it returned."""
+    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object]) -> object:
+        """Runs the module in a context, and returns what it returned."""
         for name, value in inputs.items():
-            node = self._note(self.graph.placeholder(name), value, None)
+            node = self._note(self.graph.placeholder(name), value)
             for way, tensor in tensors(value):
                 self._bind(tensor, node, way)
-        with self._following_modules(), self:
+        with self, inside:
             output = self._module(**inputs)
-        self._note(self.graph.output(self._returned(output)), None, None)
+        self._here = _OUTSIDE
+        self._note(self.graph.output(self._returned(output)), None)
         for node in reversed(self._derived):
             if not node.users:
                 self.graph.erase_node(node)
-                del self.values[node]
+                leaves = self.values.pop(node)
+                self.unused += [tensor_name(node.name, leaf.path) for leaf in leaves if leaf.spec is not None]
         return output
 
     def root(self) -> nn.Module:
@@ -97,6 +102,7 @@ class Recorder(TorchFunctionMode):
     ) -> Any:
         """Runs one call and records it. PyTorch calls this, with the mode itself turned off."""
         kwargs = kwargs or {}
+        self._here = None
         form = _form(func)
         if form.takes_apart is not None:
             self.took_attention_apart |= func is functional.multi_head_attention_forward
@@ -105,7 +111,7 @@ class Recorder(TorchFunctionMode):
         if form.attribute and not isinstance(result := func(*args, **kwargs), Tensor):
             return result  # sizes, dtypes and the like, asked for often
         if torch._C._are_functorch_transforms_active():
-            self.outside.setdefault(self._source())  # its tensors live inside the transform only
+            self.outside.setdefault(self._place().source)  # its tensors live inside the transform only
             return func(*args, **kwargs)
         written, written_kwargs = form.arrange(self._argument(args)), self._argument(kwargs)
         if not form.attribute:
@@ -120,7 +126,7 @@ class Recorder(TorchFunctionMode):
                 return result
         elif not has_tensor(result):
             if form.reads:
-                self.reads.setdefault(self._source())
+                self.reads.setdefault(self._place().source)
             return result
         self._keep_up_with_modes()
         node = self.graph.create_node(form.op, form.target)
@@ -130,7 +136,7 @@ class Recorder(TorchFunctionMode):
         value = args[0] if form.target is setitem else result
         if (form.writes or form.target is setitem) and isinstance(value, Tensor):
             self._remember_writing(value, node)
-        self._note(node, value, self._source())
+        self._note(node, value)
         if isinstance(value, Tensor):
             self._bind(value, node)
         else:
@@ -146,9 +152,8 @@ class Recorder(TorchFunctionMode):
             return False
         return not form.writes and bound.version == _version(result)
 
-    def _note(self, node: fx.Node, value: object, source: Source | None) -> fx.Node:
-        node.meta["module"] = self._paths[-1] if self._paths else ""
-        node.meta["source"] = source
+    def _note(self, node: fx.Node, value: object) -> fx.Node:
+        node.meta["source"], node.meta["module"] = self._place()
         self.values[node] = () if node.op == "output" else noted(node.name, value, self._sink)
         return node
 
@@ -162,7 +167,7 @@ class Recorder(TorchFunctionMode):
         modes = current_modes()
         if modes != self._modes:
             self._modes = modes
-            self._note(self.graph.call_function(set_modes, modes), None, self._source())
+            self._note(self.graph.call_function(set_modes, modes), None)
 
     def _argument(self, value: Any) -> Any:
         """An argument as torch.fx has it: nodes in place of tensors."""
@@ -211,7 +216,7 @@ class Recorder(TorchFunctionMode):
         return [node for after, node in known if after > version]
 
     def _derive(self, op: str, target: Any, args: tuple[Any, ...], value: object) -> fx.Node:
-        node = self._note(self.graph.create_node(op, target, args), value, self._source())
+        node = self._note(self.graph.create_node(op, target, args), value)
         self._derived.append(node)
         return node
 
@@ -219,7 +224,7 @@ class Recorder(TorchFunctionMode):
         name = f"_constant_{len(self.constants)}"
         # Without a sink nothing is re-run, and the tensor may be one without numbers.
         self.constants[name] = tensor if self._sink is None else tensor.detach().clone()
-        self.outside.setdefault(self._source())
+        self.outside.setdefault(self._place().source)
         return name
 
     def _returned(self, value: object, within: tuple[int, ...] = ()) -> Any:
@@ -237,26 +242,15 @@ class Recorder(TorchFunctionMode):
         }
         return tuple(items.values()) if isinstance(value, tuple | list) else items
 
-    def _source(self) -> Source | None:
-        return calling_source(Recorder.run.__code__)
+    def _place(self) -> Place:
+        """Where the model is; looked up once for each call."""
+        if self._here is None:
+            self._here = calling_place(Recorder.run.__code__, self._paths)
+        return self._here
 
-    @contextmanager
-    def _following_modules(self) -> Iterator[None]:
-        def entering(path: str) -> Callable[..., None]:
-            return lambda *_: self._paths.append(path)
 
-        def leaving(*_: object) -> None:
-            self._paths.pop()
-
-        handles = []
-        try:
-            for path, module in self._module.named_modules():
-                handles.append(module.register_forward_pre_hook(entering(path), prepend=True))
-                handles.append(module.register_forward_hook(leaving, always_call=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+_OUTSIDE = Place(None, "")
+"""Where the model's inputs and outputs are."""
 
 
 class _Bound(NamedTuple):

@@ -21,24 +21,26 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
     two runs; it leaves the mode alone. Parameters are not copied: a forward that writes to its parameters in place is
     not undone.
     """
-    attributes = {m: dict(vars(m)) for m in module.modules()}
-    tables = [value for saved in attributes.values() for value in saved.values() if type(value) in _TABLES]
-    contents = [(table, table.copy() if table else ()) for table in tables]
-    plain = (value for saved in attributes.values() for value in saved.values() if isinstance(value, Tensor))
+    modules = list(module.modules())
+    attributes = [(vars(m), vars(m).copy()) for m in modules]
+    values = [value for _, saved in attributes for value in saved.values()]
+    contents = [(value, value.copy() if value else ()) for value in values if type(value) in _TABLES]
+    plain = (value for value in values if isinstance(value, Tensor))
     tensors = [
         (t.detach(), t.detach().clone())
         for t in (*module.buffers(), *plain)
         if not (t.is_meta or isinstance(t, FakeTensor))
     ]
     random_states = _random_states()
-    training = {m: m.training for m in attributes}
+    training = [m.training for m in modules]
 
     def rewind() -> None:
-        for m, saved in attributes.items():
-            mode = m.training
-            m.__dict__.clear()
-            m.__dict__.update(saved)
-            m.training = mode
+        for attribute, saved in attributes:
+            mode = attribute.get("training")
+            attribute.clear()
+            attribute.update(saved)
+            if mode is not None:  # in a scripted module it is no attribute
+                attribute["training"] = mode
         for table, content in contents:
             if table or content:
                 table.clear()
@@ -52,8 +54,9 @@ def as_found(module: nn.Module) -> Iterator[Callable[[], None]]:
         yield rewind
     finally:
         rewind()
-        for m, mode in training.items():
-            m.training = mode
+        for m, mode in zip(modules, training, strict=True):
+            if m.training is not mode:
+                m.training = mode
 
 
 # Containers among a module's attributes that a forward changes in place: its tables of hooks and buffers, caches, logs.

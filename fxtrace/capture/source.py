@@ -6,11 +6,14 @@ import linecache
 import re
 import sys
 import sysconfig
+from collections.abc import Mapping
 from functools import cache, lru_cache
 from pathlib import Path
 from types import CodeType, FrameType
+from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from fxtrace.graph import Source
 
@@ -28,12 +31,13 @@ def user_source(frame: FrameType, line: int | None = None) -> Source | None:
     if not _is_users(frame.f_code.co_filename):
         return None
     package = str(frame.f_globals.get("__package__") or "")
-    return _source(frame.f_code, line or frame.f_lineno, package)
+    return _source(frame.f_code.co_filename, line or frame.f_lineno, frame.f_code.co_qualname, package)
 
 
 def code_source(code: CodeType, package: str) -> Source | None:
     """The line where a function begins; `package` is the one it belongs to. None as in `user_source`."""
-    return _source(code, code.co_firstlineno, package) if _is_users(code.co_filename) else None
+    file = code.co_filename
+    return _source(file, code.co_firstlineno, code.co_qualname, package) if _is_users(file) else None
 
 
 def calling_source(stop: CodeType) -> Source | None:
@@ -46,6 +50,35 @@ def calling_source(stop: CodeType) -> Source | None:
         frame = frame.f_back
     return None
 
+
+class Place(NamedTuple):
+    """The user's line, and the path of the module, that a call comes from."""
+
+    source: Source | None
+    module: str
+
+
+def calling_place(stop: CodeType, paths: Mapping[int, str]) -> Place:
+    """`calling_source`, and with it the path of the innermost of these modules that is being called.
+
+    Args:
+        stop: as in `calling_source`.
+        paths: the modules' paths by their ids.
+    """
+    source, path = None, None
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and (code := frame.f_code) is not stop and (source is None or path is None):
+        if code is _MODULE_CALL:
+            path = path or paths.get(id(frame.f_locals[_MODULE]))
+        elif source is None and _is_users(code.co_filename):
+            source = user_source(frame)
+        frame = frame.f_back
+    return Place(source, path or "")
+
+
+# Every module's call passes through here, hooks included; its first parameter is the module.
+_MODULE_CALL: CodeType = nn.Module.__call__.__code__
+_MODULE = _MODULE_CALL.co_varnames[0]
 
 _FRAME = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$', re.MULTILINE)
 
@@ -64,7 +97,7 @@ def stack_source(stack: str) -> Source | None:
                 default=None,
             )
             if code is not None:
-                return _source(code, int(line), _package(file))
+                return _source(file, int(line), code.co_qualname, _package(file))
             return Source(Path(file).name, int(line), linecache.getline(file, int(line)).strip(), function)
     return None
 
@@ -101,12 +134,11 @@ def _is_users(file: str) -> bool:
 
 
 @lru_cache(maxsize=1 << 14)
-def _source(code: CodeType, line: int, package: str) -> Source:
-    file = code.co_filename
+def _source(file: str, line: int, function: str, package: str) -> Source:
     name = Path(file).name
     return Source(
         file=f"{package.replace('.', '/')}/{name}" if package else name,
         line=line,
         code=linecache.getline(file, line).strip(),
-        function=code.co_qualname,
+        function=function,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from types import CodeType
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -25,7 +26,11 @@ def symbolic(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.fx cannot follow the module.
     """
-    with model_errors("symbolic tracing cannot follow this model", run.module):
+    what = "symbolic tracing cannot follow this model"
+    with model_errors(what, run.module):
+        _check_wrapper(run.module)
+    run.rewind()
+    with model_errors(what, run.module), run.inside:
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
     kept: dict[str, Tensor] = {}
@@ -47,6 +52,28 @@ def symbolic(run: Run) -> Taken:
     equal = bit_equal(run.eager, result) if run.values else None
     doubt = "the traced graph's output differs from the module's" if equal is False else _hidden(traced)
     return Taken(to_graph(run.module, traced.graph, interpreter.values), kept, known, equal, doubt=doubt)
+
+
+def _check_wrapper(module: nn.Module) -> None:
+    """Refuses a forward behind a decorator whose wrapper has other parameters than the forward itself.
+
+    torch.fx looks at the innermost function's parameters and hands them, `*args` and `**kwargs` made positional, to the
+    outermost. It would fail all the same, later and with a message that says nothing of decorators.
+    """
+    outer = getattr(type(module).forward, "__code__", None)
+    inner = getattr(inspect.unwrap(type(module).forward), "__code__", None)
+    if outer is None or inner is None or not (inner.co_kwonlyargcount or inner.co_flags & _VARIADIC):
+        return
+    if outer.co_flags & _VARIADIC and _layout(outer) != _layout(inner):
+        decorator = outer.co_qualname.partition(".<locals>")[0]
+        raise TypeError(f"torch.fx cannot follow forward through '{decorator}', a decorator of *args and **kwargs")
+
+
+_VARIADIC = inspect.CO_VARARGS | inspect.CO_VARKEYWORDS
+
+
+def _layout(code: CodeType) -> tuple[int, int]:
+    return code.co_argcount + code.co_kwonlyargcount, code.co_flags & _VARIADIC
 
 
 def _hidden(traced: fx.GraphModule) -> str:

@@ -327,13 +327,13 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
     for tensor, other in ((left, right), (right, left)):
         if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
             continue
-        base = flow.graph.by_name[tensor.node]
+        base = flow.operand(node, tensor)
         if not flow.computed(base):
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        if isinstance(other, Ref) and not flow.computed(flow.graph.by_name[other.node]):
-            constant = flow.graph.by_name[other.node]
+        constant = flow.operand(node, other) if isinstance(other, Ref) else None
+        if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))
             if numel(constant) == 1 or (shape_of(constant) or ())[-2:] == (1, 1):

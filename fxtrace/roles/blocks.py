@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxtrace.graph import Node
@@ -21,6 +21,8 @@ from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, shape_of
 
 Core = Attention | FeedForward | Mixture | Unknown
 """What a branch does."""
+Outputs = dict[str, list[Attention | Mixture]]
+"""Attentions and mixtures by the name of the node that ends them."""
 
 
 @dataclass
@@ -52,7 +54,9 @@ class Block:
 
 def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]) -> list[Block]:
     """Every residual block in execution order, the unknown ones too."""
-    by_output: dict[str, list[Attention | Mixture]] = {mixture.output.name: [mixture] for mixture in mixtures}
+    by_output: Outputs = {}
+    for mixture in mixtures:
+        by_output[mixture.output.name] = [mixture]
     for attention in attentions:
         if attention.output is not None:
             by_output.setdefault(attention.output.name, []).append(attention)
@@ -82,7 +86,7 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
 
 
 def _residual_operands(
-    flow: Flow, node: Node, totals: Mapping[str, Block], by_output: Collection[str]
+    flow: Flow, node: Node, totals: dict[str, Block], by_output: Outputs
 ) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """(skip, branches, where a branch may have left) of a residual sum.
 
@@ -104,13 +108,13 @@ def _residual_operands(
     return None
 
 
-def _is_stream(flow: Flow, node: Node, totals: Mapping[str, Block]) -> bool:
+def _is_stream(flow: Flow, node: Node, totals: dict[str, Block]) -> bool:
     """Whether a tensor is what a residual block reads or gives, or a norm of that."""
     ends = totals.keys() | {block.skip.name for block in totals.values()}
     return any(each.name in ends for each in flow.back(node, MOVES | {"norm"}))
 
 
-def _split(flow: Flow, branch: Node, skip: Node, by_output: Collection[str]) -> tuple[Node, ...]:
+def _split(flow: Flow, branch: Node, skip: Node, by_output: Outputs) -> tuple[Node, ...]:
     """The branches that a sum joins before it is added to the stream; the branch itself where it joins none."""
     for node in flow.back(branch, MOVES):
         if node.name in by_output:
@@ -125,7 +129,7 @@ def _split(flow: Flow, branch: Node, skip: Node, by_output: Collection[str]) -> 
     return (branch,)
 
 
-def _core(flow: Flow, by_output: Mapping[str, list[Attention | Mixture]], branch: Node) -> Core:
+def _core(flow: Flow, by_output: Outputs, branch: Node) -> Core:
     """What a branch does, seen through what is done to its result: moves, a norm, a scaling."""
     here = branch
     while here.kind not in PROJECTIONS and here.name not in by_output:
@@ -141,7 +145,8 @@ def _core(flow: Flow, by_output: Mapping[str, list[Attention | Mixture]], branch
     if cores is None:
         return feed_forward(flow, here)
     if len(cores) > 1:
-        return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once")
+        names = ", ".join(f"'{each.core.name}'" for each in cores if isinstance(each, Attention))
+        return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once ({names})")
     core = cores[0]
     if isinstance(core, Attention) and "query" not in core.sources:
         return Unknown(here, core.refused.get("query", "its queries come from no projection"))
@@ -175,8 +180,8 @@ def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
     while here is not None:
         yield here
         scaled = scaling(flow, here)
-        moved = flow.data_input(here) if here.kind in MOVES or pads(here) else None
-        here = scaled[0] if scaled is not None else moved
+        moved = here.kind in MOVES or pads(here)
+        here = scaled[0] if scaled is not None else flow.data_input(here) if moved else None
 
 
 def _past_latents(flow: Flow, core: Attention, left_at: tuple[Node, ...]) -> bool:

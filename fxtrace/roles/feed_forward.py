@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 
 from fxtrace.graph import Node
@@ -67,14 +67,12 @@ def feed_forward(
     firsts, complete = flow.nearest(activated, projects, between, given) if activated is not None else ([], False)
     if activated is None or not firsts or not complete:
         return Unknown(output, f"'{output.name}' ends a branch that is neither an attention nor a feed-forward")
-    sources = {
-        source.name: source for first in firsts if (source := data_of(flow, first, given)) is not None
-    }
+    sources = {source.name: source for first in firsts if (source := data_of(flow, first, given)) is not None}
     if len(sources) != 1:
         return Unknown(output, f"the projections before '{output.name}' read different tensors")
     paths = {first.name: flow.path_back(activated, first)[1:] for first in firsts}
-    inner = _inner(flow, activated, {first.name for first in firsts} | set(given))
-    if not any(node.kind in ("activation", "elementwise") for node in inner):
+    inner = nodes_between(flow, activated, {first.name for first in firsts} | set(given))
+    if not has_activation(inner):
         return Unknown(output, f"there is no activation before '{output.name}'")
     block = FeedForward(next(iter(sources.values())), activated, output)
     if len(firsts) == 1 and not any(node.kind == "select" for node in inner):
@@ -96,8 +94,13 @@ def data_of(flow: Flow, node: Node, given: Collection[str] = ()) -> Node | None:
     return next((each for each in flow.inputs(node) if flow.computed(each) and each.name not in given), None)
 
 
-def _inner(flow: Flow, activated: Node, ends: Collection[str]) -> list[Node]:
-    """Everything between the first projections and the last."""
+def has_activation(nodes: Iterable[Node]) -> bool:
+    """Whether one of the nodes is an activation, written out or not."""
+    return any(node.kind in ("activation", "elementwise") for node in nodes)
+
+
+def nodes_between(flow: Flow, activated: Node, ends: Collection[str]) -> list[Node]:
+    """A node and all that it depends on, up to the nodes named in `ends`."""
     found = {activated.name: activated}
     stack = [activated]
     while stack:

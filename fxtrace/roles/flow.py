@@ -5,10 +5,10 @@ Size arithmetic is left out: a reshape is fed by the tensor it reshapes, not by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg
 from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
@@ -26,6 +26,7 @@ _OF_ITS_SHAPE = frozenset(
 class Flow:
     """A graph's dataflow.
 
+    What is read after an op changed it in place is that op's result, whichever name it is read by.
     A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
 
     `inputs_of[name]` is the set of model inputs that a node's value depends on, as a bit mask; a constant that a
@@ -34,6 +35,7 @@ class Flow:
     """
 
     def __init__(self, graph: Graph) -> None:
+        graph = _with_changes(graph)
         self.written_norms = {norm.result: norm for norm in find_written_norms(graph)}
         graph = replace(
             graph,
@@ -88,6 +90,10 @@ class Flow:
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
         return self._inputs[node.name]
+
+    def operand(self, node: Node, ref: Ref) -> Node:
+        """The node whose tensor an argument of another is, as it is when it is read."""
+        return self.graph.by_name[ref.node]
 
     def users(self, node: Node) -> tuple[Node, ...]:
         """The nodes that read a node's tensor, in execution order; size queries are left out."""
@@ -198,6 +204,38 @@ class Flow:
 def pads(node: Node) -> bool:
     """Whether a node pads a tensor, as windows need it."""
     return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
+
+
+def _with_changes(graph: Graph) -> Graph:
+    """The graph with every read of a tensor after an op changed it in place read from that op.
+
+    By PyTorch's convention such an op's name ends in an underscore, and what it changes is its first input.
+    """
+    latest: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if latest and not latest.keys().isdisjoint(node.inputs):
+            args = tuple(_renamed(arg, latest) for arg in node.args)
+            node = replace(node, args=args, kwargs={key: _renamed(arg, latest) for key, arg in node.kwargs.items()})
+        nodes.append(node)
+        if node.inputs and node.target.endswith("_") and not node.target.endswith("__"):
+            before = node.inputs[0]
+            latest |= {name: node.name for name, last in latest.items() if last == before} | {before: node.name}
+    return replace(graph, nodes=tuple(nodes)) if latest else graph
+
+
+def _renamed(arg: Arg, names: Mapping[str, str]) -> Arg:
+    match arg:
+        case Ref(node):
+            return Ref(names.get(node, node))
+        case tuple():
+            return tuple(_renamed(each, names) for each in arg)
+        case dict():
+            return {key: _renamed(each, names) for key, each in arg.items()}
+        case SliceArg(start, stop, step):
+            return SliceArg(_renamed(start, names), _renamed(stop, names), _renamed(step, names))
+        case _:
+            return arg
 
 
 def _read(node: Node) -> tuple[str, ...]:

@@ -6,13 +6,13 @@ captured values; then it is refused, with the failure as the reason. What datafl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
+from fxtrace.roles import expert_identities
 from fxtrace.roles import identities as identity
-from fxtrace.roles import routing
 from fxtrace.roles.attention import Attention, applies, find_attentions
 from fxtrace.roles.blocks import Block, find_blocks
 from fxtrace.roles.experts import Mixture, find_mixtures
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 
 def label(
-    graph: Graph, values: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
+    graph: Graph,
+    values: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
+    witness: Callable[[Graph], Graph] | None = None,
 ) -> tuple[Graph, tuple[Snapshot, ...]]:
     """Finds the roles in a graph, and the numbered snapshots they define.
 
@@ -45,6 +48,7 @@ def label(
         graph: as captured.
         values: tensors by name, as captured. Where one is absent the identities that need it are not tried.
         state: the module's parameters and buffers by qualified name.
+        witness: has a last say on the roles, before the snapshots are taken; see `fxtrace.roles.witness`.
 
     Returns:
         The graph with its nodes' roles, its named sizes and the refused roles; and all snapshots in order, those that
@@ -56,6 +60,8 @@ def label(
     labelled = replace(
         graph, nodes=nodes, refusals=tuple(Refusal(role, reason) for role, reason in labels.refused.items())
     )
+    if witness is not None:
+        labelled = witness(labelled)
     dims, snapshots = take_snapshots(labelled, labels.tables)
     return replace(labelled, dims=dims), snapshots
 
@@ -80,7 +86,7 @@ class _Labels:
         mixtures, no_mixture = find_mixtures(flow)
         blocks = find_blocks(flow, attentions, mixtures)
         streams = Streams(flow, blocks)
-        routers = {name for mixture in mixtures for name in mixture.routing}
+        routers = {name for mixture in mixtures for name in mixture.router.routing}
         self.refused |= {
             f"attention at '{name}'": reason for name, reason in no_attention.items() if name not in routers
         }
@@ -89,9 +95,10 @@ class _Labels:
         for attention in attentions:
             if id(attention) not in in_blocks:
                 self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+        alone = "its output is not added back to a residual stream"
         for mixture in mixtures:
             if id(mixture) not in in_blocks:
-                self.refused[f"mixture of experts at '{mixture.logits.name}'"] = _NOT_ADDED
+                self.refused[f"mixture of experts at '{mixture.logits.name}'"] = alone
         kinds = {block.name: self._kind(streams, block) for block in blocks}
         stacks = find_stacks(flow, streams, blocks, kinds)
         for stack in stacks:
@@ -124,14 +131,14 @@ class _Labels:
         return UNKNOWN_ATTENTION
 
     def _mixture_kind(self, mixture: Mixture) -> str:
-        mixture.numbers = routing.number_experts(self.value, mixture)
-        check = routing.routed(self.value, mixture)
+        mixture.numbers = expert_identities.number_experts(self.value, mixture)
+        check = expert_identities.routed(self.value, mixture)
         self.core_checks[mixture.logits.name] = {"routed": check}
-        if check.held is not False:
+        if check.held or (check.held is None and mixture.logits.name not in self.value.captured):
             return "mixture_of_experts"
-        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = (
-            f"{check.statement} does not hold: {check.detail}"
-        )
+        shown = "does not hold" if check.held is False else "cannot be tried"
+        reason = f"{check.statement} {shown}: {check.detail}"
+        self.refused[f"mixture of experts at '{mixture.logits.name}'"] = reason
         return UNKNOWN
 
     def _core_checks(self, attention: Attention) -> dict[str, Check]:
@@ -325,15 +332,15 @@ class _Labels:
         check = identity.linear(value, found.logits, found.source, "logits = input Wᵀ + b")
         self._give(found.logits, at("logits"), "a projection of each token to a number for each expert", [check])
         if found.probabilities is not None:
-            check = routing.probabilities(value, found)
+            check = expert_identities.probabilities(value, found)
             self._give(found.probabilities, at("probabilities"), "taken of the logits of all experts", [check])
         if found.chosen is not None:
             by = found.selection
-            checks = [routing.chosen(value, found)]
+            checks = [expert_identities.chosen(value, found)]
             if by is not None and by.name not in (found.logits.name, found.probabilities and found.probabilities.name):
                 self._give(by, at("selection"), "what the experts are chosen by: corrected or masked scores", checks)
             self._give(found.chosen, at("chosen"), "the numbers of the experts that each token goes to", checks)
-        formula = routing.weights(value, found)
+        formula = expert_identities.weights(value, found)
         where = "what the experts read" if found.before else "the experts' outputs"
         whose = "of all experts" if found.dense else "of the chosen experts"
         checks = [routed] if formula is None else [routed, formula]
@@ -343,10 +350,10 @@ class _Labels:
             inside = at.inside("shared_expert")
             self._feed_forward(inside, found.shared)
             if found.shared_weight is not None:
-                checks = [routing.shared(value, found)]
+                checks = [expert_identities.shared(value, found)]
                 self._give(found.shared_weight, inside("weight"), "one number a token, times the shared expert", checks)
         self._give(found.routed, at("routed"), "where the experts' outputs have been added up", [routed])
-        together = [routed] if found.added is None else [routing.output(value, found)]
+        together = [routed] if found.added is None else [expert_identities.output(value, found)]
         self._give(found.output, at("output"), "the experts' outputs together", together)
         self._refuse(at, found.refused)
 
@@ -362,10 +369,14 @@ class _Labels:
             self._give(expert.source, inside("input"), "the rows of the tokens that it works on")
             for part, node in (("hidden", expert.hidden), ("gate", expert.gate), ("up", expert.up)):
                 if node is not None:
-                    check = routing.project(self.value, found, node, expert.source, f"{part} = input Wₑᵀ + bₑ")
+                    check = expert_identities.project(
+                        self.value, found, node, expert.source, f"{part} = input Wₑᵀ + bₑ"
+                    )
                     self._give(node, inside(part), "a first projection", [check])
             self._give(expert.activated, inside("activation"), "what the last projection reads")
-            check = routing.project(self.value, found, result, expert.activated, "output = activation Wₑᵀ + bₑ")
+            check = expert_identities.project(
+                self.value, found, result, expert.activated, "output = activation Wₑᵀ + bₑ"
+            )
             self._give(result, inside("output"), "the last projection, not yet weighted", [check])
             self._refuse(inside, expert.refused)
 

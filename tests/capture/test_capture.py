@@ -1,5 +1,6 @@
 """Capture: the graph computes what the module does, says so, and leaves everything as it was found."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -198,6 +199,57 @@ def raises(x: Tensor) -> Tensor:
 def test_a_failure_names_the_users_line(function: Callable[[Tensor], Tensor], message: str) -> None:
     with pytest.raises(CaptureFailed, match=message):
         capture(Function(function), {"x": X}, rung="symbolic")
+
+
+def wrapped(forward: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        return forward(self, *args, **kwargs)
+
+    return call
+
+
+class Decorated(nn.Module):
+    @wrapped
+    def forward(self, x: Tensor, scale: float = 2.0, **options: Any) -> Any:
+        return x * scale
+
+
+class DecoratedPlainly(nn.Module):
+    """torch.fx goes through a decorator where the forward itself takes neither *args nor **kwargs."""
+
+    @wrapped
+    def forward(self, x: Tensor) -> Any:
+        return {"double": x * 2}
+
+
+class Options(nn.Module):
+    @wrapped
+    def forward(self, *args: Any, **options: Any) -> Any:
+        return {"double": options["x"] * 2, "halves": [options["x"] / 2]}
+
+
+def test_a_decorator_that_torch_fx_cannot_follow_is_named() -> None:
+    captured = capture(Decorated(), {"x": X})
+    assert (captured.rung, captured.output_equal) == ("record", True)
+    (refusal,) = (note for note in captured.rung_notes if note.startswith("Not symbolic: "))
+    assert "test_capture.py:" in refusal
+    assert "(`@wrapped`): TypeError: torch.fx cannot follow forward through 'wrapped'" in refusal
+
+
+@pytest.mark.parametrize("module", [DecoratedPlainly(), Options()])
+def test_other_decorated_forwards_are_followed(module: nn.Module) -> None:
+    captured = capture(module, {"x": X})
+    assert (captured.rung, captured.output_equal) == ("symbolic", True)
+
+
+def test_values_carry_no_gradient_where_a_model_turns_gradients_on() -> None:
+    def forward(x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return (x.requires_grad_() * 2).detach()
+
+    captured = capture(Function(forward), {"x": X}, rung="record")
+    assert not any(value.requires_grad for value in captured.values.values())
 
 
 def test_inputs_are_checked_against_forward() -> None:

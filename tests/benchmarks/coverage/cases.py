@@ -20,7 +20,8 @@ FAMILIES: Mapping[str, str] = {
         "switch_transformers t5 umt5"
     ),
     "mixture of experts": (
-        "deepseek_v3 ernie4_5_moe gpt_oss granitemoe jetmoe mixtral olmoe phimoe qwen2_moe qwen3_moe"
+        "deepseek_v3 ernie4_5_moe glm4_moe gpt_oss granitemoe jetmoe llama4_text minimax mixtral olmoe phimoe "
+        "qwen2_moe qwen3_moe"
     ),
     "state space": "bamba falcon_h1 falcon_mamba jamba mamba mamba2 recurrent_gemma rwkv xlstm zamba2",
     "vision": (

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxtrace.graph import Graph, Node
+from fxtrace.graph import Graph, Node, Role
+from tests.benchmarks.coverage.parts import PARTS
 from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
 
-PARTS = ("feed_forward", "norm", "residual")
+MIXTURE = "mixture_of_experts"
 
 
 @dataclass
@@ -26,11 +27,8 @@ class Score:
     wrong: int = 0
     untold: int = 0
     """Found, where the model does not tell that attention's weights."""
-
-    @property
-    def refused(self) -> int:
-        """Those not found."""
-        return max(0, self.expected - self.found)
+    refused: int = 0
+    """Those not found."""
 
 
 @dataclass(frozen=True)
@@ -39,15 +37,19 @@ class Subject:
 
     Attributes:
         truth: its attentions, where it tells them.
+        parts: its feed-forwards, norms and residual sums.
         passed: what its modules took and gave.
         expected: how many attentions of each kind there are.
+        differs: in words, where that is not what the configuration says.
     """
 
     module: nn.Module
     inputs: Mapping[str, Any]
     truth: tuple[TrueAttention, ...]
+    parts: Mapping[str, Sequence[Tensor]]
     passed: tuple[Passed, ...]
     expected: Mapping[str, int]
+    differs: str = ""
 
 
 def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
@@ -95,6 +97,8 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
         contradicted = of_others or any(each.kind == kind for each in left)
         scores[kind].wrong += bool(parts) and contradicted
         scores[kind].untold += not contradicted
+    for score in scores.values():
+        score.refused = max(0, score.expected - score.found)
     return scores
 
 
@@ -111,33 +115,85 @@ def _shows(true: Tensor, parts: Mapping[str, Tensor]) -> bool:
 
 
 def _same(true: Tensor, found: Tensor) -> bool:
+    if true.is_floating_point() != found.is_floating_point():
+        return False
     # Not bit by bit: in a plain run PyTorch's own modules may take fused kernels, which round otherwise.
     return true.numel() == found.numel() and torch.allclose(true.reshape(-1), found.reshape(-1), rtol=1e-4, atol=3e-6)
+
+
+def score_mixtures(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
+    """Found mixtures of experts against what the model's routers and experts took and gave, by value.
+
+    There is one for each router module outside the attentions. A mixture is right where some module gave its output,
+    a router its logits, and routers and experts passed its weights and chosen experts; it is wrong where they pass
+    others in their place, and untold where they pass none of that shape. Where only the number of mixtures is known
+    they are counted.
+    """
+    outside = [each for each in it.passed if not re.search("attn|attention", each.path, re.I)]
+    routers = [each for each in outside if re.search("router|gating", each.type, re.I) and each.came_out]
+    experts = [each for each in outside if re.search("experts", each.type, re.I)]
+    told = {"logits": routers, "chosen": routers + experts, "weights": routers + experts, "output": outside}
+    score = Score(expected=len({each.path for each in routers}) or it.expected.get(MIXTURE, 0))
+    blocks = {f"{role.stack}.{role.layer}.{role.block}" for role in _roles(graph) if role.block.startswith(MIXTURE)}
+    for block in sorted(blocks):
+        score.found += 1
+        parts = {
+            part: values[graph.by_role[f"{block}.{part}"].name] for part in told if f"{block}.{part}" in graph.by_role
+        }
+        said = {_said(part, tensor, parts, told[part]) for part, tensor in parts.items()}
+        counted = not routers and MIXTURE in it.expected
+        wrong = score.found > score.expected if counted else False in said or "output" not in parts
+        score.wrong += wrong
+        score.untold += not wrong and not counted and None in said
+        score.right += not wrong and (counted or None not in said)
+    score.refused = max(0, score.expected - score.found)
+    return {MIXTURE: score}
+
+
+def _said(part: str, found: Tensor, parts: Mapping[str, Tensor], told: list[Passed]) -> bool | None:
+    """Whether the modules pass such a part; None where they pass nothing that it could be."""
+    alike = [each.tensor for each in told if each.tensor.squeeze().shape == found.squeeze().shape]
+    if any(_same(each, found) for each in alike) or (part == "output" and any(_same(e.tensor, found) for e in told)):
+        return True
+    marks = [each.tensor for each in told if part == "chosen" and each.tensor.shape == parts["logits"].shape]
+    if any(_marks(each, found) for each in marks):
+        return True
+    return False if alike or part == "output" else None
+
+
+def _marks(true: Tensor, chosen: Tensor) -> bool:
+    """Whether a tensor of tokens × n_experts is zero but for the chosen experts."""
+    marked = true.reshape(-1, true.shape[-1]) != 0 if true.dim() > 1 else true[:0]
+    if not len(marked) or chosen.numel() % len(marked) or int(chosen.max()) >= marked.shape[1]:
+        return False
+    return torch.equal(marked, torch.zeros_like(marked).scatter(1, chosen.reshape(len(marked), -1), value=True))
+
+
+def _roles(graph: Graph) -> list[Role]:
+    return [role for node in graph.nodes for role in node.roles]
 
 
 def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
     """Found feed-forwards, norms and residual sums against what the model's modules took and gave, by value.
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
-    norm gave it; a residual sum where some module took it, or one with modules inside gave it. How many there are is
-    not known: what is not found is not counted. A sum that another residual sum adds to, with no module between, is
-    seen by no module: it is untold.
+    norm gave it; a residual sum where some module took it, or one with modules inside gave it. A sum that another
+    residual sum adds to, with no module between, is seen by no module: it is untold. Refused are those that the model
+    has, see `true_parts`, and that no role of the part found.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
         "norm": lambda each: each.came_out and re.search("norm", each.type, re.I),
         "residual": lambda each: not each.came_out or not each.leaf,
     }
-    scores = {part: Score() for part in PARTS}
+    scores = {part: Score(expected=len(it.parts[part])) for part in PARTS}
+    left = {part: list(it.parts[part]) for part in PARTS}
     for node in graph.nodes:
-        for role in node.roles:
-            part = {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
-            if role.block == "feed_forward" and role.part == "output":
-                part = "feed_forward"
+        for part in dict.fromkeys(_part(role) for role in node.roles):  # a sum may end two blocks that run side by side
             if part is None or node.name not in values:
                 continue
+            left[part] = [each for each in left[part] if not _same(each, values[node.name])]
             right = any(tests[part](each) and _same(each.tensor, values[node.name]) for each in it.passed)
-            scores[part].expected += 1
             scores[part].found += 1
             scores[part].right += right
             readers = [graph.by_name[name] for name in graph.users[node.name]]
@@ -145,4 +201,12 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             untold = part == "residual" and summed_on and not right
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
+    for part, missed in left.items():
+        scores[part].refused = len(missed)
     return scores
+
+
+def _part(role: Role) -> str | None:
+    if role.block == "feed_forward" and role.part == "output":
+        return "feed_forward"
+    return {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)

@@ -125,7 +125,7 @@ def passed_tensors(module: nn.Module, inputs: Mapping[str, Any]) -> tuple[Passed
         found.extend(
             Passed(path, type(each).__name__, came_out, leaf, value.detach().clone())
             for value in flat
-            if isinstance(value, Tensor) and value.is_floating_point()
+            if isinstance(value, Tensor) and value.dtype != torch.bool
         )
 
     with same_state(), ExitStack() as stack:

@@ -353,7 +353,7 @@ class _Experts(nn.Module):
             token, place = torch.where(picked == number)
             if token.numel():
                 mixed.index_add_(0, token, expert(flat[token]) * shares[token, place, None])
-        return mixed.view_as(x)
+        return x + mixed.view_as(x)
 
 
 def mixture_of_experts() -> Made:
@@ -602,7 +602,7 @@ MODELS: Mapping[Callable[[], Made], Mapping[str, int]] = {
     multihead_attention: {"self_attention": 1},
     nn_transformer: {"self_attention": 2, "masked_self_attention": 2, "cross_attention": 2},
     attention_pooling: {},
-    mixture_of_experts: {},
+    mixture_of_experts: {"mixture_of_experts": 1},
     vae: {},
     gan: {},
     vector_quantiser: {},

@@ -6,16 +6,17 @@ found again by their values, and the block's output is computed anew from weight
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.products import product_operands
-from fxtrace.roles.experts import Mixture, name_of
+from fxtrace.roles.experts import Mixture
 from fxtrace.roles.identities import Unavailable, Values, compare, weight_and_bias
+from fxtrace.roles.products import product_operands
+from fxtrace.roles.router import name_of
 
 
 def probabilities(value: Values, mixture: Mixture) -> Check:
@@ -49,46 +50,37 @@ def weights(value: Values, mixture: Mixture) -> Check | None:
     """Weights are the chosen experts' probabilities, as they are, normalised or scaled; None where neither holds."""
     if mixture.chosen is None:
         return None
-    indices = mixture.chosen
-    base = mixture.probabilities or mixture.logits
-    of_base = "probabilities[chosen]" if mixture.probabilities is not None else "logits[chosen]"
-
-    def given() -> tuple[Tensor, Tensor]:
-        all_scores = value(base).reshape(-1, mixture.count).double()
-        picked = value(indices).reshape(all_scores.shape[0], -1)
-        return shares(value, mixture).gather(1, picked), all_scores.gather(1, picked)
-
-    makers: dict[str, Callable[[Tensor], Tensor]] = {of_base: lambda x: x}
+    base, name = (mixture.probabilities, "probabilities") if mixture.probabilities else (mixture.logits, "logits")
+    try:
+        scores = value(base).reshape(-1, mixture.count).double()
+        picked = value(mixture.chosen).reshape(len(scores), -1)
+        actual = shares(value, mixture).gather(1, picked).float()
+    except (Unavailable, RuntimeError):
+        return None
+    scores, of = scores.gather(1, picked), f"{name}[chosen]"
+    formulas = {of: scores}
     if mixture.probabilities is None:
-        makers = {f"softmax({of_base})": lambda x: x.softmax(-1), f"sigmoid({of_base})": lambda x: x.sigmoid()}
-    formulas: list[tuple[str, Callable[[Tensor], Tensor]]] = []
-    for text, make in makers.items():
-        formulas.append((text, make))
-        if not text.startswith("softmax"):
-            formulas.append((f"{text} / Σ", lambda x, make=make: make(x) / make(x).sum(-1, keepdim=True)))
+        formulas = {f"softmax({of})": scores.softmax(-1), f"sigmoid({of})": scores.sigmoid()}
+    formulas |= {f"{text} / Σ": given / given.sum(-1, keepdim=True) for text, given in formulas.items()}
     for scaled in (False, True):
-        for text, make in formulas:
-            try:
-                actual, scores = given()
-                expected = make(scores)
-                factor = float((actual.sum() / expected.sum()).float()) if scaled else 1.0
-            except (Unavailable, RuntimeError):
-                return None
-            check = compare(
-                "weights",
-                f"weights = {text}" + (f" · {factor:.4g}" if scaled else ""),
-                lambda actual=actual, expected=expected, factor=factor: (actual.float(), (expected * factor).float()),
-            )
+        for text, given in formulas.items():
+            factor = float(actual.sum() / given.sum()) if scaled else 1.0
+            statement = f"weights = {text}" + (f" · {factor:.4g}" if scaled else "")
+            check = compare("weights", statement, partial(_pair, actual, (given * factor).float()))
             if check.held:
                 return check
     return None
+
+
+def _pair(actual: Tensor, expected: Tensor) -> tuple[Tensor, Tensor]:
+    return actual, expected
 
 
 def shares(value: Values, mixture: Mixture) -> Tensor:
     """Each expert's weight for each token, tokens × n_experts: 0 where it was not chosen."""
     tokens = value(mixture.logits).numel() // mixture.count
     given = value(mixture.weights).double()
-    if mixture.dense or mixture.chosen is None:
+    if mixture.chosen is None or mixture.dense:
         return given.reshape(tokens, mixture.count)
     picked = value(mixture.chosen).reshape(tokens, -1)
     return torch.zeros(tokens, mixture.count, dtype=given.dtype).scatter_add(1, picked, given.reshape(tokens, -1))
@@ -97,8 +89,8 @@ def shares(value: Values, mixture: Mixture) -> Tensor:
 def number_experts(value: Values, mixture: Mixture) -> list[int | None]:
     """Each expert's number: as the graph has it, or the one whose weights its rows were multiplied with."""
     numbers = list(mixture.numbers)
-    for i, (result, node) in enumerate(zip(mixture.results, mixture.weighting, strict=False)):
-        if numbers[i] is not None or mixture.stacked or mixture.weighting.count(node) > 1:
+    for i, (result, node) in enumerate(zip(mixture.results, mixture.products, strict=False)):
+        if numbers[i] is not None or mixture.stacked or mixture.products.count(node) > 1:
             continue
         try:
             given, weighted = _flat(value(result)).double(), _flat(value(node)).double()
@@ -129,7 +121,10 @@ def routed(value: Values, mixture: Mixture) -> Check:
         token, expert = share.nonzero(as_tuple=True)
         wanted = tokens[token] * mixture.count + expert
         at = torch.searchsorted(key, wanted).clamp_max(max(0, len(key) - 1))
-        there = key[at] == wanted  # an expert that is full drops tokens
+        there = key[at] == wanted
+        if mixture.chosen is None and not bool(there.all()):
+            raise RuntimeError("not every expert works on every token")
+        # Of those that were chosen, an expert that is full drops some.
         token, expert, row = token[there], expert[there], order[at[there]]
         expected = torch.zeros(len(tokens), outputs.shape[1], dtype=torch.float64)
         expected.index_add_(0, token, share[token, expert, None] * outputs[row].double())
@@ -248,8 +243,12 @@ def _rows(value: Values, mixture: Mixture) -> tuple[Tensor, Tensor, Tensor]:
     if any(number is None for number in mixture.numbers):
         raise Unavailable("which expert each of them is cannot be told")
     read_rows = [_flat(value(expert.source)) for expert in mixture.experts]
-    experts = [torch.full((len(rows),), number) for rows, number in zip(read_rows, mixture.numbers, strict=True) if number is not None]
-    return torch.cat(read_rows), torch.cat([_flat(value(each)) for each in mixture.results]), torch.cat(experts)
+    numbers = [
+        torch.full((len(rows),), number)
+        for rows, number in zip(read_rows, mixture.numbers, strict=True)
+        if number is not None
+    ]
+    return torch.cat(read_rows), torch.cat([_flat(value(each)) for each in mixture.results]), torch.cat(numbers)
 
 
 def _input_rows(read: Tensor, count: int, size: int, given: Tensor) -> Tensor:
