@@ -327,12 +327,12 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
     for tensor, other in ((left, right), (right, left)):
         if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
             continue
-        base = flow.operand(node, tensor)
+        base = flow.graph.by_name[tensor.node]
         if not flow.computed(base):
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        constant = flow.operand(node, other) if isinstance(other, Ref) else None
+        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
         if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))

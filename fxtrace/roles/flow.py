@@ -91,10 +91,6 @@ class Flow:
         """The nodes whose tensors a node reads, in the order of its arguments."""
         return self._inputs[node.name]
 
-    def operand(self, node: Node, ref: Ref) -> Node:
-        """The node whose tensor an argument of another is, as it is when it is read."""
-        return self.graph.by_name[ref.node]
-
     def users(self, node: Node) -> tuple[Node, ...]:
         """The nodes that read a node's tensor, in execution order; size queries are left out."""
         return tuple(user for user in self._users[node.name] if user.kind != "size")
