@@ -154,12 +154,20 @@ def _residual_operands(
         return None
     first, second = sorted(operands, key=lambda each: flow.index[each.name])
     if flow.is_ancestor(first, second):
+        if _is_stream(flow, second, totals) and not _is_stream(flow, first, totals):
+            return None  # positions added to the stream, which were added to it before
         return first, _split(flow, second, first, by_output), (first,)
     for skip, branch in ((first, second), (second, first)):
         before = totals.get(skip.name)
         if before is not None and flow.is_ancestor(before.skip, branch):
             return skip, (branch,), (skip, before.skip)
     return None
+
+
+def _is_stream(flow: Flow, node: Node, totals: dict[str, Block]) -> bool:
+    """Whether a tensor is what a residual block reads or gives, or a norm of that."""
+    ends = totals.keys() | {block.skip.name for block in totals.values()}
+    return any(each.name in ends for each in flow.back(node, MOVES | {"norm"}))
 
 
 def _split(flow: Flow, branch: Node, skip: Node, by_output: Outputs) -> tuple[Node, ...]:
