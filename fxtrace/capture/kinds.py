@@ -48,8 +48,8 @@ _FUNCTIONS: dict[str, str] = {
         "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
         "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
-        "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
-        "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
+        "diagonal masked_select index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
+        "reduce": "sum mean max min amax amin topk prod var std norm logsumexp argmax argmin all any",
         "create": "arange zeros ones full empty rand randn eye linspace tensor zeros_like ones_like full_like "
         "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like randint randperm "
         "scalar_tensor as_tensor new_tensor",
