@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, str] = {
         "embedding": "embedding embedding_bag",
         "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
-        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm",
+        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm grouped_mm_fallback",
         "attention": "scaled_dot_product_attention multi_head_attention_forward scaled_dot_product_flash_attention "
         "scaled_dot_product_flash_attention_for_cpu scaled_dot_product_efficient_attention "
         "scaled_dot_product_cudnn_attention",
