@@ -55,8 +55,8 @@ _FUNCTIONS: dict[str, str] = {
         "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like randint randperm "
         "scalar_tensor as_tensor new_tensor",
         "cast": "to to_copy type type_as float half bfloat16 double long int bool cpu cuda",
-        "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil polar "
-        "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
+        "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
+        "polar minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
         "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod",
     }.items()
     for name in names.split()
