@@ -329,9 +329,13 @@ class Role(message.Message):
     layer: builtins.int
     """Index of the layer in its stack, from 0; absent where the block belongs to no layer."""
     block: builtins.str
-    """"self_attention", "masked_self_attention", "cross_attention", "feed_forward", "embedding", "output"."""
+    """"self_attention", "masked_self_attention", "cross_attention", "feed_forward",
+    "mixture_of_experts", "embedding", "output".
+    """
     part: builtins.str
-    """"query", "key_heads", "scores", "weights", "residual_a", "norm_output" and so on."""
+    """"query", "key_heads", "scores", "weights", "residual_a", "norm_output" and so on; "expert_0.hidden" where a part
+    has parts.
+    """
     evidence: builtins.str
     """The dataflow that showed it, in a sentence."""
     @builtins.property
