@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxtrace.capture import capture
+from fxtrace.capture import Capture, capture
 from fxtrace.dims import Formulas, Probe, find_formulas
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.models import Model
+from fxtrace.roles import label
 from fxtrace.trace import Json, Progress, Rung
 
 FITTED, HELD_OUT = 10, 6
@@ -159,16 +160,17 @@ class Prober:
                     break
 
     def graph_of(self, configuration: Mapping[str, Json]) -> Graph | None:
-        """The graph of another configuration, without roles; None where the model does not accept it."""
-        graph = self._graph(configuration, {})
-        return None if isinstance(graph, str) else graph
+        """The labelled graph of another configuration; None where the model does not accept it."""
+        captured = self._capture(configuration, {})
+        return None if isinstance(captured, str) else label(captured.graph, captured.known)[0]
 
     def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
         """What the model's sizes come to; or why it does not accept the configuration."""
-        graph = self._graph(replaced(self._fields, sizes), sizes)
-        return graph if isinstance(graph, str) else _Seen.of(graph)
+        captured = self._capture(replaced(self._fields, sizes), sizes)
+        return captured if isinstance(captured, str) else _Seen.of(captured.graph)
 
-    def _graph(self, configuration: Mapping[str, Json], sizes: Mapping[str, int]) -> Graph | str:
+    def _capture(self, configuration: Mapping[str, Json], sizes: Mapping[str, int]) -> Capture | str:
+        """A configuration's capture, where the model keeps these sizes in it; or why it does not accept it."""
         self._report(Progress("probe"))
         try:
             config = self._model.resolve(configuration)
@@ -181,12 +183,11 @@ class Prober:
             for name, shape in self._shapes.items():
                 inputs[name] = inputs[name].new_ones(shape)
             small = sum(each.numel() for each in module.parameters()) <= _SMALL
-            captured = capture(module, inputs, rung=self._rung, values=self._may_run and small, training=self._training)
+            return capture(module, inputs, rung=self._rung, values=self._may_run and small, training=self._training)
         except FxtraceError as error:
             return error.message
         except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
             return f"{type(error).__name__}: {error}"
-        return captured.graph
 
 
 @dataclass(frozen=True)

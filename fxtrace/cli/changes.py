@@ -43,7 +43,7 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
 
 
 def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
-    """What changed: the fields, and below each field the sizes it explains; then what is unexplained, and what is new."""
+    """What changed: the fields, and for each the sizes it explains; then what is unexplained, added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
     yield facts(
         f"{equal} nodes equal, {len(diff.changed)} changed, {len(diff.added)} added, {len(diff.removed)} removed",
@@ -53,8 +53,8 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
     )
     groups: dict[tuple[str, ...], list[NodePair]] = defaultdict(list)
     for pair in diff.changed:
-        causes = {cause for tensor in pair.tensors for size in tensor.sizes for cause in size.causes}
-        groups[tuple(sorted(causes))].append(pair)
+        because = {cause for tensor in pair.tensors for size in tensor.sizes for cause in size.causes}
+        groups[tuple(sorted(because))].append(pair)
     for causes, pairs in sorted(groups.items(), key=lambda item: (not item[0], item[0])):
         grid = table(
             f"Because of {', '.join(causes)}" if causes else "Changed otherwise", "", "before", "after", "made of"

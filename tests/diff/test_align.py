@@ -1,0 +1,98 @@
+"""Alignment, held against which modules a node ran in, by a map that the test knows."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fxtrace.capture import capture
+from fxtrace.diff import align, compare
+from fxtrace.graph import Graph
+from fxtrace.models import Registry
+from fxtrace.roles import label
+from tests.roles.variants import Variant, make
+
+
+def graph_of(module: nn.Module, inputs: dict[str, Tensor]) -> Graph:
+    captured = capture(module.eval(), inputs)
+    return label(captured.graph, captured.known, module.state_dict())[0]
+
+
+def traced(model: str, **fields: int) -> Graph:
+    it = Registry.installed().load(model)
+    config = it.resolve(fields)
+    torch.manual_seed(0)
+    return graph_of(it.build(config), it.example_inputs(config))
+
+
+def roles(graph: Graph, node: str) -> set[str]:
+    return {str(role) for role in graph.node(node).roles}
+
+
+@pytest.fixture(scope="module")
+def reference() -> Graph:
+    return traced("reference")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        Variant(projections="chunked"),
+        Variant(norm="pre"),
+        Variant(kernel="fused"),
+        Variant(softmax="functional", product="einsum"),
+        Variant(layers=(3, 2)),
+    ],
+    ids=["fused QKV", "pre-norm", "fused kernel", "other ops", "an added layer"],
+)
+def test_ways_of_writing_are_aligned_by_role(variant: Variant) -> None:
+    plain, other = (graph_of(*make(each)) for each in (Variant(), variant))
+    pairs = align(plain, other)
+    assert len({pair.after for pair in pairs}) == len({pair.before for pair in pairs}) == len(pairs)
+    by_before = {pair.before: pair.after for pair in pairs}
+    shared = plain.by_role.keys() & other.by_role.keys()
+    assert len(shared) > 60
+    for pair in pairs:
+        ours, theirs = roles(plain, pair.before), roles(other, pair.after)
+        assert not (ours and theirs) or ours & theirs, pair
+    aligned = sum(other.by_role[role].name == by_before.get(plain.by_role[role].name) for role in shared)
+    assert aligned / len(shared) > 0.85  # a node of two roles may be two nodes there
+
+
+class Net(nn.Module):
+    def __init__(self, names: tuple[str, ...], width: int = 8) -> None:
+        super().__init__()
+        self.names = names
+        for name in names:
+            self.add_module(name, nn.Linear(8, 8) if "act" not in name else nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        for name in self.names:
+            x = getattr(self, name)(x)
+        return x.sum()
+
+
+def test_renamed_modules_without_roles_are_aligned_by_dataflow() -> None:
+    x = torch.ones(2, 8)
+    before, after = (graph_of(Net(names), {"x": x}) for names in (("a", "act", "b"), ("first", "act", "second")))
+    pairs = {pair.before: pair.after for pair in align(before, after)}
+    assert pairs["a"] == "first"
+    assert pairs["b"] == "second"
+    assert len(pairs) == len(before.nodes)
+    assert not compare(before, after).changed
+
+
+def test_a_removed_module_leaves_the_rest_paired() -> None:
+    x = torch.ones(2, 8)
+    before, after = (graph_of(Net(names), {"x": x}) for names in (("a", "act", "b"), ("a", "b")))
+    found = compare(before, after)
+    assert [each.node for each in found.removed] == ["act"]
+    assert not found.added
+    assert {pair.before: pair.after for pair in found.pairs}["b"] == "b"
+
+
+def test_an_encoder_alone_is_aligned_with_a_decoder_alone() -> None:
+    pytest.importorskip("transformers")
+    before, after = traced("hf:bert"), traced("hf:gpt2")
+    pairs = {pair.before: pair.after for pair in align(before, after)}
+    weights = before.by_role["encoder.1.self_attention.weights"].name
+    assert pairs[weights] == after.by_role["decoder.1.masked_self_attention.weights"].name
