@@ -105,17 +105,17 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
     mixing = read_product(flow, path[-1], left=path[-2].name) if path else None
     if path is None or mixing is None or mixing.left_order is not None:
-        return "no product has this softmax's output as its left factor"
+        return _not_mixed(flow, softmax)
     entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
     scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
     chain = _to_product(flow, scores, value) if scores is not None else None
     if chain is None:
-        return "no product of two computed tensors leads to this softmax through scalings and masks alone"
+        return _not_scores(flow, softmax)
     weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
     if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
         return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
     if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
-        return "no product has this softmax's output as its left factor"
+        return _not_mixed(flow, softmax)
     attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
     attention.masks, attention.rescalings = chain.masks, chain.rescalings
     attention.sink, attention.sink_first = sink, sink_first
@@ -149,6 +149,32 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     attention.orders = {part: order for part, order in zip(parts, orders, strict=True) if order}
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
+
+
+def _not_mixed(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is in front of no product: who reads it instead."""
+    here = softmax
+    while users := flow.users(here):
+        here = users[0]
+        if here.kind not in MOVES or not _keeps_rows(here):
+            break
+    return f"no product has this softmax's output as its left factor: '{here.name}' reads it{_windows(flow, softmax)}"
+
+
+def _not_scores(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is behind no product: what it reads instead."""
+    *_, read = flow.back(flow.data_input(softmax) or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
+    return (
+        "no product of two computed tensors leads to this softmax through scalings and masks alone:"
+        f" it reads '{read.name}'{_windows(flow, softmax)}"
+    )
+
+
+def _windows(flow: Flow, softmax: Node) -> str:
+    for node in flow.ancestors(softmax, until=lambda each: each.kind in PROJECTIONS):
+        if node.target.rpartition(".")[2] in ("as_strided", "unfold"):
+            return f"; '{node.name}' takes queries or keys in overlapping windows, so that no tensor holds all scores"
+    return ""
 
 
 def _fused(flow: Flow, call: Node) -> Attention | str:
@@ -301,12 +327,12 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
     for tensor, other in ((left, right), (right, left)):
         if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
             continue
-        base = flow.operand(node, tensor)
+        base = flow.graph.by_name[tensor.node]
         if not flow.computed(base):
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        constant = flow.operand(node, other) if isinstance(other, Ref) else None
+        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
         if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))

@@ -223,7 +223,7 @@ def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
 
 
 def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
-    """The node, and those that it is moved or scaled from."""
+    """The node, and those that it is moved, padded or scaled from."""
     here: Node | None = node
     while here is not None:
         yield here

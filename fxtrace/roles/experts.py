@@ -331,12 +331,14 @@ class _Finder:
         if not all(each.name in merged | self.router.routing or self._is_blank(each) for each in inputs):
             return False
         if node.kind == "add":  # a bias is no part of the sum
-            return len(inputs) == len(self.flow.inputs(node))
+            return all(self.flow.computed(each) or self._is_blank(each) for each in self.flow.inputs(node))
         return node.kind in MOVES | {"join"} or name_of(node) in _MERGES
 
     def _is_blank(self, node: Node) -> bool:
         """Whether a tensor is a fresh one that only took its size from another, or a part of it."""
-        return list(self.flow.back(node, MOVES))[-1].kind == "create"
+        while node.kind in MOVES and self.flow.inputs(node):
+            node = self.flow.inputs(node)[0]
+        return node.kind == "create"
 
     def _output(self, mixture: Mixture) -> None:
         """Past the routed experts: the shared one, or a bias, that is added."""

@@ -126,8 +126,10 @@ class Mixture(nn.Module):
         return mixed
 
     def by_all_experts(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
-        parts = [self.kept(e, expert(x)) * weights[:, e, None] for e, expert in enumerate(self.experts)]
-        return sum(parts[1:], start=parts[0])
+        mixed = torch.zeros_like(x)
+        for e, expert in enumerate(self.experts):
+            mixed = mixed + self.kept(e, expert(x)) * weights[:, e, None]
+        return mixed
 
     def by_stack(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         outputs = torch.stack([self.kept(e, expert(x)) for e, expert in enumerate(self.experts)], 1)

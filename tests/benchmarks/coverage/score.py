@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from fxtrace.graph import Graph, Node, Role
+from tests.benchmarks.coverage.parts import PARTS
 from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
 
-PARTS = ("feed_forward", "norm", "residual")
 MIXTURE = "mixture_of_experts"
 
 
@@ -27,11 +27,8 @@ class Score:
     wrong: int = 0
     untold: int = 0
     """Found, where the model does not tell that attention's weights."""
-
-    @property
-    def refused(self) -> int:
-        """Those not found."""
-        return max(0, self.expected - self.found)
+    refused: int = 0
+    """Those not found."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,19 @@ class Subject:
 
     Attributes:
         truth: its attentions, where it tells them.
+        parts: its feed-forwards, norms and residual sums.
         passed: what its modules took and gave.
         expected: how many attentions of each kind there are.
+        differs: in words, where that is not what the configuration says.
     """
 
     module: nn.Module
     inputs: Mapping[str, Any]
     truth: tuple[TrueAttention, ...]
+    parts: Mapping[str, Sequence[Tensor]]
     passed: tuple[Passed, ...]
     expected: Mapping[str, int]
+    differs: str = ""
 
 
 def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
@@ -96,6 +97,8 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
         contradicted = of_others or any(each.kind == kind for each in left)
         scores[kind].wrong += bool(parts) and contradicted
         scores[kind].untold += not contradicted
+    for score in scores.values():
+        score.refused = max(0, score.expected - score.found)
     return scores
 
 
@@ -148,6 +151,7 @@ def score_mixtures(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> d
         score.wrong += wrong
         score.untold += not wrong and not counted and None in said
         score.right += not wrong and (counted or None not in said)
+    score.refused = max(0, score.expected - score.found)
     return {MIXTURE: score}
 
 
@@ -178,25 +182,23 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
     """Found feed-forwards, norms and residual sums against what the model's modules took and gave, by value.
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
-    norm gave it; a residual sum where some module took it, or one with modules inside gave it. How many there are is
-    not known: what is not found is not counted. A sum that another residual sum adds to, with no module between, is
-    seen by no module: it is untold.
+    norm gave it; a residual sum where some module took it, or one with modules inside gave it. A sum that another
+    residual sum adds to, with no module between, is seen by no module: it is untold. Refused are those that the model
+    has, see `true_parts`, and that no role of the part found.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
         "norm": lambda each: each.came_out and re.search("norm", each.type, re.I),
         "residual": lambda each: not each.came_out or not each.leaf,
     }
-    scores = {part: Score() for part in PARTS}
+    scores = {part: Score(expected=len(it.parts[part])) for part in PARTS}
+    left = {part: list(it.parts[part]) for part in PARTS}
     for node in graph.nodes:
-        for role in node.roles:
-            part = {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
-            if role.block == "feed_forward" and role.part == "output":
-                part = "feed_forward"
+        for part in dict.fromkeys(_part(role) for role in node.roles):  # a sum may end two blocks that run side by side
             if part is None or node.name not in values:
                 continue
+            left[part] = [each for each in left[part] if not _same(each, values[node.name])]
             right = any(tests[part](each) and _same(each.tensor, values[node.name]) for each in it.passed)
-            scores[part].expected += 1
             scores[part].found += 1
             scores[part].right += right
             readers = [graph.by_name[name] for name in graph.users[node.name]]
@@ -204,4 +206,12 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             untold = part == "residual" and summed_on and not right
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
+    for part, missed in left.items():
+        scores[part].refused = len(missed)
     return scores
+
+
+def _part(role: Role) -> str | None:
+    if role.block == "feed_forward" and role.part == "output":
+        return "feed_forward"
+    return {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
