@@ -13,7 +13,7 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_atte
 
 
 def configured_attentions(model: type, config: Any) -> dict[str, int]:
-    """Attentions by kind, of a configuration and those inside it that its model has parts for; {} if it does not say."""
+    """Attentions by kind, of a configuration and those inside it that its model has parts for; {} if none says."""
     counts = dict.fromkeys(KINDS, 0)
     for kind, number in _counted(model, config):
         if number is None:
