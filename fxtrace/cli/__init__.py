@@ -22,6 +22,7 @@ from fxtrace.cli.models import models
 from fxtrace.cli.query import query
 from fxtrace.cli.render import render
 from fxtrace.cli.serve import ServeCommand, serve
+from fxtrace.cli.store import store_app
 from fxtrace.cli.trace import delete, trace, traces
 
 __all__ = ["app", "main"]
@@ -36,6 +37,7 @@ app = typer.Typer(
 for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, demo):
     app.command()(command)
 app.command(cls=ServeCommand)(serve)
+app.add_typer(store_app)
 
 
 def _version(asked: bool) -> None:
