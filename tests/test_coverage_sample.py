@@ -100,6 +100,8 @@ def test_the_truth_is_the_models_own() -> None:
         ("hf:bart", (4, 10, 10)),
         ("hf:t5", (4, 10, 10)),
         ("hf:granite", (2, 4, 4)),  # what a block gives is scaled
+        ("hf:vit", (2, 4, 4)),
+        ("zoo:mixture_of_experts", (0, 0, 0)),
         ("zoo:resnet", (0, 0, 0)),
         ("zoo:lstm", (0, 0, 0)),
     ],
