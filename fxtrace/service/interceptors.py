@@ -155,6 +155,9 @@ class Edge(grpc.aio.ServerInterceptor):
             if isinstance(raised, asyncio.CancelledError) and not self._dismissed:
                 code = "CANCELLED"  # by the caller, or its time ran out
                 raise
+            if isinstance(raised, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
+                code = "UNIMPLEMENTED"  # by a standard service, which does not have all of its methods
+                await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server has no {method}", trailers)
             error = self._told(raised, request_id, method)
             sent = rpc_status.to_status(status.to_status(error))
             code = sent.code.name
