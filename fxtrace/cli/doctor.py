@@ -19,7 +19,9 @@ def doctor(server: Server = None, store: StorePlace = None, as_json: Json = Fals
     from fxtrace.doctor import check_installation, check_server
 
     checks = []
-    of_server = check_server(server, tls_options(), lambda: client_of(server)) if server is not None else ()
+    of_server = (
+        check_server(server, tls_options(), lambda: client_of(server, connect_timeout=2)) if server is not None else ()
+    )
     for check in chain(check_installation(store), of_server):
         checks.append(check)
         if not as_json:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fxtrace.client import Client
-from fxtrace.errors import CaptureFailed, FxtraceError, InternalError, ModelInvalid, NameInvalid, StoreDamaged, Unmet
+from fxtrace.errors import CaptureFailed, FxtraceError, ModelInvalid, NameInvalid, StoreDamaged, Unmet
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.redact import redact, without_paths
@@ -47,7 +47,7 @@ def example_inputs(config):
     ],
 )
 def test_of_a_path_only_the_end_is_shown(text: str, shown: str) -> None:
-    assert without_paths(text).replace(" b'", " b'") == shown
+    assert without_paths(text) == shown
 
 
 def test_what_a_caller_sent_is_said_back_as_it_was() -> None:
@@ -63,7 +63,7 @@ def test_what_a_caller_sent_is_said_back_as_it_was() -> None:
 
 
 @pytest.fixture(scope="module")
-def leaky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Engine, str]]:
+def leaky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
     folder = tmp_path_factory.mktemp("leaky")
     (folder / "leaky.py").write_text(LEAKY.format(folder=folder))
     (folder / "broken.py").write_text(f"open({str(folder / 'secret' / 'weights.bin')!r})")
@@ -71,13 +71,13 @@ def leaky(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Engi
     for name in ("leaky", "broken"):
         models.offer(str(folder / f"{name}.py"))
     with Engine.open(folder / "store", models) as engine, serving(engine) as address:
-        yield folder, engine, address
+        yield folder, address
 
 
 def test_no_caller_learns_where_the_server_s_files_are(
-    leaky: tuple[Path, Engine, str], served: object, caplog: pytest.LogCaptureFixture
+    leaky: tuple[Path, str], served: object, caplog: pytest.LogCaptureFixture
 ) -> None:
-    folder, engine, address = leaky
+    folder, address = leaky
     told: list[FxtraceError] = []
     with Client(address) as client:
         summaries = [model.summary for model in client.list_models()]
@@ -90,16 +90,13 @@ def test_no_caller_learns_where_the_server_s_files_are(
             with pytest.raises((ModelInvalid, CaptureFailed), match=r"weights\.bin") as e:
                 client.create_trace(request)
             told.append(e.value)
-        trace = Engine.open(folder / "store").create_trace(TraceRequest("reference"))
+        with Engine.open(folder / "store") as other:
+            trace = other.create_trace(TraceRequest("reference"))
         (file,) = (folder / "store" / "tensors").glob(f"{trace.id}*")
         file.write_bytes(file.read_bytes()[:1000])
         with pytest.raises(StoreDamaged) as damaged:
             client.get_graph(trace.id)
         told.append(damaged.value)
-        (folder / "store" / "index.sqlite3").write_bytes(b"nothing" * 2000)
-        with pytest.raises((StoreDamaged, Unmet, InternalError)) as index:
-            client.get_trace("1" * 32)
-        told.append(index.value)
     for text in summaries + [f"{error.message} {error.metadata} {error.field}" for error in told]:
         assert str(folder) not in text
         assert "Traceback" not in text
