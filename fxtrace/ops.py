@@ -27,7 +27,7 @@ KINDS: tuple[str, ...] = (
     "view",  # the same elements in another shape or order, or copies of them
     "join",  # cat, stack
     "select",  # a part: getitem, slice, chunk, split, gather
-    "reduce",  # sum, mean, max
+    "reduce",  # sum, mean, max, topk
     "create",  # a new tensor from nothing but sizes: arange, zeros, full, tril of them
     "cast",  # another dtype or device
     "size",  # arithmetic on sizes and other non-tensor values

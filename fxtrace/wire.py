@@ -26,6 +26,7 @@ from fxtrace.records import Codec, Record, enum_codec
 from fxtrace.trace import (
     IMAGE_FORMATS,
     RUNGS,
+    SYMBOLIC_TIMEOUT,
     Json,
     ModelInfo,
     NodeQuery,
@@ -355,6 +356,9 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         training=request.training,
         unfused=request.unfused,
         seed=fit(request.seed, 64, "seed"),
+        symbolic=[rpc.SymbolicSizes(input=name, names=names) for name, names in request.symbolic.items()],
+        symbolic_timeout=request.symbolic_timeout,
+        weightless=request.weightless,
     )
 
 
@@ -363,7 +367,7 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
 
     Raises:
         NameInvalid: the model's name is not `models/{name}`.
-        InputError: an override has neither tensor nor shape, or an input has two of one kind.
+        InputError: an override has neither tensor nor shape, or an input has two of one kind, or names twice.
         OptionInvalid: an unknown rung.
     """
     inputs: dict[str, TensorData] = {}
@@ -378,6 +382,12 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
             inputs[name] = TENSOR.decode(override.tensor)
         else:
             shapes[name] = tuple(override.shape.sizes)
+    symbolic: dict[str, tuple[str, ...]] = {}
+    for i, sizes in enumerate(request.symbolic):
+        if sizes.input in symbolic:
+            field = f"symbolic.{i}"
+            raise InputError(f"{field}: input '{sizes.input}' is given twice", field=field, input=sizes.input)
+        symbolic[sizes.input] = tuple(sizes.names)
     return TraceRequest(
         model=parse_model_name(request.model, "model"),
         configuration=decode_struct(request.configuration),
@@ -388,4 +398,7 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         training=request.training,
         unfused=request.unfused,
         seed=request.seed,
+        weightless=request.weightless,
+        symbolic=symbolic,
+        symbolic_timeout=request.symbolic_timeout or SYMBOLIC_TIMEOUT,
     )

@@ -202,3 +202,36 @@ def test_a_trace_of_an_architecture_is_kept_and_found_again(tmp_path: Any) -> No
         assert other.id != trace.id
         targets = {node.target.rpartition(".")[2] for node in engine.get_graph(other.id).nodes}
         assert "scaled_dot_product_attention" in targets
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kept"),
+    [
+        ("llama", {"num_key_value_heads": 8}, {"num_key_value_heads": 2, "num_attention_heads": 4}),
+        ("llama", {}, {"num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 120, "seq_len": 10}),
+        ("bert", {"hidden_act": "relu"}, {"hidden_act": "relu", "hidden_size": 64}),
+        ("gemma2", {"final_logit_softcapping": 7.0}, {"final_logit_softcapping": 7.0, "head_dim": 16}),
+    ],
+)
+def test_a_configuration_is_shrunk_and_keeps_its_structure(
+    name: str, sizes: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    model = hf(name)
+    config = model.resolve({"preset": "default", "seq_len": 512, **sizes})
+    small = next(iter(model.smaller(config)))
+    assert kept.items() <= model.fields(small).items()
+    assert sum(parameter.numel() for parameter in model.build(small).parameters()) < 1e6
+
+
+def test_a_real_size_is_traced_without_weights(tmp_path: Any) -> None:
+    sizes: dict[str, Any] = {"preset": "default", "num_hidden_layers": 3, "seq_len": 12, "num_key_value_heads": 8}
+    names = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
+    with Engine.open(tmp_path) as engine:
+        trace = engine.create_trace(TraceRequest("hf:llama", sizes, weightless=True, symbolic=names))
+        graph = engine.get_graph(trace.id)
+    assert trace.parameter_count > 700_000_000
+    weights = graph.by_role["decoder.2.masked_self_attention.weights"]
+    assert weights.spec is not None
+    assert weights.spec.symbolic == ("batch", "32", "sequence", "sequence")
+    assert weights.roles[0].evidence.endswith("; held on a copy shrunk to seq_len=10, vocab_size=120, hidden_size=64 …")
+    assert all(check.held for node in graph.nodes for role in node.roles for check in role.checks)

@@ -124,7 +124,7 @@ SNAPSHOTS = st.builds(
     roles=tuples(TEXTS),
     variables=tuples(TEXTS),
     dims=tuples(TEXTS),
-    tensors=tuples(st.builds(SnapshotTensor, TEXTS, TEXTS, TEXTS, TEXTS, SHAPES)),
+    tensors=tuples(st.builds(SnapshotTensor, TEXTS, TEXTS, TEXTS, TEXTS, SHAPES, tuples(TEXTS))),
     explanation=TEXTS,
     checks=tuples(CHECKS),
     reason=TEXTS,
@@ -164,6 +164,9 @@ REQUESTS = st.builds(
     training=st.booleans(),
     unfused=st.booleans(),
     seed=INT64,
+    weightless=st.booleans(),
+    symbolic=st.dictionaries(NAMES, tuples(TEXTS), max_size=2),
+    symbolic_timeout=st.floats(0, exclude_min=True, allow_nan=False),
 )
 OPTIONS = st.builds(
     RenderOptions,
@@ -360,6 +363,12 @@ SHAPE = rpc.InputShape(sizes=[2])
             rpc.CreateTraceRequest(model="models/m", inputs=[rpc.InputOverride(name="x", shape=SHAPE)] * 2),
             InputError,
             "inputs.1",
+            "'x' is given twice",
+        ),
+        (
+            rpc.CreateTraceRequest(model="models/m", symbolic=[rpc.SymbolicSizes(input="x", names=["n"])] * 2),
+            InputError,
+            "symbolic.1",
             "'x' is given twice",
         ),
     ],

@@ -27,7 +27,7 @@ _FUNCTIONS: dict[str, str] = {
         "embedding": "embedding embedding_bag",
         "recurrent": "lstm gru rnn_tanh rnn_relu lstm_cell gru_cell rnn_tanh_cell rnn_relu_cell",
         "convolution": "conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution",
-        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm",
+        "matmul": "matmul bmm mm baddbmm addmm addbmm einsum tensordot mv dot grouped_mm grouped_mm_fallback",
         "attention": "scaled_dot_product_attention multi_head_attention_forward scaled_dot_product_flash_attention "
         "scaled_dot_product_flash_attention_for_cpu scaled_dot_product_efficient_attention "
         "scaled_dot_product_cudnn_attention",
@@ -42,20 +42,21 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill masked_scatter where setitem index_put",
+        "mask": "masked_fill masked_scatter where setitem index_put index_add index_copy scatter scatter_add",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
+        "view_as_complex view_as_real detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh "
+        "lift_fresh_copy numpy_T matrix_H mH",
         "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
-        "diagonal masked_select topk index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
-        "reduce": "sum mean max min amax amin prod var std norm logsumexp argmax argmin all any",
+        "diagonal masked_select index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
+        "reduce": "sum mean max min amax amin topk prod var std norm logsumexp argmax argmin all any",
         "create": "arange zeros ones full empty rand randn eye linspace tensor zeros_like ones_like full_like "
         "empty_like new_zeros new_ones new_full new_empty tril triu rand_like randn_like randint randperm "
         "scalar_tensor as_tensor new_tensor",
         "cast": "to to_copy type type_as float half bfloat16 double long int bool cpu cuda",
         "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
-        "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
+        "polar minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
         "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod",
     }.items()
     for name in names.split()

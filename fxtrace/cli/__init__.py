@@ -25,6 +25,7 @@ from fxtrace.cli.models import models
 from fxtrace.cli.query import query
 from fxtrace.cli.render import render
 from fxtrace.cli.serve import ServeCommand, serve
+from fxtrace.cli.store import store_app
 from fxtrace.cli.trace import delete, trace, traces
 
 __all__ = ["app", "main"]
@@ -41,6 +42,7 @@ for command in (models, trace, traces, delete, snapshots, explain, graph, query,
 app.command()(demo)
 app.command(cls=ServeCommand)(serve)
 app.add_typer(keys)
+app.add_typer(store_app)
 
 
 def _version(asked: bool) -> None:

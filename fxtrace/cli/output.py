@@ -29,11 +29,14 @@ _STAGES = {
     "build": "building the model",
     "run": "running the model",
     "capture": "capturing its graph",
+    "export": "capturing its graph",
     "propagate": "running the graph",
     "label": "finding roles",
+    "check": "trying the roles on a small copy",
     "store": "storing",
     "draw": "drawing the graph",
     "layout": "laying it out",
+    "verify": "comparing bytes",
 }
 
 

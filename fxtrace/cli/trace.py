@@ -11,8 +11,8 @@ import typer
 
 from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace
 from fxtrace.errors import InputError
+from fxtrace.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
 from fxtrace.trace import Json as JsonValue
-from fxtrace.trace import Rung, TensorData, TraceRequest
 
 
 def trace(
@@ -48,6 +48,19 @@ def trace(
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the weights from this safetensors file.")
     ] = None,
+    weightless: Annotated[
+        bool, typer.Option("--weightless", help="Build the model without its weights, of any size; shapes and roles.")
+    ] = False,
+    symbolic: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=batch,sequence",
+            help="Keep an input's sizes as symbols of these names; an empty name keeps a number. Repeatable.",
+        ),
+    ] = None,
+    symbolic_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How much computing following symbols may take.", show_default=True)
+    ] = SYMBOLIC_TIMEOUT,
     server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
@@ -67,6 +80,9 @@ def trace(
         unfused=unfused,
         seed=seed,
         state="" if state is None else str(state),
+        weightless=weightless,
+        symbolic={name: tuple(map(str.strip, text.split(","))) for name, text in pairs("--symbolic", symbolic).items()},
+        symbolic_timeout=symbolic_timeout,
     )
     with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:

@@ -6,14 +6,14 @@ import dataclasses
 import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.errors import ConfigurationError, DependencyMissing, ModelInvalid, ModelNotFound, unknown
 from fxtrace.models.base import Model
-from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields
+from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields, shrunk
 from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
@@ -181,6 +181,13 @@ class HuggingFaceModel(Model):
         sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
         return example_inputs(lambda: self.build(config), self._class, config.config, sizes, self._fit.layout)
 
+    def smaller(self, config: _Configuration) -> Iterator[_Configuration]:
+        least = {name: default for name, (default, _) in _FIELDS.items() if isinstance(default, int)}
+        added = {name: min(value, least[name]) if name in least else value for name, value in config.added.items()}
+        for derived in (True, False):
+            with suppress(Exception):  # the class's own checks may refuse what is shrunk
+                yield _Configuration(self._kind(**shrunk(config.config, self._fit.shrink, derived=derived)), added)
+
     @property
     def _fit(self) -> Fit:
         from fxtrace.models.hf_fit import fit
@@ -192,8 +199,10 @@ class HuggingFaceModel(Model):
 
 def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
     make: Any = kind._from_config
+    # Given for the whole alone, parts that have no other attention (a convolutional backbone) keep to eager.
+    wanted = attention if attention == "eager" else {"": attention}
     with _offline():
-        model: PreTrainedModel = make(config, attn_implementation=attention)
+        model: PreTrainedModel = make(config, attn_implementation=wanted)
     model.train(False)
     return model
 

@@ -5,6 +5,7 @@ Neither is written down anywhere but in the code of its `forward`, so both are f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fxtrace.models.hf_examples import Layout, Sizes
-from fxtrace.models.hf_inputs import example_inputs, layouts, missing_inputs
+from fxtrace.models.hf_inputs import Shapes, example_inputs, layouts, missing_inputs
 from fxtrace.models.shrink import SHRINKS, Shrink, arguments
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 _LARGEST, _LARGEST_AT_ALL = 50_000_000, 500_000_000
 """Parameters of the largest model that is tried where widths are the class's own, and of any."""
 
-_LARGEST_INPUT = 1_000_000
+_LARGEST_INPUT = 400_000
 """Elements of the largest input that is tried."""
 
 
@@ -40,11 +41,7 @@ class Fit:
 
 
 @cache
-def fit(
-    kind: type[PreTrainedConfig],
-    model: type[PreTrainedModel],
-    build: Build,
-) -> Fit:
+def fit(kind: type[PreTrainedConfig], model: type[PreTrainedModel], build: Build) -> Fit:
     """The first of the small configurations and layouts with which a model runs.
 
     All media are tried before words alone. Where nothing runs, the fit is the first of both, with what it said.
@@ -53,16 +50,22 @@ def fit(
         ImportError: the architecture needs a package that is not installed.
     """
     problem = ""
+    tried: set[tuple[Shrink, Shapes]] = set()
     for companions in (True, False):
         for shrink in SHRINKS:
             try:
                 with torch.random.fork_rng(devices=[]):
                     config = kind(**arguments(kind, {}, shrink))
-                    if _is_too_large(model, config, shrink, build):
-                        problem = problem or "even made small it is too large to be tried"
+                    ways = layouts(model, config, Sizes(), companions=companions)
+                    if missing := missing_inputs(model, [name for name, _ in next(iter(ways))]):
+                        return Fit(shrink, Layout(), f"no example is known for {', '.join(missing)}")
+                    ways = {shapes: way for shapes, way in ways.items() if (shrink, shapes) not in tried}
+                    tried.update((shrink, shapes) for shapes in ways)
+                    ways = {shapes: way for shapes, way in ways.items() if _elements(shapes) <= _LARGEST_INPUT}
+                    if not ways or _is_too_large(model, config, shrink, build):
                         continue
                     module = build(model, config)
-                    for layout in layouts(model, config, Sizes(), companions=companions):
+                    for layout in ways.values():
                         said = _tried(module, config, layout)
                         if not said:
                             return Fit(shrink, layout)
@@ -71,19 +74,18 @@ def fit(
                 raise
             except Exception as error:  # noqa: BLE001 - whatever a family's code says of these sizes
                 problem = problem or _said(error)
-    return Fit(SHRINKS[0], Layout(), problem)
+    return Fit(SHRINKS[0], Layout(), problem or "even made small it is too large to be tried")
+
+
+def _elements(shapes: Shapes) -> int:
+    return max((math.prod(shape) for _, shape in shapes), default=0)
 
 
 def _tried(module: PreTrainedModel, config: PreTrainedConfig, layout: Layout) -> str:
     """What a model says to inputs laid out so; empty where it runs."""
     try:
-        inputs = example_inputs(lambda: module, type(module), config, Sizes(), layout)
-        if missing := missing_inputs(type(module), inputs):
-            return f"no example is known for {', '.join(missing)}"
-        if any(each.numel() > _LARGEST_INPUT for each in inputs.values()):
-            return "its example inputs are too large to be tried"
         with torch.no_grad():
-            module(**inputs)
+            module(**example_inputs(lambda: module, type(module), config, Sizes(), layout))
     except ImportError:
         raise
     except Exception as error:  # noqa: BLE001 - whatever its forward says

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,9 @@ from fxtrace.models.hf_examples import IMAGES, SOUNDS, WORDS, Layout, Maker, Siz
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""The inputs' names and shapes."""
 
 # What is given besides what is needed, where `forward` takes it and the configuration has a part for it; in this order.
 _COMPANIONS = (
@@ -80,19 +83,18 @@ def example_inputs(
 
 def layouts(
     model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, *, companions: bool
-) -> Iterator[Layout]:
-    """Every way to lay the inputs out, the likeliest first, and none that makes the same of them as one before."""
-    seen = set()
+) -> dict[Shapes, Layout]:
+    """Every way to lay the inputs out, by the shapes that it gives them; the likeliest first."""
+    found: dict[Shapes, Layout] = {}
     for images, sounds, words in itertools.product(IMAGES, SOUNDS, WORDS):
         layout = Layout(images, sounds, words, companions)
-        shapes = tuple((name, tuple(each.shape)) for name, each in _made(model, config, sizes, layout).items())
-        if shapes not in seen:
-            seen.add(shapes)
-            yield layout
+        made = _made(model, config, sizes, layout)
+        found.setdefault(tuple((name, tuple(each.shape)) for name, each in made.items()), layout)
+    return found
 
 
-def missing_inputs(model: type[PreTrainedModel], inputs: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """The parameters that a call needs and that are not among the inputs."""
+def missing_inputs(model: type[PreTrainedModel], inputs: Collection[str]) -> tuple[str, ...]:
+    """The parameters that a call needs and that are not among the inputs of these names."""
     return tuple(name for name in _needed(model) if name not in inputs)
 
 

@@ -139,6 +139,9 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
 )
 _PATTERNS = tuple((kind, re.compile(pattern), rule) for kind, pattern, rule in _RULES)
 
+# What other configurations count: `d_model` and `n_heads` are as above.
+_LENGTHS = re.compile(r"(.*_)?(batch(_size)?|seq|(seq|src|tgt|sequence|source|target)_len(gth)?)")
+
 _WIDTHS = re.compile(r"(.*_)?(hidden_sizes|embed_dims|conv_dim|layer_dims|neck_hidden_sizes)")
 _INDICES = re.compile(r".*(indexes|idxs|indices|layer_ids|_layers)")
 
@@ -167,8 +170,32 @@ def arguments(kind: type[PreTrainedConfig], given: Mapping[str, Any], shrink: Sh
     return _arguments(kind(), given, {}, shrink, nested=False)
 
 
+def shrunk(config: PreTrainedConfig, shrink: Shrink, *, derived: bool) -> dict[str, Any]:
+    """Arguments for a configuration of the same class and structure as a given one, with small sizes.
+
+    Args:
+        config: as it was made.
+        shrink: what is made small.
+        derived: shrink also what the class derives from other fields where it is left open, such as the number of key
+            heads; otherwise the class derives it again.
+    """
+    result = _arguments(config, {}, {}, shrink, nested=True, derived=derived)
+    return {name: value for name, value in result.items() if name != "model_type"}
+
+
+def smaller_size(name: str, size: int) -> int:
+    """A size for a field of that name in a configuration of any kind: small where the name says what it counts."""
+    return min(size, POSITIONS // 4) if _LENGTHS.fullmatch(name) else _size(name, size, Shrink())
+
+
 def _arguments(
-    config: PreTrainedConfig, given: Mapping[str, Any], tokens: dict[int, int], shrink: Shrink, *, nested: bool
+    config: PreTrainedConfig,
+    given: Mapping[str, Any],
+    tokens: dict[int, int],
+    shrink: Shrink,
+    *,
+    nested: bool,
+    derived: bool = False,
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"model_type": config.model_type} if nested else {}
     values = own_fields(config)
@@ -183,12 +210,13 @@ def _arguments(
                 pyramid = {"out_indices": list(value.out_indices)} if getattr(value, "out_indices", None) else {}
                 result[name] = _RESNET | pyramid  # the same features, with no other package
             else:
-                result[name] = _arguments(value, given.get(name) or {}, tokens, shrink, nested=True)
+                inner = given.get(name) or {}
+                result[name] = _arguments(value, inner, tokens, shrink, nested=True, derived=derived)
         elif name == "use_cache":
             result[name] = False
         elif shrink.open_fields and (filled := _filled(name, value, str(each.type), here)) is not None:
             result[name] = filled
-        elif each.default is None and not (name.endswith("token_id") or name == "rope_parameters"):
+        elif each.default is None and not derived and not (name.endswith("token_id") or name == "rope_parameters"):
             continue  # the class derives it from the other fields
         elif (new := _smaller(name, value, tokens, here)) != (each.default if nested else value):
             result[name] = new  # nested: its owner may have other defaults than its class

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 from fxtrace.graph import Arg, Node, Ref, SliceArg
@@ -106,23 +105,17 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
     mixing = read_product(flow, path[-1], left=path[-2].name) if path else None
     if path is None or mixing is None or mixing.left_order is not None:
-        *_, last = (softmax, *_onward(flow, softmax))
-        return f"no product has this softmax's output as its left factor: '{last.name}' reads it"
+        return _not_mixed(flow, softmax)
     entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
     scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
     chain = _to_product(flow, scores, value) if scores is not None else None
     if chain is None:
-        *_, last = flow.back(entry or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
-        return (
-            "no product of two computed tensors leads to this softmax through scalings and masks alone:"
-            f" it reads '{last.name}'"
-        )
+        return _not_scores(flow, softmax)
     weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
     if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
         return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
     if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
-        *_, last = (softmax, *_onward(flow, softmax))
-        return f"no product has this softmax's output as its left factor: '{last.name}' reads it"
+        return _not_mixed(flow, softmax)
     attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
     attention.masks, attention.rescalings = chain.masks, chain.rescalings
     attention.sink, attention.sink_first = sink, sink_first
@@ -158,14 +151,30 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     return attention
 
 
-def _onward(flow: Flow, node: Node) -> Iterator[Node]:
-    """The first readers of a node, up to the first that does more than to move what it reads."""
-    here = node
+def _not_mixed(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is in front of no product: who reads it instead."""
+    here = softmax
     while users := flow.users(here):
         here = users[0]
-        yield here
         if here.kind not in MOVES or not _keeps_rows(here):
-            return
+            break
+    return f"no product has this softmax's output as its left factor: '{here.name}' reads it{_windows(flow, softmax)}"
+
+
+def _not_scores(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is behind no product: what it reads instead."""
+    *_, read = flow.back(flow.data_input(softmax) or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
+    return (
+        "no product of two computed tensors leads to this softmax through scalings and masks alone:"
+        f" it reads '{read.name}'{_windows(flow, softmax)}"
+    )
+
+
+def _windows(flow: Flow, softmax: Node) -> str:
+    for node in flow.ancestors(softmax, until=lambda each: each.kind in PROJECTIONS):
+        if node.target.rpartition(".")[2] in ("as_strided", "unfold"):
+            return f"; '{node.name}' takes queries or keys in overlapping windows, so that no tensor holds all scores"
+    return ""
 
 
 def _fused(flow: Flow, call: Node) -> Attention | str:
@@ -318,12 +327,12 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
     for tensor, other in ((left, right), (right, left)):
         if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
             continue
-        base = flow.operand(node, tensor)
+        base = flow.graph.by_name[tensor.node]
         if not flow.computed(base):
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        constant = flow.operand(node, other) if isinstance(other, Ref) else None
+        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
         if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))
@@ -401,6 +410,11 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
                 attention.sources[part] = source
             continue
         if len(linears) != 1 or not complete:
+            several = _several(flow, heads)
+            if several is not None:
+                names, attention.sources[part] = several
+                attention.refused[part] = f"{len(names)} projections each give a part of it: {', '.join(names)}"
+                continue
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
                 f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
             )
@@ -427,12 +441,20 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
 
 
+def _several(flow: Flow, heads: Node) -> tuple[list[str], Node] | None:
+    """(the projections behind heads, what all of them read), where each gives a part: some rows, or some features."""
+    linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS | {"mask"})
+    ends = [list(flow.back(source, MOVES))[-1] for each in linears if (source := flow.data_input(each)) is not None]
+    if not complete or len(linears) < 2 or len(ends) < len(linears) or len({end.name for end in ends}) > 1:
+        return None
+    return [f"'{each.name}'" for each in linears], ends[0]
+
+
 def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
     """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
 
     Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of.
-    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
-    for queries, and for keys and values together.)
+    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs for queries, and for keys and values together.)
     """
     latent = flow.data_input(up)
     nodes = list(flow.back(latent, MOVES | {"norm"})) if latent is not None else []
@@ -471,7 +493,12 @@ def _trace_output(flow: Flow, attention: Attention) -> None:
         attention.refused["concat"] = "no projection follows the heads' outputs"
         attention.refused["output"] = attention.refused["concat"]
         return
-    *_, last, attention.output = path
+    *_, last, output = path
+    if not mixes and numel(last) != numel(attention.head_outputs):
+        reason = f"'{output.name}' projects '{last.name}', a part of the heads' outputs"
+        attention.refused |= {"concat": reason, "output": reason}
+        return
+    attention.output = output
     if mixes:
         attention.refused["concat"] = (
             f"'{mixes[0].name}' {'joins' if mixes[0].kind == 'join' else 'adds'} other results to the heads' outputs"

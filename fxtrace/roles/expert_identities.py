@@ -171,7 +171,7 @@ def _product(value: Values, mixture: Mixture, node: Node, source: Node) -> Tenso
     if name == "einsum":
         operands = [value.named(each) for each in node.inputs]
         return torch.einsum(str(node.args[0]), *operands)
-    if name == "grouped_mm":
+    if name.startswith("grouped_mm"):
         rows, weight = value(source), value.named(node.inputs[1])
         experts = _experts_of_rows(value, mixture, node, len(rows))
         result = rows.new_zeros(len(rows), weight.shape[-1])
@@ -261,7 +261,7 @@ def _input_rows(read: Tensor, count: int, size: int, given: Tensor) -> Tensor:
 
 def _experts_of_rows(value: Values, mixture: Mixture, node: Node, size: int) -> Tensor:
     """Which expert's weights a product over stacked ones takes for each row."""
-    if name_of(node) == "grouped_mm":
+    if name_of(node).startswith("grouped_mm"):
         offsets = node.kwargs.get("offs", node.args[2] if len(node.args) > 2 else None)
         if not isinstance(offsets, Ref):
             raise Unavailable("the groups of the product are not in the graph")

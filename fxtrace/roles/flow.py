@@ -5,10 +5,10 @@ Size arithmetic is left out: a reshape is fed by the tensor it reshapes, not by 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from fxtrace.graph import Graph, Node, Ref
+from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg
 from fxtrace.roles.composites import find_written_norms
 
 # Ops that keep every element as it is: moved, copied, cut out, cast, or (in evaluation mode) passed through dropout.
@@ -21,6 +21,8 @@ PROJECTIONS = frozenset({"linear", "convolution"})
 _OF_ITS_SHAPE = frozenset(
     {"new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"}
 )
+# Ops that take nothing but that of their second.
+_AS_ANOTHER = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
 
 
 class Flow:
@@ -35,6 +37,7 @@ class Flow:
     """
 
     def __init__(self, graph: Graph) -> None:
+        graph = _with_changes(graph)
         self.written_norms = {norm.result: norm for norm in find_written_norms(graph)}
         graph = replace(
             graph,
@@ -46,15 +49,9 @@ class Flow:
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self._inputs: dict[str, tuple[Node, ...]] = {}
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
-        self._changed: dict[tuple[str, str], str] = {}
-        changed: dict[str, str] = {}
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
-            names = (norm.source,) if norm else _read(node)
-            inputs = tuple(graph.by_name[changed.get(name, name)] for name in names)
-            self._changed |= {(node.name, name): changed[name] for name in names if name in changed}
-            if node.inputs and _is_in_place(node):
-                changed[node.inputs[0]] = node.name
+            inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
             for each in self._inputs[node.name]:
                 self._users[each.name].append(node)
@@ -77,28 +74,35 @@ class Flow:
     def _learned_starts(self) -> frozenset[str]:
         """Constants that a branch which leaves from them is added back to: there a residual stream starts.
 
-        (Carion et al. 2020, "End-to-End Object Detection with Transformers": the decoder reads learned queries.)
+        So it does where a constant is projected to the queries of what is computed. (Carion et al. 2020, "End-to-End
+        Object Detection with Transformers", reads learned queries; Zhai et al. 2022, "Scaling Vision Transformers",
+        section 2, pools with one.)
         """
         found = set()
         for node in self.graph.nodes:
             inputs = self._inputs[node.name]
+            if node.kind in ("matmul", "attention") and [self.computed(each) for each in inputs[:2]] == [False, True]:
+                query = self._through(inputs[0], MOVES | {"mul", "div"})
+                learned = self._through(self._inputs[query.name][0], MOVES) if query.kind == "linear" else None
+                if learned is not None and learned.kind == "constant":
+                    found.add(learned.name)
             if node.kind != "add" or len(inputs) != 2 or shape_of(inputs[0]) != shape_of(inputs[1]):
                 continue
             first, second = sorted(inputs, key=lambda each: self.index[each.name])
-            end = second
-            while end.kind in MOVES and self._inputs[end.name]:
-                end = self._inputs[end.name][0]
+            end = self._through(second, MOVES)
             if end.kind in PROJECTIONS and not self.computed(first) and self.is_ancestor(first, end):
                 found.add(first.name)
         return frozenset(found)
 
+    def _through(self, node: Node, kinds: Collection[str]) -> Node:
+        """Back by first inputs, computed or not, as long as nodes are of one of the kinds."""
+        while node.kind in kinds and self._inputs[node.name]:
+            node = self._inputs[node.name][0]
+        return node
+
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
         return self._inputs[node.name]
-
-    def operand(self, node: Node, ref: Ref) -> Node:
-        """The node whose tensor an argument of another is, as it is when it is read."""
-        return self.graph.by_name[self._changed.get((node.name, ref.node), ref.node)]
 
     def users(self, node: Node) -> tuple[Node, ...]:
         """The nodes that read a node's tensor, in execution order; size queries are left out."""
@@ -135,10 +139,8 @@ class Flow:
     ) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
-        Padding is passed, too.
-
-        Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
-        path too: rotations depend on positions. So do the nodes named in `aside`.
+        Padding is passed too. Returns them in execution order, and whether every path ended at one. Constants, model
+        inputs and integers end a path too: rotations depend on positions. So do the nodes named in `aside`.
         """
         stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
@@ -213,11 +215,45 @@ def pads(node: Node) -> bool:
     return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
+def _with_changes(graph: Graph) -> Graph:
+    """The graph with every read of a tensor after an op changed it in place read from that op.
+
+    By PyTorch's convention such an op's name ends in an underscore, and what it changes is its first input.
+    """
+    latest: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if latest and not latest.keys().isdisjoint(node.inputs):
+            args = tuple(_renamed(arg, latest) for arg in node.args)
+            node = replace(node, args=args, kwargs={key: _renamed(arg, latest) for key, arg in node.kwargs.items()})
+        nodes.append(node)
+        if node.inputs and node.target.endswith("_") and not node.target.endswith("__"):
+            before = node.inputs[0]
+            latest |= {name: node.name for name, last in latest.items() if last == before} | {before: node.name}
+    return replace(graph, nodes=tuple(nodes)) if latest else graph
+
+
+def _renamed(arg: Arg, names: Mapping[str, str]) -> Arg:
+    match arg:
+        case Ref(node):
+            return Ref(names.get(node, node))
+        case tuple():
+            return tuple(_renamed(each, names) for each in arg)
+        case dict():
+            return {key: _renamed(each, names) for key, each in arg.items()}
+        case SliceArg(start, stop, step):
+            return SliceArg(_renamed(start, names), _renamed(stop, names), _renamed(step, names))
+        case _:
+            return arg
+
+
 def _read(node: Node) -> tuple[str, ...]:
     """The inputs whose numbers a node's value depends on: not those it takes the shape of, nor those it overwrites."""
     name = node.target.rpartition(".")[2]
     if name in _OF_ITS_SHAPE:
         return ()
+    if name in _AS_ANOTHER:
+        return node.inputs[:1]
     return node.inputs[1:] if name == "copy_" else node.inputs
 
 
@@ -225,11 +261,6 @@ def _counts(node: Node) -> bool:
     """Whether a node's numbers are integers or booleans: positions and the like, no features."""
     dtypes = {value.spec.dtype if value.spec is not None else value.type for value in node.values}
     return bool(dtypes) and not any("float" in dtype or "complex" in dtype for dtype in dtypes)
-
-
-def _is_in_place(node: Node) -> bool:
-    """Whether an op changes its first input: by PyTorch's convention its name says so."""
-    return node.target.endswith("_") and not node.target.endswith("__")
 
 
 def shape_of(node: Node) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@ captured values; then it is refused, with the failure as the reason. What datafl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 
 def label(
-    graph: Graph, values: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
+    graph: Graph,
+    values: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
+    witness: Callable[[Graph], Graph] | None = None,
 ) -> tuple[Graph, tuple[Snapshot, ...]]:
     """Finds the roles in a graph, and the numbered snapshots they define.
 
@@ -45,6 +48,7 @@ def label(
         graph: as captured.
         values: tensors by name, as captured. Where one is absent the identities that need it are not tried.
         state: the module's parameters and buffers by qualified name.
+        witness: has a last say on the roles, before the snapshots are taken; see `fxtrace.roles.witness`.
 
     Returns:
         The graph with its nodes' roles, its named sizes and the refused roles; and all snapshots in order, those that
@@ -56,6 +60,8 @@ def label(
     labelled = replace(
         graph, nodes=nodes, refusals=tuple(Refusal(role, reason) for role, reason in labels.refused.items())
     )
+    if witness is not None:
+        labelled = witness(labelled)
     dims, snapshots = take_snapshots(labelled, labels.tables)
     return replace(labelled, dims=dims), snapshots
 
@@ -204,6 +210,10 @@ class _Labels:
 
     def _residual(self, stack: str, number: int, kind: str, block: Block) -> None:
         at = _Place(stack, number, kind)
+        if block.unadded:
+            self._give(block.source, at("input"), "what the block's projections read")
+            self._refuse(at, dict.fromkeys(("residual_a", "residual_b", "residual_sum", "norm_output"), block.unadded))
+            return
         checks = []
         if not block.parallel:
             statement = "residual_sum = residual_a + residual_b"

@@ -5,6 +5,7 @@
     tracefile.py  a trace's file: safetensors with everything about the trace and a checksum of every block
     blobs.py      files in a folder: whole or absent, whatever happens
     objects.py    the same in an object store
+    files.py      a trace's file, opened by its row
     store.py      the two together: put, read, delete, make room, verify, sweep
     migrate.py    what an older fxtrace wrote
     faults.py     what a disk, a database or an object store refuses, as errors

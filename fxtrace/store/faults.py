@@ -5,13 +5,14 @@ The messages name no path: they reach whoever called a server. Where the store i
 
 from __future__ import annotations
 
+import errno
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from sqlalchemy import exc
 
-from fxtrace.errors import StoreDamaged, Unmet
+from fxtrace.errors import StoreDamaged, TraceNotFound, Unmet
 from fxtrace.store.place import PLACE_VARIABLE
 
 # What SQLite reports about its surroundings, not about what is in the file: https://www.sqlite.org/rescode.html
@@ -27,6 +28,10 @@ _OUTSIDE = {
 }
 
 
+class DiskFull(Unmet):
+    """There is no room left on the disk."""
+
+
 @contextmanager
 def reported() -> Iterator[None]:
     """Reports what the disk, the database or the object store refuses.
@@ -38,9 +43,19 @@ def reported() -> Iterator[None]:
     try:
         yield
     except exc.DBAPIError as error:
-        raise (_unusable(error.orig) if _is_outside(error) else damaged_index(error.orig)) from error
+        raise _of_database(error) from error
     except OSError as error:
-        raise _unusable(error.strerror or error) from error
+        raise _unusable(error.strerror or error, full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+
+@contextmanager
+def reported_of_index() -> Iterator[None]:
+    """The same around what asks the index: a value of another kind than was written, or no text at all, is damage."""
+    try:
+        with reported():
+            yield
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise damaged_index(error) from error
 
 
 def damaged_index(problem: object) -> StoreDamaged:
@@ -58,16 +73,24 @@ def damaged_trace(trace_id: str, problem: object) -> StoreDamaged:
     )
 
 
-def _is_outside(error: exc.DBAPIError) -> bool:
+def not_found(trace_id: str) -> TraceNotFound:
+    """The error for a trace that is not there."""
+    return TraceNotFound(f"no trace with the id {trace_id}", field="trace", trace=trace_id)
+
+
+def _of_database(error: exc.DBAPIError) -> Unmet | StoreDamaged:
     code = getattr(error.orig, "sqlite_errorcode", None)
-    if code is not None:
-        return code & 0xFF in _OUTSIDE  # the lowest byte of an extended code is the primary one
-    return isinstance(error, exc.OperationalError | exc.InterfaceError)
+    if code is None:
+        outside = isinstance(error, exc.OperationalError | exc.InterfaceError)
+    else:
+        code &= 0xFF  # the primary code of an extended one
+        outside = code in _OUTSIDE
+    return _unusable(error.orig, full=code == sqlite3.SQLITE_FULL) if outside else damaged_index(error.orig)
 
 
-def _unusable(problem: object) -> Unmet:
+def _unusable(problem: object, *, full: bool) -> Unmet:
     text = str(problem).strip().partition("\n")[0]
-    return Unmet(
+    return (DiskFull if full else Unmet)(
         f"the store cannot be used: {text}. Make room with `fxtrace store gc --quota SIZE`, or choose another place "
         f"with --store or {PLACE_VARIABLE}"
     )

@@ -36,7 +36,7 @@ from sqlalchemy import (
 from zlib_ng.zlib_ng import crc32
 
 from fxtrace.errors import DependencyMissing, StoreDamaged
-from fxtrace.store.faults import damaged_index, damaged_trace, reported
+from fxtrace.store.faults import damaged_index, damaged_trace, reported_of_index
 
 SCHEMA_VERSION = 2
 
@@ -112,13 +112,17 @@ class Index:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only looks."""
-        with reported(), self._engine.connect() as connection:
+        with reported_of_index(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def locked(self) -> Iterator[Connection]:
         """A transaction that holds the lock of the writers from its start."""
-        with reported(), self._engine.connect() as connection, connection.execution_options(write=True).begin():
+        with (
+            reported_of_index(),
+            self._engine.connect() as connection,
+            connection.execution_options(write=True).begin(),
+        ):
             yield connection
 
     def prepare(self, migrate: Callable[[Index], None]) -> None:
@@ -200,21 +204,18 @@ class Index:
         pinned = (_rows.c.pinned, _rows.c.state != "deleted", _rows.c.id != but)
         return int(connection.scalar(select(func.sum(_rows.c.nbytes)).where(*pinned)) or 0)
 
-    def evict(self, connection: Connection, quota_bytes: int | None, keep: str = "") -> list[Row]:
-        """Marks the least recently used as deleted until the rest fits; never a pinned one, nor the trace `keep`."""
+    def surplus(self, connection: Connection, quota_bytes: int, keep: str = "") -> list[str]:
+        """The ids of the least recently used traces that must go for the rest to fit; none is pinned, or `keep`."""
         there = _rows.c.state != "deleted"
         total = int(connection.scalar(select(func.sum(_rows.c.nbytes)).where(there)) or 0)
-        if quota_bytes is None or total <= quota_bytes:
-            return []
         may_go = select(_rows.c.id, _rows.c.nbytes).where(there, ~_rows.c.pinned, _rows.c.id != keep)
-        evicted = []
-        for trace_id, nbytes in connection.execute(may_go.order_by(_rows.c.last_used, _rows.c.sequence)).all():
+        going = []
+        for trace_id, nbytes in connection.execute(may_go.order_by(_rows.c.last_used, _rows.c.sequence)):
             if total <= quota_bytes:
                 break
-            if (row := self.mark_deleted(connection, trace_id)) is not None:
-                evicted.append(row)
-                total -= nbytes
-        return evicted
+            going.append(trace_id)
+            total -= nbytes
+        return going
 
     def insert(self, connection: Connection, row: Row) -> None:
         """Adds a row, in place of one of the same trace; at the end of the order where it has no place."""
@@ -233,7 +234,7 @@ class Index:
         connection.execute(_rows.update().where(_rows.c.id == row.id).values(change))
 
     def mark_deleted(self, connection: Connection, trace_id: str) -> Row | None:
-        """Marks a row, damaged or not, as deleted, and gives it; None where there is none."""
+        """Marks a row, damaged or not, as deleted, and gives it; None where there is none, or it is marked already."""
         found = connection.execute(select(_rows).where(_rows.c.id == trace_id)).mappings().one_or_none()
         if found is None or found["state"] == "deleted":
             return None

@@ -44,7 +44,7 @@ def migrate(index: Index, blobs: Blobs, files: Path) -> None:
     Raises:
         Unmet: the disk is full, or cannot be written to.
     """
-    while (old := _next(index)) is not None:
+    while (old := _next(index, files)) is not None:
         file = files / f"{old['id']}{SUFFIX}"
         row = Row(
             id=old["id"],
@@ -75,13 +75,15 @@ def migrate(index: Index, blobs: Blobs, files: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def _next(index: Index) -> RowMapping | None:
-    """An old row; where there is none left, the schema is the new one."""
+def _next(index: Index, files: Path) -> RowMapping | None:
+    """An old row; where there is none left, the schema is the new one, and of the old files none is left."""
     with index.locked() as connection:
         if index.version(connection) != 1:
             return None
         old = connection.execute(select(_old).order_by(_old.c.sequence).limit(1)).mappings().one_or_none()
         if old is None:
+            for file in files.glob(f"{'[0-9a-f]' * 32}{SUFFIX}"):
+                file.unlink(missing_ok=True)
             _old.drop(connection)
             index.set_version(connection)
         return old

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from fxtrace.errors import DependencyMissing, OptionInvalid
 from fxtrace.store.blobs import SUFFIX, Source, Written
@@ -28,9 +29,13 @@ except ModuleNotFoundError as error:
         f"an object store needs {error.name}; install it with: pip install 'fxtrace[s3]'", package=error.name
     ) from error
 
-PART_BYTES = 32 << 20
+if TYPE_CHECKING:
+    pass
+
+PART_BYTES = 32 << 20  # part of the format: it tells which object has a byte
 _MORE = ".more"
 _ABANDONED_AFTER_SECONDS = 3600  # since a writer's last upload, of at most `PART_BYTES`
+_RETRIES = 5
 _RETRY_FOR = timedelta(seconds=30)
 
 
@@ -43,7 +48,9 @@ class Objects:
 
     def __init__(self, url: str) -> None:
         try:
-            self._store: ObjectStore = from_url(url, retry_config={"max_retries": 5, "retry_timeout": _RETRY_FOR})
+            self._store: ObjectStore = from_url(
+                url, retry_config={"max_retries": _RETRIES, "retry_timeout": _RETRY_FOR}
+            )
         except (BaseError, ValueError) as error:
             raise OptionInvalid(
                 f"store: expected files in a folder or at a URL such as s3://bucket/prefix; {_in_short(error)}",

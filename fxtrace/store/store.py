@@ -5,16 +5,14 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from sqlalchemy import Connection
 
@@ -22,22 +20,20 @@ from fxtrace import wire
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, NameInvalid, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.store.blobs import NAME, Source, Written, new_name, open_blobs
-from fxtrace.store.faults import damaged_trace, reported
+from fxtrace.store.blobs import new_name, open_blobs
+from fxtrace.store.faults import DiskFull, damaged_trace, not_found, reported
+from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
 from fxtrace.store.index import Index, Row
 from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
-from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
+from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
 from fxtrace.trace import Progress, Trace
-from fxtrace.v1 import graph_pb2, trace_service_pb2
+from fxtrace.v1 import trace_service_pb2
 
 TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
 _SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
-_HEADS_KEPT = 64
 _NOTE_USE_EVERY_SECONDS = 60
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +93,11 @@ class Store:
         self._used: dict[str, float] = {}
         self._used_lock = threading.Lock()
         self._used_noted = time.monotonic()
-        self._heads: OrderedDict[str, Head] = OrderedDict()
         try:
             with reported():
                 self._blobs = open_blobs(parsed.files)
             self._index = Index(parsed.index)
+            self._files = Files(self._blobs, self._index)
             try:
                 self._index.prepare(partial(migrate, blobs=self._blobs, files=Path(parsed.files)))
                 self.sweep()
@@ -151,16 +147,15 @@ class Store:
             with self._index.locked() as connection:
                 kept = self._add(connection, row)
                 self._check_quota(connection, row)
-                evicted = self._index.evict(connection, self._quota_bytes, keep=row.id)
         except BaseException:
             with suppress(FxtraceError):
                 self._discard(row.blob)
             raise
-        self._finish_deleting(evicted)
+        self._evict(self._quota_bytes, keep=row.id)
         if kept.blob == row.blob:
             return trace
         self._discard(row.blob)
-        return _parse(kept.id, _trace_from_bytes, kept.trace)
+        return parse(kept.id, trace_from_bytes, kept.trace)
 
     def check_writable(self) -> None:
         """Returns if the store can be written to: writes a small file, and removes it.
@@ -185,7 +180,7 @@ class Store:
         with self._index.locked() as connection:
             row = self._index.find(connection, trace_id)
             if row is None:
-                raise _not_found(trace_id)
+                raise not_found(trace_id)
             self._index.update(connection, replace(row, pinned=pinned))
 
     def delete(self, trace_id: str) -> None:
@@ -195,10 +190,13 @@ class Store:
             NameInvalid, TraceNotFound
         """
         check_trace_id(trace_id)
-        with self._index.locked() as connection:
-            row = self._index.mark_deleted(connection, trace_id)
-        if row is None:
-            raise _not_found(trace_id)
+        try:
+            row = self._mark_deleted(trace_id)
+        except DiskFull:  # the file goes first, and makes room for the index
+            row = self._row(trace_id)
+            with reported():
+                self._blobs.delete(row.blob)
+            row = self._mark_deleted(trace_id)
         self._finish_deleting([row])
 
     def collect(self, quota_bytes: int | None = None) -> Collected:
@@ -208,15 +206,13 @@ class Store:
             quota_bytes: instead of the store's own.
         """
         nbytes = self.sweep()
-        for blob, written in self._unreadable().items():
+        for blob, written in self._files.unreadable().items():
             self._discard(blob)
             nbytes += written.nbytes
-        self._note_use()
-        with self._index.locked() as connection:
-            quota_bytes = self._quota_bytes if quota_bytes is None else quota_bytes
-            evicted = self._index.evict(connection, quota_bytes)
-        self._finish_deleting(evicted)
-        return Collected(tuple(row.id for row in evicted), nbytes + sum(row.nbytes for row in evicted))
+        with suppress(DiskFull):
+            self._note_use()
+        evicted = self._evict(self._quota_bytes if quota_bytes is None else quota_bytes)
+        return Collected(tuple(evicted), nbytes + sum(evicted.values()))
 
     def sweep(self) -> int:
         """Puts in order what killed processes left, and gives the bytes that were removed; done when a store is opened.
@@ -229,9 +225,9 @@ class Store:
         with self._index.reading() as connection:
             self._finish_deleting(self._index.deleted(connection))
         found = []
-        for blob, written in self._without_row().items():
+        for blob, written in self._files.without_row().items():
             with suppress(StoreDamaged, TraceNotFound):  # unreadable: `verify` tells of it; or just deleted
-                found.append(self._row_of(blob, written))
+                found.append(self._files.row_of(blob, written))
         for _, row in sorted(found, key=lambda item: item[0]):
             with self._index.locked() as connection:
                 kept = self._add(connection, row)
@@ -256,7 +252,7 @@ class Store:
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
         """
-        return _parse(trace_id, _trace_from_bytes, self._row(trace_id).trace)
+        return parse(trace_id, trace_from_bytes, self._row(trace_id).trace)
 
     def graph(self, trace_id: str) -> Graph:
         """A trace's labelled graph.
@@ -265,7 +261,7 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         with self.open(trace_id) as file:
-            return _parse(trace_id, _graph_from_bytes, file.section(GRAPH))
+            return parse(trace_id, graph_from_bytes, file.section(GRAPH))
 
     def snapshots(self, trace_id: str) -> tuple[Snapshot, ...]:
         """A trace's snapshots.
@@ -274,7 +270,7 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         with self.open(trace_id) as file:
-            return _parse(trace_id, _snapshots_from_bytes, file.section(SNAPSHOTS))
+            return parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
 
     def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
         """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
@@ -284,7 +280,7 @@ class Store:
         """
         with self._index.reading() as connection:
             rows = self._index.newest(connection, limit, before)
-        return [(row.sequence or 0, _parse(row.id, _trace_from_bytes, row.trace)) for row in rows]
+        return [(row.sequence or 0, parse(row.id, trace_from_bytes, row.trace)) for row in rows]
 
     def stored(self) -> list[StoredTrace]:
         """How every trace is kept, newest first.
@@ -297,7 +293,7 @@ class Store:
             rows = self._index.newest(connection)
         return [
             StoredTrace(
-                _parse(row.id, _trace_from_bytes, row.trace),
+                parse(row.id, trace_from_bytes, row.trace),
                 row.nbytes,
                 datetime.fromtimestamp(row.last_used, UTC),
                 row.pinned,
@@ -330,16 +326,16 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         row = self._row(trace_id)
-        return self._open(trace_id, row.blob)
+        return self._files.open(trace_id, row.blob)
 
     def find(self, trace_id: str) -> Trace | None:
         """The trace, where it is there as a whole. What is left of a damaged one is removed, to be made again."""
         try:
             row = self._row(trace_id)
             if row.state != "damaged":
-                self._open(trace_id, row.blob).close()
+                self._files.open(trace_id, row.blob).close()
                 self.graph(trace_id), self.snapshots(trace_id)
-                return _parse(trace_id, _trace_from_bytes, row.trace)
+                return parse(trace_id, trace_from_bytes, row.trace)
         except TraceNotFound:
             return None
         except StoreDamaged:
@@ -365,7 +361,7 @@ class Store:
             sizes = self._index.sizes(connection)
         chosen = [check_trace_id(trace_id) for trace_id in trace_ids] or list(sizes)
         if missing := next((trace_id for trace_id in chosen if trace_id not in sizes), None):
-            raise _not_found(missing)
+            raise not_found(missing)
         problems, done, total = {}, 0, sum(sizes[trace_id] for trace_id in chosen)
         for trace_id in chosen:
             try:
@@ -378,17 +374,19 @@ class Store:
             except TraceNotFound:
                 pass  # deleted meanwhile
         if not trace_ids:
-            problems |= dict.fromkeys(self._unreadable(), "no trace can be read from it; `fxtrace store gc` removes it")
+            problems |= dict.fromkeys(
+                self._files.unreadable(), "no trace can be read from it; `fxtrace store gc` removes it"
+            )
         return problems
 
     def _verified(self, trace_id: str) -> Iterator[int]:
         """Compares every byte of a trace; gives the number of those of each step."""
         row = self._row(trace_id)
-        with self._open(trace_id, row.blob) as file:
+        with self._files.open(trace_id, row.blob) as file:
             yield from file.verify()
-            graph = _parse(trace_id, _graph_from_bytes, file.section(GRAPH))
-            _parse(trace_id, _snapshots_from_bytes, file.section(SNAPSHOTS))
-            if _parse(trace_id, _trace_from_bytes, row.trace).values:
+            graph = parse(trace_id, graph_from_bytes, file.section(GRAPH))
+            parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
+            if parse(trace_id, trace_from_bytes, row.trace).values:
                 for name, spec in graph.tensors():
                     file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
             if file.section(TRACE) != row.trace:
@@ -402,7 +400,7 @@ class Store:
         with self._index.reading() as connection:
             row = self._index.find(connection, trace_id)
         if row is None or row.state == "deleted":
-            raise _not_found(trace_id)
+            raise not_found(trace_id)
         with self._used_lock:
             self._used[trace_id] = time.time()
             due = time.monotonic() - self._used_noted > _NOTE_USE_EVERY_SECONDS
@@ -418,82 +416,6 @@ class Store:
         if used:
             with self._index.locked() as connection:
                 self._index.touch(connection, used)
-
-    def _open(self, trace_id: str, blob: str) -> TraceFile:
-        guard = partial(self._guarded, trace_id, blob)
-        with guard():
-            source = self._blobs.open(blob)
-            try:
-                head = self._head(blob, source)
-                if head.trace_id != trace_id:
-                    raise ValueError(f"expected the file of this trace, got that of '{head.trace_id}'")
-            except BaseException:
-                source.close()
-                raise
-        return TraceFile(source, head, guard)
-
-    def _head(self, blob: str, source: Source) -> Head:
-        """A file's head; a file never changes, so the last ones are kept."""
-        head = self._heads.pop(blob, None)
-        if head is None or head.nbytes != source.nbytes:
-            head = Head(source)
-        self._heads[blob] = head
-        while len(self._heads) > _HEADS_KEPT:
-            with suppress(KeyError):  # another thread was first
-                self._heads.popitem(last=False)
-        return head
-
-    @contextmanager
-    def _guarded(self, trace_id: str, blob: str) -> Iterator[None]:
-        """Reports what reading a file raises, and notes a damaged trace in its row so that it is made again."""
-        try:
-            yield
-        except FileNotFoundError as error:
-            with self._index.reading() as connection:
-                if blob not in self._index.blobs(connection):
-                    raise _not_found(trace_id) from error  # deleted meanwhile
-            self._mark_damaged(trace_id, blob)
-            raise damaged_trace(trace_id, "its file is missing") from error
-        except ValueError as error:
-            self._mark_damaged(trace_id, blob)
-            raise damaged_trace(trace_id, error) from error
-        except OSError:
-            with reported():
-                raise
-
-    def _mark_damaged(self, trace_id: str, blob: str) -> None:
-        with suppress(FxtraceError), self._index.locked() as connection:
-            row = self._index.find(connection, trace_id)
-            if row is not None and row.blob == blob and row.state == "live":
-                self._index.update(connection, replace(row, state="damaged"))
-
-    def _row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
-        """The row that a file's trace should have, and when the trace was made."""
-        trace_id = blob.partition(".")[0]
-        with self._open(trace_id, blob) as file:
-            data = file.section(TRACE)
-        created = _parse(trace_id, _trace_from_bytes, data).created
-        return created, Row(trace_id, blob, data, written.nbytes, last_used=written.at)
-
-    def _without_row(self) -> dict[str, Written]:
-        """The files of traces that no row names."""
-        with reported():
-            files = self._blobs.files()
-        with self._index.reading() as connection:
-            known = self._index.blobs(connection)
-        return {blob: at for blob, at in files.items() if NAME.fullmatch(blob) and blob not in known}
-
-    def _unreadable(self) -> dict[str, Written]:
-        """The files that no row names, and from which none can be made."""
-        found = {}
-        for blob, written in self._without_row().items():
-            try:
-                self._row_of(blob, written)
-            except StoreDamaged:
-                found[blob] = written
-            except TraceNotFound:
-                pass  # just deleted
-        return found
 
     def _add(self, connection: Connection, row: Row) -> Row:
         """Adds a row, unless its trace is there; gives the row that stays."""
@@ -519,6 +441,25 @@ class Store:
                 quota=self._quota_bytes,
             )
 
+    def _evict(self, quota_bytes: int | None, keep: str = "") -> dict[str, int]:
+        """Removes traces until the rest fits; gives their bytes by their ids."""
+        if quota_bytes is None:
+            return {}
+        with self._index.reading() as connection:
+            sizes = self._index.sizes(connection)
+            surplus = self._index.surplus(connection, quota_bytes, keep)
+        for trace_id in surplus:
+            with suppress(TraceNotFound):  # another process was faster
+                self.delete(trace_id)
+        return {trace_id: sizes[trace_id] for trace_id in surplus}
+
+    def _mark_deleted(self, trace_id: str) -> Row:
+        with self._index.locked() as connection:
+            row = self._index.mark_deleted(connection, trace_id)
+        if row is None:
+            raise not_found(trace_id)
+        return row
+
     def _finish_deleting(self, rows: Iterable[Row]) -> None:
         """Removes the files of rows that are marked as deleted, then the rows."""
         for row in rows:
@@ -532,26 +473,3 @@ class Store:
         with self._index.locked() as connection:
             if blob not in self._index.blobs(connection):
                 self._blobs.delete(blob)
-
-
-def _parse(trace_id: str, parse: Callable[[bytes], _T], data: bytes) -> _T:
-    try:
-        return parse(data)
-    except (DecodeError, FxtraceError, ValueError, TypeError, LookupError) as error:
-        raise damaged_trace(trace_id, f"its record cannot be read: {error}") from error
-
-
-def _trace_from_bytes(data: bytes) -> Trace:
-    return wire.TRACE.decode(trace_service_pb2.Trace.FromString(data))
-
-
-def _graph_from_bytes(data: bytes) -> Graph:
-    return wire.decode_graph([graph_pb2.Graph.FromString(data)])
-
-
-def _snapshots_from_bytes(data: bytes) -> tuple[Snapshot, ...]:
-    return tuple(map(wire.SNAPSHOT.decode, trace_service_pb2.ListSnapshotsResponse.FromString(data).snapshots))
-
-
-def _not_found(trace_id: str) -> TraceNotFound:
-    return TraceNotFound(f"no trace with the id {trace_id}", field="trace", trace=trace_id)

@@ -85,7 +85,7 @@ def test_snapshots(run: Run, served: Served) -> None:
         *("number", "title", "section", "roles", "variables", "dims"),
         *("tensors", "explanation", "checks", "reason"),
     }
-    assert set(rows[0]["tensors"][0]) == {"variable", "tensor", "node", "role", "shape"}
+    assert set(rows[0]["tensors"][0]) == {"variable", "tensor", "node", "role", "shape", "symbolic"}
     assert set(rows[0]["checks"][0]) == {"name", "statement", "held", "detail"}
     table = run("snapshots", served.reference.id, "--store", place(served)).stdout
     for row in rows:
@@ -247,7 +247,7 @@ def test_traces_a_file_with_everything_set(run: Run, tmp_path: Path) -> None:
     assert set(trace) == {
         *("id", "model", "configuration", "inputs", "rung", "rung_notes", "values", "training", "seed"),
         *("torch_version", "fxtrace_version", "output_equal", "node_count", "tensor_count", "labelled_count"),
-        *("parameter_count", "tensor_bytes", "created", "seconds"),
+        *("parameter_count", "tensor_bytes", "created", "seconds", "weightless"),
     }
     assert trace["configuration"] == {"width": 6, "words": 10, "scale": 0.5, "fails": "no"}
     assert (trace["seed"], trace["training"], trace["values"]) == (-3, True, True)
@@ -274,6 +274,43 @@ def test_shapes_only(run: Run) -> None:
     assert refused.exit_code == 1
     assert "shapes only" in refused.stderr
     assert run("explain", "1", "--json").exit_code == 0
+
+
+def test_symbolic_sizes_are_printed_here_and_by_a_server(run: Run, served: Served, tmp_path: Path) -> None:
+    asked = ("--weightless", "--symbolic", "ids=batch,sequence", "--set", "n_layers=1", "--set", "max_len=8")
+    for where in ((), ("--server", served.address)):
+        model = "decoder" if where else Path(__file__).parents[1] / "service" / "decoder.py"
+        told = run("trace", model, *asked, *where).stdout
+        assert "ids  (batch, sequence)  int64" in told
+        assert "evaluation, seed 0, built without weights" in told
+        assert "Symbols: batch, sequence; other sizes are numbers" in told
+        role = "decoder.0.masked_self_attention.weights"
+        for command in (("graph", "--role", role), ("explain", role), ("query", 'symbolic[-1] == "sequence"')):
+            assert "(batch, 32, sequence, sequence)" in run(*command, *where).stdout
+        assert "(batch, 32, sequence, sequence)" in run("snapshots", *where).stdout
+        assert "sequence queries × sequence keys" in run("explain", "24", *where).stdout
+        picture = tmp_path / "graph.dot"
+        run("render", "-o", picture, *where)
+        assert "(batch, sequence, 16384)" in picture.read_text()
+        node = parse(run("explain", role, "--json", *where).stdout)["node"]
+        assert node["values"][0]["spec"]["symbolic"] == ["batch", "32", "sequence", "sequence"]
+        run("delete", *where)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--symbolic", "idz=batch,"), "error: no tensor among the inputs named 'idz'; did you mean 'ids'?"),
+        (("--symbolic", "ids=a,b"), "expected 1 names"),
+        (("--symbolic", "ids=2n"), "'2n' is no name for a size of 'ids'"),
+        (("--weightless", "--rung", "record"), "captured by the rung 'export', not 'record'"),
+        (("--symbolic", "ids=n", "--symbolic-timeout", "0"), "expected seconds above 0, got 0"),
+    ],
+)
+def test_bad_symbolic_sizes_are_told(run: Run, args: tuple[str, ...], told: str) -> None:
+    refused = run("trace", TINY, *args)
+    assert refused.exit_code == 1
+    assert told in refused.stderr
 
 
 def test_text_that_is_no_json_is_text(run: Run) -> None:

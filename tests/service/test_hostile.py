@@ -63,7 +63,7 @@ def watching() -> Iterator[list[str]]:
 
 def fill(message: Message, text: str, trace: str, depth: int = 0) -> None:
     """Puts the text into every field that takes one; where `trace` is given, names of resources are good ones."""
-    descriptor: Descriptor = message.DESCRIPTOR
+    descriptor: Any = message.DESCRIPTOR
     for field in descriptor.fields:
         given = {"trace": trace, "model": "models/reference"}.get(field.name, "") if trace else ""
         if field.name == "name" and trace:

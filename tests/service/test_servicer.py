@@ -49,7 +49,7 @@ def query_request(trace: str, **fields: Any) -> rpc.QueryNodesRequest:
 def test_models_are_paged(stub: TraceServiceStub) -> None:
     everything = stub.ListModels(rpc.ListModelsRequest())
     assert [model.name for model in everything.models] == [
-        f"models/{m}" for m in ("dtypes", "reference", "slow", "tiny")
+        f"models/{m}" for m in ("decoder", "dtypes", "reference", "slow", "tiny")
     ]
     assert everything.models[1].fields[0].name
     names, token = [], ""

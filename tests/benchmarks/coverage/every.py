@@ -24,7 +24,7 @@ from fxtrace.errors import DependencyMissing
 from fxtrace.models import Registry
 from tests.benchmarks.coverage.processes import MEMORY, ROOT
 
-SECONDS = 60  # of CPU time, for each
+SECONDS = 40  # of CPU time, for each
 WORKERS = 2
 MARKS = ("<!-- every: written by `python -m tests.benchmarks.coverage.every` -->\n", "<!-- end of every -->\n")
 TRACED = "traced"
