@@ -17,16 +17,17 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph", "dtypes", "slices"),
     ("trace",),
     ("v1", "records"),
-    ("dims", "diff", "query", "render", "wire", "status", "frames", "api"),
+    ("dims", "diff", "query", "render", "wire", "status", "frames", "api", "tls"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),
     ("probe",),
     ("tensorfile",),
     ("store",),
-    ("client", "remote", "service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
+    ("client", "connection", "remote", "service.engine", "service.inputs", "service.paging"),
+    ("service.tracing", "service.witness", "service.comparing"),
     ("service",),
-    ("cli", "__main__"),
+    ("cli", "doctor", "__main__"),
 )
 
 

@@ -16,8 +16,11 @@ import typer
 
 import fxtrace
 from fxtrace.cli.common import Commands
+from fxtrace.cli.connection import AskingCommand
 from fxtrace.cli.demo import demo
 from fxtrace.cli.diff import diff, formulas
+from fxtrace.cli.doctor import doctor
+from fxtrace.cli.keys import keys
 from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
 from fxtrace.cli.query import query
@@ -35,9 +38,12 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, formulas, diff, render, demo):
-    app.command()(command)
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, doctor):
+    app.command(cls=AskingCommand)(command)
+for here in (formulas, diff, demo):
+    app.command()(here)
 app.command(cls=ServeCommand)(serve)
+app.add_typer(keys)
 app.add_typer(store_app)
 
 
