@@ -31,6 +31,7 @@ FITTED, HELD_OUT = 10, 6
 _SMALL = 20_000_000
 """Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
 _TRIES = 10
+_TINY = (2, 3, 1, 4, 6, 8)
 _ALONE = 3
 
 
@@ -89,24 +90,32 @@ class Prober:
         fixed: list[str] = []
         tied: dict[str, str] = {}
 
+        def took(names: tuple[str, ...], value: int) -> str:
+            """Tries one value for some fields, and keeps what it shows: `nothing`, `other nodes`, `no size` or `sizes`."""
+            sizes = {**base, **dict.fromkeys(names, value)}
+            seen = self._propagate(sizes)
+            if isinstance(seen, str):
+                return "nothing"
+            if seen.nodes != first.nodes:
+                structural.setdefault(names[0], _difference(first, seen, base[names[0]], value))
+                return "other nodes"
+            if seen.sizes == first.sizes:
+                return "no size"
+            probes.append(Probe(sizes, names[0]))
+            rows.append(seen.sizes)
+            values.setdefault(names[0], [base[names[0]]]).append(value)
+            return "sizes"
+
         def alone(*names: str) -> bool:
             """Tries values of one field, or one value for several; whether the model accepted any."""
             accepted = False
             for value in candidates(base[names[0]]):
-                sizes = {**base, **dict.fromkeys(names, value)}
-                seen = self._propagate(sizes)
-                if isinstance(seen, str):
-                    continue
-                accepted = True
-                if seen.nodes != first.nodes:
-                    structural.setdefault(names[0], _difference(first, seen, base[names[0]], value))
-                    continue
-                if seen.sizes == first.sizes:
-                    break  # not a size
-                probes.append(Probe(sizes, names[0]))
-                rows.append(seen.sizes)
-                values.setdefault(names[0], [base[names[0]]]).append(value)
-                if len(values[names[0]]) > _ALONE:
+                shown = took(names, value)
+                accepted |= shown != "nothing"
+                if shown == "no size" or len(values.get(names[0], ())) > _ALONE:
+                    break
+            for value in _TINY if names[0] in values else ():  # a size may be cut off at a small number
+                if value < min(values[names[0]]) and took(names, value) == "sizes":
                     break
             return accepted
 

@@ -24,8 +24,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("probe",),
     ("tensorfile",),
     ("store",),
-    ("client", "connection", "remote", "service.engine", "service.inputs", "service.paging"),
-    ("service.tracing", "service.witness", "service.comparing"),
+    ("client", "connection", "remote"),
+    ("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness", "service.comparing"),
     ("service",),
     ("cli", "doctor", "__main__"),
 )
