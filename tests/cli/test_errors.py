@@ -157,7 +157,7 @@ def test_errors_are_json_where_json_is_asked_for(run: Run, served: Served) -> No
         result = run(*args, "--json")
         assert (result.exit_code, result.stdout) == (1, "")
         told = json.loads(result.stderr)
-        assert set(told) == {"reason", "message", "field", "metadata"}
+        assert set(told) == {"reason", "message", "field", "metadata", *(["request_id"] if "--server" in where else [])}
         assert (told["reason"], told["field"]) == ("SLICE_INVALID", "slice")
         assert told["metadata"]["dimension"] == "0"
         assert told["message"] in run(*args).stderr
