@@ -45,7 +45,7 @@ _FUNCTIONS: dict[str, str] = {
         "mask": "masked_fill masked_scatter where setitem index_put index_add index_copy scatter scatter_add",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "view_as_complex view_as_real detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh "
+        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh "
         "lift_fresh_copy numpy_T matrix_H mH",
         "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
@@ -56,8 +56,9 @@ _FUNCTIONS: dict[str, str] = {
         "scalar_tensor as_tensor new_tensor",
         "cast": "to to_copy type type_as float half bfloat16 double long int bool cpu cuda",
         "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
-        "polar minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
-        "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod",
+        "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
+        "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod "
+        "polar view_as_complex view_as_real",
     }.items()
     for name in names.split()
 }

@@ -93,7 +93,7 @@ class Turned(Attend):
 
     def turn(self, x: Tensor) -> Tensor:
         angles = torch.outer(torch.arange(LENGTH), torch.tensor([1.0, 0.1]))
-        pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))  # type: ignore[no-untyped-call]
+        pairs = torch.view_as_complex(torch.unflatten(x, -1, (-1, 2)))
         return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
 
     def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
