@@ -104,8 +104,10 @@ class TraceApi(Protocol[Array_co]):
         trace_id: str,
         format: ImageFormat = "svg",  # noqa: A002
         options: RenderOptions | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
     ) -> bytes:
-        """The graph as a picture, or as DOT text."""
+        """The graph as a picture, or as DOT text; an error from `progress` stops the work."""
 
     def close(self) -> None:
         """Lets go of what is held open."""

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from fxtrace import wire
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
+    Busy,
     DeadlineExceeded,
     DependencyMissing,
     FxtraceError,
@@ -215,6 +216,9 @@ class Client(Generic[Array]):
         Raises:
             ModelNotFound, NameInvalid, ConfigurationError, InputError, OptionInvalid: the request does not fit.
             CaptureFailed: the model raised, or cannot be captured.
+            WorkerCrashed, TimeLimit, MemoryLimit: the model ended the process that ran it, or takes more than a call
+                may.
+            Busy: too many wait already; `retry_after` says for how many seconds to wait.
 
         Example:
             >>> trace = client.create_trace(TraceRequest("reference", {"d_model": 64}))
@@ -405,6 +409,8 @@ class Client(Generic[Array]):
         trace_id: str,
         format: ImageFormat = "svg",  # noqa: A002
         options: RenderOptions | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
     ) -> bytes:
         """A trace's graph as a picture, or as DOT text.
 
@@ -412,11 +418,13 @@ class Client(Generic[Array]):
             trace_id: the trace.
             format: dot, svg, png or pdf.
             options: how to draw it.
+            progress: called as the work goes on. An exception that it raises cancels the work and is raised here.
 
         Raises:
             TraceNotFound, NameInvalid
             OptionInvalid, NodeNotFound, SnapshotNotFound: of the options.
             DependencyMissing: the server has no Graphviz.
+            WorkerCrashed, TimeLimit, MemoryLimit, Busy: as `create_trace`.
 
         Example:
             Path("model.svg").write_bytes(client.render_graph(trace.id, "svg", RenderOptions(depth=2)))
@@ -427,7 +435,12 @@ class Client(Generic[Array]):
             options=wire.RENDER_OPTIONS.encode(options or RenderOptions()),
         )
         with self._stream(self._stub.RenderGraph, request) as parts:
-            return b"".join(part.chunk for part in parts)
+            picture = bytearray()
+            for part in parts:
+                if progress is not None and part.HasField("progress"):
+                    progress(wire.PROGRESS.decode(part.progress))
+                picture += part.chunk
+            return bytes(picture)
 
     def _call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
         with self._errors():
@@ -463,10 +476,9 @@ class Client(Generic[Array]):
                 timeout=self._timeout,
             )
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("Concurrent RPC limit"):
-            what = "has as many calls as it takes; try again in a moment"
-        else:
-            what = _NO_SERVER.get(code, "")
-        if what:
+            message = f"the server at {self.address} has as many calls as it takes; try again in a moment"
+            return Busy.until(message, 1, address=self.address)
+        if what := _NO_SERVER.get(code, ""):
             return ServerUnavailable(f"the server at {self.address} {what}: {details}", address=self.address)
         return from_status(Status(code=code.value[0], message=f"{self.address}: {details}"))
 

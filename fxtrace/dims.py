@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Mapping
+from typing import TypeVar
 
 from fxtrace.errors import InvalidRequest
 
@@ -42,7 +43,10 @@ def _value(node: ast.expr, sizes: Mapping[str, int]) -> int | None:
             raise ValueError(ast.dump(node))
 
 
-def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str, int]:
+Size = TypeVar("Size", int, str)
+
+
+def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[Size, ...]]]) -> dict[str, Size]:
     """Sizes by name, read off (formula, shape) pairs; where two shapes disagree, the first one's size stands.
 
     A shape may lack the formula's leading dimensions (an unbatched model), or have a batch before them: the two are
@@ -52,7 +56,7 @@ def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str,
         >>> bind([(("batch", "src_len"), (1, 6)), (("src_len", "d_model"), (6, 128))])
         {'batch': 1, 'src_len': 6, 'd_model': 128}
     """
-    sizes: dict[str, int] = {}
+    sizes: dict[str, Size] = {}
     for formula, shape in shapes:
         for name, size in zip(aligned(formula, shape), shape, strict=False):
             if name.isidentifier():
@@ -60,7 +64,7 @@ def bind(shapes: Iterable[tuple[tuple[str, ...], tuple[int, ...]]]) -> dict[str,
     return sizes
 
 
-def aligned(formula: tuple[str, ...], shape: tuple[int, ...]) -> tuple[str, ...]:
+def aligned(formula: tuple[str, ...], shape: tuple[Size, ...]) -> tuple[str, ...]:
     """The formula's last dimensions, as many as the shape has; with a batch in front where the shape has one more."""
     if len(shape) == len(formula) + 1 and "batch" not in formula:
         return ("batch", *formula)

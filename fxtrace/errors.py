@@ -19,10 +19,14 @@ FxtraceError
 ├── Unmet                         the thing exists, but its state does not allow what was asked
 │   ├── CaptureFailed             the model raised, or cannot be captured on the rung asked for
 │   ├── ValuesAbsent              the trace holds shapes only
+│   ├── WorkerCrashed             the process that did the work died of it
 │   └── DependencyMissing         an optional package or program is not installed
 ├── TooLarge                      the reply would pass a limit; ask for less, or stream
+│   └── MemoryLimit               the work needs more memory than a call may take
+├── Busy                          there is too much to do; ask again after a while
 ├── Cancelled                     the caller gave up
 ├── DeadlineExceeded              the caller's time ran out
+│   └── TimeLimit                 the work takes longer than a call may
 ├── StoreDamaged                  stored data cannot be read back as it was written
 ├── ServerUnavailable             no server answers at the address
 └── InternalError                 a defect in fxtrace
@@ -184,10 +188,40 @@ class DependencyMissing(Unmet):
     reason = "DEPENDENCY_MISSING"
 
 
+class WorkerCrashed(Unmet):
+    """The process that did the work died of it: a signal, or an exit."""
+
+    reason = "WORKER_CRASHED"
+
+
 class TooLarge(FxtraceError):  # noqa: N818
     """The reply would pass a limit; ask for less, or stream."""
 
     reason = "TOO_LARGE"
+
+
+class MemoryLimit(TooLarge):
+    """The work needs more memory than a call may take."""
+
+    reason = "MEMORY_LIMIT"
+
+
+class Busy(FxtraceError):  # noqa: N818
+    """There is too much to do; ask again after a while."""
+
+    reason = "BUSY"
+
+    @classmethod
+    def until(cls, message: str, retry_after: float, **metadata: object) -> Self:
+        """The error that says after how many seconds to ask again."""
+        error = cls(message)
+        error.metadata = {"retry_after": f"{retry_after:g}", **{key: str(value) for key, value in metadata.items()}}
+        return error
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds after which to ask again."""
+        return float(self.metadata.get("retry_after", 1))
 
 
 class Cancelled(FxtraceError):  # noqa: N818
@@ -200,6 +234,12 @@ class DeadlineExceeded(FxtraceError):  # noqa: N818
     """The caller's time ran out."""
 
     reason = "DEADLINE_EXCEEDED"
+
+
+class TimeLimit(DeadlineExceeded):
+    """The work takes longer than a call may."""
+
+    reason = "TIME_LIMIT"
 
 
 class StoreDamaged(FxtraceError):  # noqa: N818

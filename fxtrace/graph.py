@@ -207,13 +207,17 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotTensor:
-    """One tensor of a snapshot: the name it goes by, where it is in the graph, and the role that puts it there."""
+    """One tensor of a snapshot: the name it goes by, where it is in the graph, and the role that puts it there.
+
+    `shape` and `symbolic` are its spec's.
+    """
 
     variable: str
     tensor: str
     node: str
     role: str
     shape: tuple[int, ...]
+    symbolic: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +383,11 @@ def show(arg: Arg) -> str:
 def show_shape(shape: tuple[int, ...] | tuple[str, ...]) -> str:
     """A shape as text: `1×4×5×6`, and `scalar` for a tensor of no dimensions."""
     return "×".join(map(str, shape)) or "scalar"
+
+
+def show_sizes(sized: TensorSpec | SnapshotTensor) -> str:
+    """A tensor's shape as text; with its symbols where it has them: `(batch, 32, sequence, 2*sequence)`."""
+    return show(tuple(map(Symbol, sized.symbolic))) if sized.symbolic else show_shape(sized.shape)
 
 
 def _product(sizes: tuple[int, ...]) -> int:

@@ -1,8 +1,9 @@
 """Errors as gRPC statuses and back: one table, used both ways.
 
 An error travels as a `google.rpc.Status`: its class as the code and as `ErrorInfo.reason`, its dynamic values as
-`ErrorInfo.metadata`, and the field to blame in `BadRequest`. The client raises the same class with the same message,
-field and metadata. All of it goes into HTTP/2 trailers, which peers refuse beyond 8 KiB, so very long texts are cut.
+`ErrorInfo.metadata`, the field to blame in `BadRequest`, and a time to wait in `RetryInfo`. The client raises the same
+class with the same message, field and metadata. All of it goes into HTTP/2 trailers, which peers refuse beyond 8 KiB,
+so very long texts are cut.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ from collections.abc import Iterator
 
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from fxtrace.errors import (
+    Busy,
     Cancelled,
     DeadlineExceeded,
     FxtraceError,
@@ -29,12 +31,13 @@ from fxtrace.errors import (
 
 DOMAIN = "fxtrace"
 
-# A subclass has its base's code; its reason tells it apart.
+# A subclass has its base's code; its reason tells it apart. Of two with one code, the first stands for the code.
 CODES: dict[type[FxtraceError], int] = {
     InvalidRequest: code_pb2.INVALID_ARGUMENT,
     NotFound: code_pb2.NOT_FOUND,
     Unmet: code_pb2.FAILED_PRECONDITION,
     TooLarge: code_pb2.RESOURCE_EXHAUSTED,
+    Busy: code_pb2.RESOURCE_EXHAUSTED,
     Cancelled: code_pb2.CANCELLED,
     DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,
     StoreDamaged: code_pb2.DATA_LOSS,
@@ -56,6 +59,10 @@ def to_status(error: FxtraceError) -> Status:
     if error.field:
         violation = BadRequest.FieldViolation(field=_cut(error.field, _VALUE_BYTES), reason=error.reason)
         details.append(_packed(BadRequest(field_violations=[violation])))
+    if isinstance(error, Busy):
+        retry = RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+        details.append(_packed(retry))
     return Status(code=code, message=message, details=details)
 
 
@@ -69,8 +76,8 @@ def from_status(status: Status) -> FxtraceError:
     for detail in status.details:
         detail.Unpack(info)
         detail.Unpack(bad)
-    base = next((base for base, code in CODES.items() if code == status.code), InternalError)
-    kind = next((kind for kind in _family(base) if kind.reason == info.reason), base)
+    bases = [base for base, code in CODES.items() if code == status.code] or [InternalError]
+    kind = next((kind for base in bases for kind in _family(base) if kind.reason == info.reason), bases[0])
     error = kind(status.message, field=bad.field_violations[0].field if bad.field_violations else "")
     error.metadata.update(info.metadata)
     return error
@@ -91,7 +98,7 @@ def _family(base: type[FxtraceError]) -> Iterator[type[FxtraceError]]:
         yield from _family(child)
 
 
-def _packed(detail: ErrorInfo | BadRequest) -> Any:
+def _packed(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
     packed = Any()
     packed.Pack(detail)
     return packed

@@ -20,6 +20,9 @@ Rung = Literal["symbolic", "record", "export"]
 
 RUNGS: tuple[Rung, ...] = ("symbolic", "record", "export")
 
+SYMBOLIC_TIMEOUT = 60.0
+"""Seconds of computing that following symbolic sizes may take, where nothing else is asked for; most take a few."""
+
 Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""
 
@@ -69,9 +72,17 @@ class TraceRequest:
         rung: the capture rung asked for; empty lets fxtrace choose.
         values: keep every tensor's numbers; False propagates shapes only, with no compute.
         training: trace in training mode; False is evaluation mode.
+        unfused: compute fused attention step by step, so that its scores and weights are tensors of the graph; a note
+            says how far the output is from the fused kernels'.
         seed: of the random state the model is built and run under.
         state: path of a safetensors file with the model's weights (in this process only); empty for those it is built
             with.
+        weightless: build the model without allocating its weights, and capture it by `export`: a model of any size gets
+            its shapes and roles, without values.
+        symbolic: names for sizes of inputs that stay symbols, by the input's name: one for each of its sizes, empty for
+            a size that is to be a number. Sizes of one name are equal. Captured by `export`; see `TensorSpec.symbolic`.
+        symbolic_timeout: seconds of computing that following the symbols may take; after that the sizes are numbers,
+            and one of the trace's `rung_notes` says so.
     """
 
     model: str
@@ -81,8 +92,12 @@ class TraceRequest:
     rung: Rung | Literal[""] = ""
     values: bool = True
     training: bool = False
+    unfused: bool = False
     seed: int = 0
     state: str = ""
+    weightless: bool = False
+    symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    symbolic_timeout: float = SYMBOLIC_TIMEOUT
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +123,7 @@ class Trace:
         node_count, tensor_count, labelled_count: nodes, tensors, and nodes with at least one role.
         tensor_bytes: bytes of all tensors together; they are stored only if `values`.
         seconds: how long building and capturing took.
+        weightless: whether the model was built without its weights.
     """
 
     id: str
@@ -129,6 +145,7 @@ class Trace:
     tensor_bytes: int
     created: datetime
     seconds: float
+    weightless: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ from fxtrace.records import Codec, Record, enum_codec
 from fxtrace.trace import (
     IMAGE_FORMATS,
     RUNGS,
+    SYMBOLIC_TIMEOUT,
     Json,
     ModelInfo,
     NodeQuery,
@@ -351,7 +352,11 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         rung=RUNG.encode(request.rung),
         shapes_only=not request.values,
         training=request.training,
+        unfused=request.unfused,
         seed=fit(request.seed, 64, "seed"),
+        symbolic=[rpc.SymbolicSizes(input=name, names=names) for name, names in request.symbolic.items()],
+        symbolic_timeout=request.symbolic_timeout,
+        weightless=request.weightless,
     )
 
 
@@ -360,7 +365,7 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
 
     Raises:
         NameInvalid: the model's name is not `models/{name}`.
-        InputError: an override has neither tensor nor shape, or an input has two of one kind.
+        InputError: an override has neither tensor nor shape, or an input has two of one kind, or names twice.
         OptionInvalid: an unknown rung.
     """
     inputs: dict[str, TensorData] = {}
@@ -375,6 +380,12 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
             inputs[name] = TENSOR.decode(override.tensor)
         else:
             shapes[name] = tuple(override.shape.sizes)
+    symbolic: dict[str, tuple[str, ...]] = {}
+    for i, sizes in enumerate(request.symbolic):
+        if sizes.input in symbolic:
+            field = f"symbolic.{i}"
+            raise InputError(f"{field}: input '{sizes.input}' is given twice", field=field, input=sizes.input)
+        symbolic[sizes.input] = tuple(sizes.names)
     return TraceRequest(
         model=parse_model_name(request.model, "model"),
         configuration=decode_struct(request.configuration),
@@ -383,5 +394,9 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         rung=cast(Rung, RUNG.decode(request.rung)),
         values=not request.shapes_only,
         training=request.training,
+        unfused=request.unfused,
         seed=request.seed,
+        weightless=request.weightless,
+        symbolic=symbolic,
+        symbolic_timeout=request.symbolic_timeout or SYMBOLIC_TIMEOUT,
     )

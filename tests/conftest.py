@@ -38,7 +38,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     from fxtrace.trace import TraceRequest
 
     models = Registry.installed()
-    for name in ("dtypes", "slow", "tiny"):
+    for name in ("decoder", "dtypes", "slow", "tiny"):
         models.add_file(MODELS / f"{name}.py")
     with Engine.open(tmp_path_factory.mktemp("served"), models) as engine, serving(engine) as address:
         reference, dtypes = (engine.create_trace(TraceRequest(name)) for name in ("reference", "dtypes"))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from fxtrace.api import TraceApi
 from fxtrace.client import Client
 from fxtrace.errors import (
+    Busy,
     ConfigurationError,
     DeadlineExceeded,
     FxtraceError,
@@ -35,7 +36,8 @@ from fxtrace.errors import (
     TooLarge,
     TraceNotFound,
 )
-from fxtrace.service import server
+from fxtrace.service.server import serving
+from fxtrace.service.settings import Settings
 from fxtrace.trace import NodeQuery, Progress, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
@@ -315,15 +317,15 @@ def test_no_server() -> None:
         Client("127.0.0.1:1", connect_timeout=0.1)
 
 
-def test_a_server_with_too_many_calls_says_so(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_CONCURRENT_RPCS", 1)
+def test_a_server_with_too_many_calls_says_so(served: Served) -> None:
     with (
-        server.serving(served.engine) as address,
+        serving(served.engine, settings=Settings(concurrent_calls=1)) as address,
         Client(address) as client,
         client.open_tensor(served.dtypes.id, "add"),
-        pytest.raises(ServerUnavailable, match="has as many calls as it takes; try again"),
+        pytest.raises(Busy, match="has as many calls as it takes; try again") as refused,
     ):
         client.get_trace(served.dtypes.id)
+    assert refused.value.retry_after == 1
 
 
 def test_kinds_of_arrays_are_few(served: Served) -> None:

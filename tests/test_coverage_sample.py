@@ -5,8 +5,9 @@ import pytest
 from fxtrace.capture import capture
 from fxtrace.roles import label
 from tests.benchmarks.coverage.page import full
+from tests.benchmarks.coverage.parts import PARTS, true_parts
 from tests.benchmarks.coverage.row import Row, attempt, measure, subject
-from tests.benchmarks.coverage.score import MIXTURE, PARTS, Score, score_attentions, score_mixtures, score_parts
+from tests.benchmarks.coverage.score import MIXTURE, Score, score_attentions, score_mixtures, score_parts
 from tests.benchmarks.coverage.truth import KINDS, true_attentions
 
 # (case, attention, attention blocks of each kind)
@@ -36,9 +37,12 @@ def test_a_model_is_traced_and_nothing_in_it_is_mistaken(
     assert row.with_shape == 1
     assert row.output_equal is True, row.notes
     assert tuple(row.scores[kind].expected for kind in KINDS) == expected
+    assert not row.differs  # the configuration says the same
     for kind, found in row.scores.items():
         assert found.wrong == 0, kind
         assert found.right == found.found, kind
+        # No module gives what experts add up to: a sum with it is found and not expected.
+        assert found.refused == max(0, found.expected - found.found), kind
 
 
 def test_a_mistake_is_seen() -> None:
@@ -61,7 +65,8 @@ def test_a_mistake_is_seen() -> None:
         assert before.right == before.found > 3
         node = graph.by_role[role].name
         disturbed = {**captured.values, node: captured.values[node].flip(-1)}
-        assert score_parts(graph, disturbed, it)[part].wrong == 1
+        after = score_parts(graph, disturbed, it)[part]
+        assert (after.wrong, after.refused, after.expected) == (1, 1, before.expected)
 
 
 @pytest.mark.parametrize("part", ["logits", "chosen", "weights", "output"])
@@ -87,14 +92,36 @@ def test_the_truth_is_the_models_own() -> None:
     assert not true_attentions(subject("zoo:cnn", "").module, subject("zoo:cnn", "").inputs)
 
 
+@pytest.mark.parametrize(
+    ("case", "counts"),
+    [
+        ("hf:bert", (2, 4, 4)),  # norms after the sums
+        ("hf:llama", (2, 4, 4)),  # norms before the blocks, gates
+        ("hf:cohere", (2, 2, 2)),  # both blocks side by side, in one sum
+        ("hf:bart", (4, 10, 10)),
+        ("hf:t5", (4, 10, 10)),
+        ("hf:granite", (2, 4, 4)),  # what a block gives is scaled
+        ("zoo:resnet", (0, 0, 0)),
+        ("zoo:lstm", (0, 0, 0)),
+    ],
+)
+def test_what_a_model_has_is_told_by_its_modules(case: str, counts: tuple[int, int, int]) -> None:
+    if case.startswith("hf:"):
+        pytest.importorskip("transformers")
+    it = subject(case, "eager")
+    assert tuple(len(it.parts[part]) for part in PARTS) == counts
+    assert list(true_parts(it.module, it.inputs)) == list(PARTS)
+
+
 def test_the_page_has_every_row() -> None:
     rows = [("encoder", Row("hf:bert", "eager", "record", 9, 1.0, True, eager=1.0, capture=9.0, error=""))]
     rows[0][1].scores = {kind: Score() for kind in (*KINDS, MIXTURE, *PARTS)}
-    rows[0][1].scores["self_attention"] = Score(2, 1, 1, 0)
+    rows[0][1].scores["self_attention"] = Score(2, 1, 1, 0, refused=1)
     rows[0][1].refusals = (("block at 'x_1'", "no product leads to 'x_1'"),)
     rows.append(("decoder", Row("hf:odd", "eager", error="ended | with 1")))
     text = "\n".join(full(rows))
-    assert "| encoder | hf:bert | eager | record | 9 | 100% | equal | 2 / 1 / 1 / 0 |  |  |  |  |  |  | 9.0 |" in text
+    assert "| encoder | hf:bert | eager | record | 9 | 100% | equal | 9.0 |  |  |  |" in text
+    assert "| encoder | hf:bert | eager | 2 / 1 / 1 / 1 / 0 |  |  |  |  |  |  |" in text
     assert "| decoder | hf:odd | eager | ended \\| with 1 |" in text
     assert "| 1 | no product leads to … | hf:bert |" in text
 

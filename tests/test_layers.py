@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("capture",),
     ("tensorfile",),
     ("store",),
-    ("client", "remote", "service.engine", "service.inputs", "service.paging", "service.tracing"),
+    ("client", "remote", "service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
     ("service",),
     ("cli", "__main__"),
 )

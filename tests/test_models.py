@@ -1,5 +1,6 @@
 """The model contract: what a model file gives, and what is said when it does not."""
 
+import pickle
 import sys
 from pathlib import Path
 from textwrap import dedent
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 from fxtrace.client import Client
 from fxtrace.errors import ConfigurationError, InputError, ModelInvalid, ModelNotFound, OptionInvalid
 from fxtrace.models import Model, Registry
+from fxtrace.models.weightless import build_weightless
 from fxtrace.models.weights import load_weights
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
@@ -323,3 +325,61 @@ def test_a_request_to_a_server_leads_nowhere_that_is_not_on_offer(factories: str
         assert factories not in sys.modules
         assert engine.get_model(f"{factories}:make").name == f"{factories}:make"  # the operator's own process
         assert client.get_model(f"{factories}:make").name == f"{factories}:make"  # and now it is on offer
+
+
+def test_a_registry_offers_the_same_in_another_process(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("1 / 0")
+    registry = Registry.installed()
+    assert registry.offer(str(tmp_path / "mine.py")) == "mine"  # it is not run
+    assert registry.offer("package.module:make") == "package.module:make"
+    registry.add_families()
+    copy = pickle.loads(pickle.dumps(registry))
+    assert copy.names() == registry.names() == ("mine", "package.module:make", "reference")
+    assert copy.get("reference").digest == registry.get("reference").digest
+    copy.require("hf:anything")
+    with pytest.raises(ModelInvalid, match="ZeroDivisionError"):
+        copy.get("mine")
+    with pytest.raises(ModelNotFound, match="did you mean 'mine'"):
+        copy.require("mien")
+
+
+@pytest.mark.parametrize("reference", ["nowhere.py", "no path", "hf"])
+def test_what_leads_nowhere_is_not_offered(reference: str) -> None:
+    registry = Registry()
+    with pytest.raises(ModelInvalid):
+        registry.offer(reference)
+    assert registry.names() == ()
+
+
+class Built(torch.nn.Module):
+    def __init__(self, mixed: bool = False) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(1 << 20, 1 << 20)
+        self.scale = torch.nn.Parameter(torch.ones(3) * (torch.randn(3) if mixed else 2))
+        self.register_buffer("mask", torch.ones(4, 4).tril())
+        self.register_buffer("large", torch.zeros(1 << 14, 1 << 14))
+        self.chances = [float(chance) for chance in torch.linspace(0, 1, 3)] if not mixed else []
+
+
+def test_a_model_is_built_without_weights() -> None:
+    built = build_weightless(Built)
+    assert built.get_parameter("linear.weight").is_meta
+    assert built.get_buffer("large").is_meta
+    assert torch.equal(built.get_buffer("mask"), torch.ones(4, 4).tril())
+    assert isinstance(built, Built)
+    assert built.chances == [0.0, 0.5, 1.0]
+    assert all(tensor.is_meta for tensor in build_weightless(lambda: Built(mixed=True)).state_dict().values())
+
+
+def test_a_configuration_is_shrunk_by_its_names(tmp_path: Path) -> None:
+    sizes = "d_model: int = 4096\n    n_heads: int = 32\n    src_vocab: int = 50000\n    seq_len: int = 2048\n"
+    model = model_from(tmp_path, GOOD.replace("rate: float", f"{sizes}    rate: float"))
+    config = model.resolve({"rate": 0.25})
+    (small,) = model.smaller(config)
+    expected = {"d_model": 64, "n_heads": 4, "src_vocab": 120, "seq_len": 16}
+    assert model.fields(small) == {**model.fields(config), **expected}
+
+
+def test_a_configuration_that_refuses_to_shrink_is_left(tmp_path: Path) -> None:
+    model = model_from(tmp_path, GOOD.replace("width", "d_model").replace("% 2", "< 128"))
+    assert list(model.smaller(model.resolve({"d_model": 256}))) == []

@@ -141,9 +141,44 @@ def test_a_way_of_attention_that_an_architecture_lacks_is_refused() -> None:
         hf("rwkv").resolve({"attn_implementation": "sdpa"})
 
 
+# Laid out, or made small, as only the code of their forward says.
+FOUND_BY_TRYING: dict[str, dict[str, int | tuple[int, ...]]] = {
+    "esm": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # its masking needs a padding token
+    "glm4v_text": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # parts of the rotary half, by default in its code
+    "idefics3": {"input_ids": 2, "attention_mask": 2, "pixel_values": 5},  # images in an axis of their own
+    "siglip2_vision_model": {"pixel_values": (2, 4, 768), "pixel_attention_mask": (2, 4), "spatial_shapes": (2, 2)},
+    "decision_transformer": {"states": (2, 10, 17), "actions": (2, 10, 4), "rewards": (2, 10, 1)},
+}
+
+
+@pytest.mark.parametrize("name", FOUND_BY_TRYING)
+def test_what_a_model_runs_with_is_found_by_trying(name: str) -> None:
+    model = hf(name)
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    for each, shape in FOUND_BY_TRYING[name].items():
+        found = tuple(inputs[each].shape)
+        assert (found if isinstance(shape, tuple) else len(found)) == shape, each
+    with torch.no_grad():
+        module(**inputs)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("sam2_mask_decoder", "is the configuration of a part, .* use hf:sam2 or "),
+        ("layoutxlm", "name an architecture that has a model"),
+        ("bark", "BarkModel of transformers has no forward of its own"),
+    ],
+)
+def test_what_is_no_model_says_what_to_use(name: str, message: str) -> None:
+    with pytest.raises(ModelNotFound, match=message):
+        hf(name)
+
+
 def test_what_no_example_is_known_for_is_said() -> None:
-    model = hf("decision_transformer")
-    with pytest.raises(ModelInvalid, match="no example is known for states"):
+    model = hf("sam2_video")  # it takes a session of its own class
+    with pytest.raises(ModelInvalid, match="no example is known for inference_session"):
         model.example_inputs(model.resolve({}))
 
 
@@ -167,3 +202,36 @@ def test_a_trace_of_an_architecture_is_kept_and_found_again(tmp_path: Any) -> No
         assert other.id != trace.id
         targets = {node.target.rpartition(".")[2] for node in engine.get_graph(other.id).nodes}
         assert "scaled_dot_product_attention" in targets
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "kept"),
+    [
+        ("llama", {"num_key_value_heads": 8}, {"num_key_value_heads": 2, "num_attention_heads": 4}),
+        ("llama", {}, {"num_key_value_heads": 4, "num_hidden_layers": 2, "vocab_size": 120, "seq_len": 10}),
+        ("bert", {"hidden_act": "relu"}, {"hidden_act": "relu", "hidden_size": 64}),
+        ("gemma2", {"final_logit_softcapping": 7.0}, {"final_logit_softcapping": 7.0, "head_dim": 16}),
+    ],
+)
+def test_a_configuration_is_shrunk_and_keeps_its_structure(
+    name: str, sizes: dict[str, Any], kept: dict[str, Any]
+) -> None:
+    model = hf(name)
+    config = model.resolve({"preset": "default", "seq_len": 512, **sizes})
+    small = next(iter(model.smaller(config)))
+    assert kept.items() <= model.fields(small).items()
+    assert sum(parameter.numel() for parameter in model.build(small).parameters()) < 1e6
+
+
+def test_a_real_size_is_traced_without_weights(tmp_path: Any) -> None:
+    sizes: dict[str, Any] = {"preset": "default", "num_hidden_layers": 3, "seq_len": 12, "num_key_value_heads": 8}
+    names = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
+    with Engine.open(tmp_path) as engine:
+        trace = engine.create_trace(TraceRequest("hf:llama", sizes, weightless=True, symbolic=names))
+        graph = engine.get_graph(trace.id)
+    assert trace.parameter_count > 700_000_000
+    weights = graph.by_role["decoder.2.masked_self_attention.weights"]
+    assert weights.spec is not None
+    assert weights.spec.symbolic == ("batch", "32", "sequence", "sequence")
+    assert weights.roles[0].evidence.endswith("; held on a copy shrunk to seq_len=10, vocab_size=120, hidden_size=64 …")
+    assert all(check.held for node in graph.nodes for role in node.roles for check in role.checks)

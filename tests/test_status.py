@@ -6,7 +6,7 @@ import grpc
 import pytest
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +52,10 @@ def test_every_error_arrives_as_what_it_was(kind: type[FxtraceError]) -> None:
         (errors.TooLarge, grpc.StatusCode.RESOURCE_EXHAUSTED),
         (errors.StoreDamaged, grpc.StatusCode.DATA_LOSS),
         (errors.InternalError, grpc.StatusCode.INTERNAL),
+        (errors.WorkerCrashed, grpc.StatusCode.FAILED_PRECONDITION),
+        (errors.TimeLimit, grpc.StatusCode.DEADLINE_EXCEEDED),
+        (errors.MemoryLimit, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (errors.Busy, grpc.StatusCode.RESOURCE_EXHAUSTED),
     ],
 )
 def test_codes_are_grpc_s(kind: type[FxtraceError], code: grpc.StatusCode) -> None:
@@ -65,6 +69,16 @@ def test_other_languages_find_reason_domain_and_field() -> None:
     assert status.details[1].Unpack(bad)
     assert (info.reason, info.domain, dict(info.metadata)) == ("CONFIGURATION_INVALID", "fxtrace", {"given": "3"})
     assert [violation.field for violation in bad.field_violations] == ["configuration.n_heads"]
+
+
+def test_when_to_come_again_is_told_in_every_language() -> None:
+    status = to_status(errors.Busy.until("full", 2.5, waiting=3))
+    retry = RetryInfo()
+    assert status.details[-1].Unpack(retry)
+    assert retry.retry_delay.ToMilliseconds() == 2500
+    back = from_status(status)
+    assert isinstance(back, errors.Busy)
+    assert (back.retry_after, back.metadata) == (2.5, {"retry_after": "2.5", "waiting": "3"})
 
 
 @pytest.mark.parametrize("code", sorted(CODES.values()))

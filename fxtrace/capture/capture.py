@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,14 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fxtrace.capture.export import export, without_weights
+from fxtrace.capture.attention import StepByStep
+from fxtrace.capture.compare import largest_difference
+from fxtrace.capture.export import export
+from fxtrace.capture.fakes import without_weights
 from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
 from fxtrace.capture.run import Run, Taken, copies, model_errors
 from fxtrace.capture.symbolic import symbolic as symbolic_rung
 from fxtrace.errors import CaptureFailed, InputError, OptionInvalid, unknown
 from fxtrace.graph import Graph
-from fxtrace.trace import RUNGS, Progress, Rung
+from fxtrace.trace import RUNGS, SYMBOLIC_TIMEOUT, Progress, Rung
 
 _LADDER: tuple[Rung, ...] = ("symbolic", "record")
 """The rungs that are tried where none is asked for, in this order."""
@@ -38,11 +41,12 @@ RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
         "do) has no node.",
     ),
     "export": (
-        "This is a graph of ATen's ops, with shapes and without values; sizes and branches are fixed as this input "
-        "took them.",
+        "This is a graph of ATen's ops, with shapes and without values; branches are taken as this input took them.",
         "A source line is the innermost one in a module's forward: torch.export notes no other.",
     ),
 }
+
+_UNFUSED = "Fused attention was computed step by step, not by the kernels that the model runs with."
 
 _ALONE = threading.RLock()
 """One capture at a time in a process: torch.fx patches nn.Module while it traces, and there is one random state."""
@@ -55,8 +59,8 @@ class Capture:
     Attributes:
         graph: every node with its specs, kind, module and source line; no roles yet.
         values: every tensor as it was when it was produced, contiguous, by tensor name; empty without values.
-        known: what labelling may look at: `values`, or without them the tensors that the graph computes from
-            buffers and sizes alone, such as masks.
+        known: what labelling may look at: `values`, or without them the tensors that the graph computes without
+            parameters, such as masks; from sizes, buffers and, by `export`, the inputs.
         rung: the rung that ran; `rung_notes` say what it cannot show, and why the rungs before it did not do.
         output_equal: whether the graph's output is bit-equal to the module's own; None without values.
     """
@@ -77,6 +81,8 @@ def capture(
     values: bool = True,
     training: bool = False,
     symbolic: Mapping[str, tuple[str, ...]] | None = None,
+    symbolic_timeout: float = SYMBOLIC_TIMEOUT,
+    unfused: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Capture:
     """Captures one call `module(**inputs)`.
@@ -94,19 +100,29 @@ def capture(
         values: keep every tensor; False propagates shapes on fake tensors, with no compute. `export` has no values.
         training: run in training mode.
         symbolic: names for sizes of the inputs, such as `{"ids": ("batch", "length")}`, that `export` keeps as symbols
-            (see `TensorSpec.symbolic`); an empty name for a size that is not one. Their examples must be 2 or more.
+            (see `TensorSpec.symbolic`); an empty name for a size that is not one. Sizes of one name are equal, and 2 or
+            more in the example. One that the model itself fixes comes out as a number, and a note says so. Of inputs
+            that are not named, sizes that equal these in the example may follow them.
+        symbolic_timeout: seconds of computing that following symbolic sizes may take, looked at between calls; after
+            that they are numbers, and a note says so.
+        unfused: compute `F.scaled_dot_product_attention` step by step, so that its scores and weights are tensors of
+            the graph. Its output then differs from the fused kernels' in the last digits; a note says by how much.
         progress: called as the work goes on; an exception it raises stops the work.
 
     Raises:
         InputError: an input is unknown, one without a default is missing, or `symbolic` does not fit the inputs.
-        OptionInvalid: the rung is unknown, or is not `export` where sizes are to be symbolic.
+        OptionInvalid: the rung is unknown, or is not `export` where sizes are to be symbolic; or the timeout is not
+            above 0.
         CaptureFailed: the module raised, or no rung can follow it; the message has the user's own line.
     """
     if rung and rung not in RUNGS:
         raise OptionInvalid(unknown("capture rung", rung, RUNGS), field="rung", rung=rung)
-    symbolic = symbolic or {}
+    symbolic = {name: sizes for name, sizes in (symbolic or {}).items() if any(sizes)}
     if symbolic and rung not in ("", "export"):
         raise OptionInvalid(f"symbolic sizes need the rung 'export', not '{rung}'", field="rung", rung=rung)
+    if not symbolic_timeout > 0:
+        message = f"symbolic_timeout: expected seconds above 0, got {symbolic_timeout:g}"
+        raise OptionInvalid(message, field="symbolic_timeout", symbolic_timeout=symbolic_timeout)
     rungs = (rung,) if rung else ("export",) if symbolic or without_weights(module) else _LADDER
     values = values and rungs != ("export",)
     report = progress or (lambda _: None)
@@ -120,14 +136,25 @@ def capture(
             report(Progress("run"))
             with model_errors("the model raised"):
                 eager = module(**copies(inputs))
-        run = Run(module, inputs, values, eager, report, rewind, symbolic)
+        inside: AbstractContextManager[object] = StepByStep() if unfused else nullcontext()
+        notes: tuple[str, ...] = ()
+        if unfused:
+            notes, fused = (_UNFUSED,), eager
+            if values:
+                rewind()
+                with model_errors("the model raised"), inside:
+                    eager = module(**copies(inputs))
+                notes = (
+                    f"{_UNFUSED} The output differs from theirs by at most {largest_difference(fused, eager):.1e}.",
+                )
+        run = Run(module, inputs, values, eager, report, rewind, symbolic, symbolic_timeout, inside)
         taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
         values=taken.values,
         known=taken.known,
         rung=chosen,
-        rung_notes=(*RUNG_NOTES[chosen], *taken.notes, *refused),
+        rung_notes=(*RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
         output_equal=taken.output_equal,
     )
 
@@ -136,7 +163,6 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
     """The first rung that can follow the run, and for each before it one line that says why it was passed over."""
     refused: list[str] = []
     for rung in rungs[:-1]:
-        run.rewind()
         run.report(Progress("capture"))
         try:
             taken = _RUNGS[rung](run)
@@ -146,7 +172,6 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
         if not taken.doubt:
             return taken, rung, refused
         refused.append(f"Not {rung}: {taken.doubt}")
-    run.rewind()
     run.report(Progress("capture"))
     return _RUNGS[rungs[-1]](run), rungs[-1], refused
 
@@ -192,20 +217,32 @@ def _check_inputs(module: nn.Module, inputs: Mapping[str, Any]) -> None:
 
 
 def _check_symbolic(symbolic: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any]) -> None:
-    for name, sizes in symbolic.items():
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, given in symbolic.items():
+
+        def refuse(problem: str, at: str = name) -> InputError:
+            return InputError(problem, field=f"symbolic.{at}", input=at)
+
         if not isinstance(tensor := inputs.get(name), Tensor):
-            message = unknown("tensor among the inputs", name, [k for k, v in inputs.items() if isinstance(v, Tensor)])
-            raise InputError(message, field=f"symbolic.{name}", input=name)
-        if len(sizes) != tensor.dim():
-            raise InputError(
-                f"'{name}' has {tensor.dim()} sizes {tuple(tensor.shape)}, and {len(sizes)} names {sizes} were given",
-                field=f"symbolic.{name}",
-                input=name,
+            tensors = [each for each, value in inputs.items() if isinstance(value, Tensor)]
+            raise refuse(unknown("tensor among the inputs", name, tensors))
+        if len(given) != tensor.dim():
+            raise refuse(
+                f"'{name}' is of shape {tuple(tensor.shape)}: expected {tensor.dim()} names, empty for a size that is "
+                f"to be a number, got {len(given)} ({','.join(given)})"
             )
-        for size, each in zip(sizes, tensor.shape, strict=True):
-            if size and each < 2:
-                raise InputError(
-                    f"'{size}' of '{name}' is {each}: a size that is to be a symbol needs an example of 2 or more",
-                    field=f"symbolic.{name}",
-                    input=name,
+        for size, each in zip(given, tensor.shape, strict=True):
+            if not size:
+                continue
+            if not size.isidentifier():
+                raise refuse(
+                    f"'{size}' is no name for a size of '{name}': expected letters, digits and _, such as batch"
                 )
+            if each < 2:
+                raise refuse(
+                    f"'{size}' of '{name}' is {each}: a size that is to be a symbol needs an example of 2 or more, "
+                    "since 1 is broadcast"
+                )
+            where, known = sizes.setdefault(size, (name, each))
+            if known != each:
+                raise refuse(f"'{size}' is {known} in '{where}' and {each} in '{name}': sizes of one name are equal")

@@ -36,3 +36,18 @@ def same_tensor(x: Tensor, y: Tensor) -> bool:
         return False
     nan = x.isnan()
     return torch.equal(nan, y.isnan()) and torch.equal(x[~nan], y[~nan])
+
+
+def largest_difference(a: object, b: object) -> float:
+    """The largest difference between two numbers at the same place of two nests of tensors; 0 where none is shared."""
+    pairs = zip((x for _, x in leaves(a)), (y for _, y in leaves(b)), strict=False)
+    differences = (
+        float((x - y).abs().nan_to_num(0).max())
+        for x, y in pairs
+        if isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and x.is_floating_point()
+        and x.shape == y.shape
+        and x.numel()
+    )
+    return max(differences, default=0.0)

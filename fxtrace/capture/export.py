@@ -1,30 +1,32 @@
-"""The `export` rung: torch.export, which needs no weights and so no numbers; the graph is one of ATen's ops."""
+"""The `export` rung: torch.export, which needs no weights and so no numbers; the graph is one of ATen's ops.
+
+Sizes that are to be symbols are followed for a limited time. Where that fails they are numbers; and where torch.export
+cannot follow a model at all and its weights are there, torch.export.draft_export goes on with the numbers at hand. Each
+step down is told in a note.
+"""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import redirect_stderr
-from dataclasses import replace
-from io import StringIO
-from typing import Any, cast
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from sympy import Symbol
-from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from sympy import Expr, Integer, Symbol
+from torch import Tensor
 from torch.export import Dim, ExportedProgram
-from torch.export.graph_signature import InputKind
-from torch.utils._pytree import TreeSpec
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_unflatten
 
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
-from fxtrace.capture.run import Run, Taken, copies, map_tensors, model_errors, needing_values, show_source
-from fxtrace.capture.source import stack_source
+from fxtrace.capture.fakes import with_fakes, without_weights
+from fxtrace.capture.quiet import quiet
+from fxtrace.capture.run import Run, Taken, copies, model_errors, needing_values
+from fxtrace.capture.unlift import Unlifted
 from fxtrace.errors import CaptureFailed
-from fxtrace.graph import TensorSpec, Value
-from fxtrace.shapes import noted, tensor_spec, tensors
+from fxtrace.shapes import tensor_spec
+from fxtrace.trace import Progress
 
 
 def export(run: Run) -> Taken:
@@ -33,258 +35,147 @@ def export(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.export cannot follow the module.
     """
-    given = with_fakes(run.module, copies(run.inputs))
-    what = "torch.export cannot follow this model"
-    with model_errors(what, run.module), needing_values(), warnings.catch_warnings(), redirect_stderr(StringIO()):
-        # They are about attributes and gradients, which are put back. What goes to stderr is the graph up to an error.
-        warnings.simplefilter("ignore")
-        program = torch.export.export(run.module, (), given, dynamic_shapes=_dynamic(run), strict=False)
-    names, fixed = _names(run, program)
-    unlifted = _Unlifted(run.module, program, names)
+    program, given_up = _program(run)
+    names, told = ({}, given_up) if given_up else _names(run, program)
+    unlifted = Unlifted(run.module, program, names)
     graph = to_graph(run.module, unlifted.graph, unlifted.values)
     run.rewind()
     with model_errors("the captured graph raised"):
-        known = fold_constants(unlifted.root(), unlifted.graph, unlifted.sizes)
+        known = fold_constants(unlifted.root(), unlifted.graph, unlifted.sizes, copies(run.inputs))
     # Without the blocks' autocast modes, what was computed in them may come out in another precision.
     dtypes = {name: spec.dtype for name, spec in graph.tensors()}
     known = {name: tensor for name, tensor in known.items() if tensor_spec(tensor).dtype == dtypes[name]}
-    return Taken(graph, {}, known, None, fixed)
+    symbols = ", ".join(dict.fromkeys(map(str, names.values())))
+    sizes = f"Symbols: {symbols}; other sizes are" if symbols else "Sizes are"
+    return Taken(graph, {}, known, None, (f"{sizes} numbers as this input has them.", *told))
 
 
-def without_weights(module: nn.Module) -> bool:
-    """Whether a module has parameters or buffers on the meta device: shapes, and no numbers."""
-    return any(tensor.is_meta for tensor in (*module.parameters(), *module.buffers()))
+def _program(run: Run) -> tuple[ExportedProgram, tuple[str, ...]]:
+    """The program of the first way that works, and a note for each that does not."""
+    notes: list[str] = []
+    has_weights = not without_weights(run.module)
+    if run.symbolic:
+        try:
+            return _exported(run, symbolic=True), ()
+        except _TimeUp:
+            reason = f"following them took more than {run.symbolic_timeout:g} s of computing; raise symbolic_timeout"
+        except CaptureFailed as error:
+            reason = error.message
+        notes.append(f"The sizes that were to be symbols are numbers: {reason}.")
+    try:
+        return _exported(run), tuple(notes)
+    except CaptureFailed as error:
+        if not has_weights:
+            raise
+        try:
+            program = _exported(run, torch.export.draft_export)
+        except CaptureFailed:
+            raise error from None
+        return program, (
+            *notes,
+            "Partial, by torch.export.draft_export: the graph holds for inputs whose numbers lead the same way. "
+            f"Without it, {error.message}.",
+        )
 
 
-def with_fakes(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Puts fake tensors on the CPU in the place of a module's meta tensors, and returns the inputs as fake ones too.
+def _exported(run: Run, way: Callable[..., ExportedProgram] = torch.export.export, *, symbolic: bool = False) -> Any:
+    """Exports the module from the state in which it was found.
 
-    A tensor that is shared stays shared. Where nothing is on the meta device or fake already, nothing changes.
+    Raises:
+        CaptureFailed: it cannot be exported this way.
+        _TimeUp: following symbolic sizes took too long.
     """
-    everything = (*module.parameters(), *module.buffers(), *(tensor for _, tensor in tensors(inputs)))
-    modes = [tensor.fake_mode for tensor in everything if isinstance(tensor, FakeTensor)]
-    if not modes and not any(tensor.is_meta for tensor in everything):
-        return dict(inputs)
-    mode = modes[0] if modes else FakeTensorMode(allow_non_fake_inputs=True)
-    made: dict[int, Tensor] = {}
-    for each in module.modules():
-        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers, vars(each))
-        for table in tables:
-            for name, tensor in table.items():
-                if isinstance(tensor, Tensor) and tensor.is_meta:
-                    if id(tensor) not in made:
-                        made[id(tensor)] = _fake(tensor, mode)
-                    table[name] = made[id(tensor)]
-    return {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in inputs.items()}
+    run.rewind()
+    given = with_fakes(run.module, copies(run.inputs))
+    watch = _Watch(run.report, run.symbolic_timeout if symbolic else None)
+    with model_errors("torch.export cannot follow this model", run.module), needing_values(), quiet():
+        try:
+            with watch, run.inside:
+                shapes = _dynamic(run) if symbolic else None
+                program = way(run.module, (), given, dynamic_shapes=shapes, strict=False)
+        finally:
+            if watch.stopped is not None:  # the model may have caught it, or torch.export put its own error around it
+                raise watch.stopped
+    return program
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    if isinstance(tensor, FakeTensor) and tensor.fake_mode is mode:
-        return tensor
-    if not (tensor.is_meta or isinstance(tensor, FakeTensor)):
-        return mode.from_tensor(tensor)
-    with mode:
-        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
-    is_parameter = isinstance(tensor, nn.Parameter)
-    return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake
+class _TimeUp(CaptureFailed):
+    """Following symbolic sizes took too long."""
 
 
-def _dynamic(run: Run) -> dict[str, Any] | None:
+class _Watch(TorchFunctionMode):
+    """Looks at each call of PyTorch's whether the caller, or the clock, says stop: a thread cannot be ended otherwise.
+
+    One call may itself take seconds, where sizes have grown into long expressions. The clock is the thread's own, so
+    that what comes out does not hang on what else the machine does.
+    """
+
+    def __init__(self, report: Callable[[Progress], None], seconds: float | None) -> None:
+        super().__init__()
+        self.stopped: Exception | None = None
+        self._report = report
+        self._until = None if seconds is None else time.thread_time() + seconds
+        self._calls = 0
+
+    def __torch_function__(
+        self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        self._calls += 1
+        try:
+            self._report(Progress("export", self._calls))
+            if self._until is not None and time.thread_time() > self._until:
+                raise _TimeUp("following symbolic sizes took too long")
+        except Exception as stopped:
+            self.stopped = stopped
+            raise
+        return function(*args, **(kwargs or {}))
+
+
+def _dynamic(run: Run) -> dict[str, Any]:
     """What torch.export is to keep as symbols, input by input."""
-    if not run.symbolic:
-        return None
-    return {
-        name: {i: Dim.AUTO for i, size in enumerate(run.symbolic[name]) if size} if name in run.symbolic else None
-        for name in run.inputs
+    named = {name: {i for i, size in enumerate(sizes) if size} for name, sizes in run.symbolic.items()}
+    examples = {run.inputs[name].shape[i] for name, sizes in named.items() for i in sizes}
+    # A mask's sizes follow those of the ids it is for: kept as numbers, they would fix them.
+    following = {
+        name: {i for i, size in enumerate(tensor.shape) if size in examples}
+        for name, tensor in run.inputs.items()
+        if isinstance(tensor, Tensor) and name not in named
     }
+    kept = named | following
+    return {name: dict.fromkeys(kept[name], Dim.AUTO) if name in kept else None for name in run.inputs}
 
 
 def _names(run: Run, program: ExportedProgram) -> tuple[dict[Symbol, Symbol], tuple[str, ...]]:
-    """The asked names by torch.export's own symbols, and a note for each size that came back fixed."""
+    """Names for torch.export's own symbols, and a note for each size that is no symbol of its own."""
+    spec = program.call_spec.in_spec
+    if not run.symbolic or spec is None:
+        return {}, ()
+    values = {node.name: node.meta["val"] for node in program.graph.find_nodes(op="placeholder")}
+    _, inputs = tree_unflatten([values.get(str(name)) for name in program.graph_signature.user_inputs], spec)
+    asked = [
+        (where, name, _expression(size))
+        for where, sizes in run.symbolic.items()
+        for name, size in zip(sizes, inputs[where].shape, strict=True)
+        if name
+    ]
+    following = [
+        (where, f"{where}_{i}", _expression(size))
+        for where, tensor in inputs.items()
+        if isinstance(tensor, Tensor) and where not in run.symbolic
+        for i, size in enumerate(tensor.shape)
+    ]
     names: dict[Symbol, Symbol] = {}
-    fixed = []
-    for node in program.graph.find_nodes(op="placeholder"):
-        for name, size in zip(run.symbolic.get(node.name, ()), getattr(node.meta["val"], "shape", ()), strict=False):
-            expression = size.node.expr if isinstance(size, torch.SymInt) else None
-            if name and isinstance(expression, Symbol):
-                names.setdefault(expression, Symbol(name, integer=True, positive=True))
-            elif name:
-                fixed.append(f"'{name}' of '{node.name}' is no symbol: the model fixes this size at {size}.")
-    return names, tuple(fixed)
+    for _, name, size in (*asked, *following):
+        if isinstance(size, Symbol):
+            names.setdefault(size, Symbol(name, integer=True, positive=True))
+    told = []
+    for where, name, size in asked:
+        if size.is_number:
+            told.append(f"'{name}' of '{where}' is no symbol: the model fixes this size at {size}.")
+        elif str(shown := size.xreplace(names)) != name:
+            told.append(f"'{name}' of '{where}' is written {shown}: the model ties the two.")
+    return names, tuple(told)
 
 
-def _example(tensor: Tensor) -> Tensor:
-    """A meta tensor of the example's sizes for one with symbolic sizes."""
-
-    def numbers(sizes: Iterable[Any]) -> list[int]:
-        return [size.node.hint if isinstance(size, torch.SymInt) else size for size in sizes]
-
-    return torch.empty_strided(numbers(tensor.shape), numbers(tensor.stride()), dtype=tensor.dtype, device="meta")
-
-
-# Blocks under `torch.no_grad()` or `torch.autocast()` are exported as functions that a call runs in that mode.
-_WRAPPERS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
-
-# What export adds to guard its own assumptions.
-_GUARDS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "_functional_assert_async")
-
-
-class _Unlifted:
-    """An exported program as an ordinary torch.fx graph: parameters are `get_attr` nodes before their first use."""
-
-    def __init__(self, module: nn.Module, program: ExportedProgram, names: Mapping[Symbol, Symbol]) -> None:
-        self.graph = fx.Graph()
-        self.values: dict[fx.Node, tuple[Value, ...]] = {}
-        self.constants: dict[str, Tensor] = {}
-        self.sizes: dict[fx.Node, Any] = {}
-        self._names = names
-        self._module = module
-        self._paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
-        self._program = program
-        self._owned = _owned(module)
-        self._specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs}
-        self._attributes: dict[str, fx.Node] = {}
-        results = self._inline(program.graph_module, {})
-        self._note(self.graph.output(_nested(iter(results), program.call_spec.out_spec)), None)
-
-    def root(self) -> nn.Module:
-        """Where the graph finds its tensors and subgraphs."""
-        root = nn.Module()
-        vars(root).update(vars(self._module))
-        vars(root)["_buffers"] = {**self._module._buffers, **self.constants}
-        vars(root)["_modules"] = {**self._program.graph_module._modules, **self._module._modules}
-        return root
-
-    def _inline(self, module: fx.GraphModule, copied: dict[fx.Node, Any]) -> Any:
-        """Copies a graph's nodes, given what stands for its placeholders; returns what stands for its results."""
-
-        def found(node: fx.Node) -> Any:
-            if node not in copied:
-                copied[node] = self._attribute(node)  # before its first use
-            return copied[node]
-
-        for node in module.graph.nodes:
-            if node.op == "output":
-                return fx.node.map_arg(node.args[0], found)
-            if node.op == "get_attr" or node in copied or self._is_owned(node):
-                continue
-            name = _base_name(node)
-            if name in _GUARDS and not node.users:
-                continue
-            if name in _WRAPPERS:
-                at = next(i for i, arg in enumerate(node.args) if isinstance(arg, fx.Node) and arg.op == "get_attr")
-                block = getattr(module, str(cast(fx.Node, node.args[at]).target))
-                names = block.graph.find_nodes(op="placeholder")
-                given = (fx.node.map_arg(arg, found) for arg in node.args[at + 1 :])
-                copied[node] = self._inline(block, dict(zip(names, given, strict=True)))
-            elif _gives_back(node, name):
-                copied[node] = found(node.args[0])
-            elif name == "getitem" and isinstance(items := found(node.args[0]), tuple | list):
-                copied[node] = items[node.args[1]]
-            else:
-                copied[node] = self._note(self.graph.node_copy(node, found), node.meta.get("val"))
-        raise AssertionError("a torch.fx graph ends with its output")
-
-    def _is_owned(self, node: fx.Node) -> bool:
-        return node.op == "placeholder" and self._specs[node.name].kind is not InputKind.USER_INPUT
-
-    def _attribute(self, node: fx.Node) -> fx.Node:
-        """The node for a parameter, a buffer, a constant or a subgraph."""
-        if node.op == "get_attr":
-            name, value = str(node.target), None
-        else:
-            name, value = self._tensor(str(self._specs[node.name].target))
-        if name not in self._attributes:
-            self._attributes[name] = self._note(self.graph.create_node("get_attr", name), value)
-        return self._attributes[name]
-
-    def _tensor(self, name: str) -> tuple[str, Tensor | None]:
-        """A tensor with the first of the names that the module has for it; a constant of no module gets a new one."""
-        if name in self._owned:
-            return self._owned[name]
-        value = self._program.constants[name]
-        name = f"_constant_{len(self.constants)}"
-        self.constants[name] = value
-        return name, value
-
-    def _note(self, node: fx.Node, value: object) -> fx.Node:
-        stack = tuple(node.meta.get("nn_module_stack", {}).values())
-        path = str(stack[-1][0]).partition("@")[0] if stack else ""  # `name@1` is the second call of a module
-        node.meta["module"] = path if path in self._paths else ""
-        node.meta["source"] = stack_source(node.meta.get("stack_trace") or "")
-        sizes: list[Any] = [size for _, tensor in tensors(value) for size in tensor.shape]
-        sizes = [size.node for size in sizes if isinstance(size, torch.SymInt)]
-        if not all(size.has_hint() for size in sizes):
-            raise CaptureFailed(
-                f"a tensor's size depends on the numbers in another{show_source(node.meta['source'])}, and a capture "
-                "without values has none; capture it with values",
-                node=node.name,
-            )
-        if isinstance(value, torch.SymInt | torch.SymBool) and value.node.has_hint():
-            self.sizes[node] = value.node.hint
-            self.values[node] = (Value("", type(value.node.hint).__name__, text=self._text(value)),)
-        elif sizes:
-            given = (tensor for _, tensor in tensors(value))
-            self.values[node] = tuple(
-                replace(each, spec=self._symbolic(each.spec, next(given))) if each.spec else each
-                for each in noted(node.name, map_tensors(_example, value))
-            )
-        else:
-            self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
-        return node
-
-    def _symbolic(self, spec: TensorSpec, tensor: Tensor) -> TensorSpec:
-        return replace(spec, device=str(tensor.device), symbolic=tuple(map(self._text, tensor.shape)))
-
-    def _text(self, size: Any) -> str:
-        symbolic = isinstance(size, torch.SymInt | torch.SymBool)
-        return str(size.node.expr.xreplace(self._names) if symbolic else size)
-
-
-def _owned(module: nn.Module) -> dict[str, tuple[str, Tensor]]:
-    """For every qualified name of a tensor: the first of the names that this tensor has, and the tensor."""
-    first: dict[int, tuple[str, Tensor]] = {}
-    owned: dict[str, tuple[str, Tensor]] = {}
-    for path, each in module.named_modules(remove_duplicate=False):
-        for table in (each._parameters, each._buffers, vars(each)):
-            for name, tensor in table.items():
-                if isinstance(tensor, Tensor):
-                    qualified = f"{path}.{name}" if path else name
-                    owned[qualified] = first.setdefault(id(tensor), (qualified, tensor))
-    return owned
-
-
-def _base_name(node: fx.Node) -> str:
-    """What a node calls, without its namespace and overload."""
-    match node.target:
-        case OpOverload():
-            return str(node.target.overloadpacket.__name__)
-        case _:
-            return str(getattr(node.target, "__name__", ""))
-
-
-def _gives_back(node: fx.Node, name: str) -> bool:
-    """Whether a call has nothing to do and returns the very tensor it is given."""
-    match name, node.args, node.meta.get("val"):
-        case "dropout", (fx.Node(), _, False), _:
-            return True
-        case (("to" | "contiguous"), (fx.Node() as given, *rest), Tensor() as result):
-            copying = True in (*rest, *node.kwargs.values())
-            return not copying and _layout(given.meta["val"]) == _layout(result)
-        case _:
-            return False
-
-
-def _layout(tensor: Tensor) -> tuple[object, ...]:
-    return tensor.dtype, tensor.device, tensor.stride()
-
-
-def _nested(results: Iterator[Any], spec: TreeSpec) -> Any:
-    """The flat results of an export as the tuples and dicts that the module returned."""
-    if spec.is_leaf():
-        return next(results)
-    items = [_nested(results, child) for child in spec.children()]
-    if not isinstance(spec.type, type) or issubclass(spec.type, tuple | list):  # a named tuple's type is a function
-        return tuple(items)
-    keys = spec.context if isinstance(spec.context, list) and len(spec.context) == len(items) else range(len(items))
-    return dict(zip(map(str, keys), items, strict=True))
+def _expression(size: Any) -> Expr:
+    return size.node.expr if isinstance(size, torch.SymInt) else Integer(size)

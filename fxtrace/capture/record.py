@@ -33,6 +33,7 @@ def record(run: Run) -> Taken:
                 "it was scripted from",
                 module=path,
             )
+    run.rewind()
     kept: dict[str, Tensor] = {}
     recorder = Recorder(
         run.module, keeping(kept) if run.values else None, lambda done: run.report(Progress("record", done))
@@ -43,7 +44,7 @@ def record(run: Run) -> Taken:
         mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
         given = map_tensors(fake.from_tensor, given)
     with model_errors("the model raised"), mode, needing_values():
-        output = recorder.run(given)
+        output = recorder.run(given, run.inside)
     run.rewind()
     graph = to_graph(run.module, recorder.graph, recorder.values)
     notes = _notes(recorder)
@@ -51,7 +52,8 @@ def record(run: Run) -> Taken:
         with model_errors("the captured graph raised"):
             known = fold_constants(recorder.root(), recorder.graph, {})
         return Taken(graph, {}, known, None, notes)
-    kept = {name: kept[name] for name, _ in graph.tensors()}
+    for name in recorder.unused:
+        del kept[name]
     difference = _difference(run, recorder, output, kept)
     return Taken(graph, kept, kept, not difference, (*notes, difference) if difference else notes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from types import FunctionType
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from fxtrace.capture.source import Place, calling_place
-from fxtrace.graph import Source, Value
+from fxtrace.graph import Source, Value, tensor_name
 from fxtrace.shapes import Part, Sink, has_tensor, noted, parts, tensors
 
 
@@ -42,6 +43,7 @@ class Recorder(TorchFunctionMode):
         values: the leaves of what each node returned.
         constants: the tensors that no recorded call made and no attribute of a module holds, by the graph's names.
         outside: where such tensors were first used.
+        unused: names of tensors that went to the sink and are no node's in the end: nothing reads them.
         reads: where numbers were read out of tensors.
         took_attention_apart: whether `F.multi_head_attention_forward` was met.
     """
@@ -52,6 +54,7 @@ class Recorder(TorchFunctionMode):
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.constants: dict[str, Tensor] = {}
         self.outside: dict[Source | None, None] = {}
+        self.unused: list[str] = []
         self.reads: dict[Source | None, None] = {}
         self.took_attention_apart = False
         self._module = module
@@ -65,20 +68,21 @@ class Recorder(TorchFunctionMode):
         self._here: Place | None = _OUTSIDE
         self._writers: dict[int, _Writers] = {}
 
-    def run(self, inputs: Mapping[str, Any]) -> object:
-        """Runs the module, and returns what it returned."""
+    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object]) -> object:
+        """Runs the module in a context, and returns what it returned."""
         for name, value in inputs.items():
             node = self._note(self.graph.placeholder(name), value)
             for way, tensor in tensors(value):
                 self._bind(tensor, node, way)
-        with self:
+        with self, inside:
             output = self._module(**inputs)
         self._here = _OUTSIDE
         self._note(self.graph.output(self._returned(output)), None)
         for node in reversed(self._derived):
             if not node.users:
                 self.graph.erase_node(node)
-                del self.values[node]
+                leaves = self.values.pop(node)
+                self.unused += [tensor_name(node.name, leaf.path) for leaf in leaves if leaf.spec is not None]
         return output
 
     def root(self) -> nn.Module:

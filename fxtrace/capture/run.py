@@ -6,7 +6,7 @@ import copy
 import inspect
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,7 @@ from fxtrace.capture.source import code_source, user_source
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph, Source
 from fxtrace.shapes import Sink, has_tensor, parts
-from fxtrace.trace import Progress
+from fxtrace.trace import SYMBOLIC_TIMEOUT, Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +31,11 @@ class Run:
         values: keep every tensor; False propagates shapes with no compute.
         eager: what the module itself returned; None without values.
         report: called as the work goes on.
+        rewind: puts the module and the random states back as they were before the call; for a rung to call before it
+            runs the module, and before it runs the graph.
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
-        rewind: puts the module and the random states back as they were before the call.
+        symbolic_timeout: seconds of computing that following these may take.
+        inside: entered around each call of the module.
     """
 
     module: nn.Module
@@ -42,6 +45,8 @@ class Run:
     report: Callable[[Progress], None]
     rewind: Callable[[], None]
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    symbolic_timeout: float = SYMBOLIC_TIMEOUT
+    inside: AbstractContextManager[object] = field(default_factory=nullcontext)
 
 
 @dataclass(frozen=True, slots=True)

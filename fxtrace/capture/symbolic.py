@@ -26,8 +26,11 @@ def symbolic(run: Run) -> Taken:
     Raises:
         CaptureFailed: torch.fx cannot follow the module.
     """
-    with model_errors("symbolic tracing cannot follow this model", run.module):
+    what = "symbolic tracing cannot follow this model"
+    with model_errors(what, run.module):
         _check_wrapper(run.module)
+    run.rewind()
+    with model_errors(what, run.module), run.inside:
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
     kept: dict[str, Tensor] = {}

@@ -21,7 +21,8 @@ from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
 from fxtrace.cli.query import query
 from fxtrace.cli.render import render
-from fxtrace.cli.serve import serve
+from fxtrace.cli.serve import ServeCommand, serve
+from fxtrace.cli.store import store_app
 from fxtrace.cli.trace import delete, trace, traces
 
 __all__ = ["app", "main"]
@@ -33,8 +34,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, serve, demo):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, demo):
     app.command()(command)
+app.command(cls=ServeCommand)(serve)
+app.add_typer(store_app)
 
 
 def _version(asked: bool) -> None:

@@ -31,10 +31,13 @@ def _note_json(context: typer.Context, wanted: bool) -> bool:
 Server = Annotated[
     str | None, typer.Option("--server", metavar="HOST:PORT", help="Ask this server instead of this machine's store.")
 ]
-StoreFolder = Annotated[
-    Path | None,
+StorePlace = Annotated[
+    str | None,
     typer.Option(
-        "--store", metavar="FOLDER", help="Folder of the traces [default: $FXTRACE_STORE, else the user's data folder]."
+        "--store",
+        metavar="PLACE",
+        help="Where the traces are: a folder, or INDEX#FILES as in postgresql://user@host/database#s3://bucket/prefix; "
+        "by default $FXTRACE_STORE, else the user's data folder.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.", callback=_note_json)]
@@ -68,7 +71,7 @@ class Commands(TyperGroup):
 
 
 @contextmanager
-def connect(server: str | None, store: Path | None) -> Iterator[Api]:
+def connect(server: str | None, store: str | None) -> Iterator[Api]:
     """The engine over this machine's store, or the client of a server."""
     if server is not None:
         if store is not None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, TraceOption, connect, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, TraceOption, connect, resolve_trace
 from fxtrace.errors import NodeNotFound, OptionInvalid, unknown
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ _FIRST_NUMBERS = 8
 
 
 def snapshots(
-    trace: TraceArgument = "latest", server: Server = None, store: StoreFolder = None, as_json: Json = False
+    trace: TraceArgument = "latest", server: Server = None, store: StorePlace = None, as_json: Json = False
 ) -> None:
     """List the numbered snapshots: title, role, shape, node, and the identities that held."""
     from fxtrace.cli.output import echo_json
@@ -37,7 +37,7 @@ def explain(
     ],
     trace: TraceOption = "latest",
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Explain a snapshot (what it is and why it has its shape), or a node (what it does, reads and is)."""
@@ -54,7 +54,7 @@ def graph(
     module: Annotated[str, typer.Option(help="Only nodes of this module, and of those inside it.")] = "",
     role: Annotated[str, typer.Option(help="Only nodes of this role, or of roles that begin with it.")] = "",
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """List the nodes of the labelled graph; with --json, the whole of it."""
@@ -76,7 +76,7 @@ def tensor(
     ] = None,
     trace: TraceOption = "latest",
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Print a tensor's numbers, or write them to a file."""

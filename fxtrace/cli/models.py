@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, connect
+from fxtrace.cli.common import Json, Server, StorePlace, connect
 
 
 def models(
@@ -14,7 +14,7 @@ def models(
         str | None, typer.Argument(metavar="[MODEL]", help="Show this model's configuration.", show_default=False)
     ] = None,
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """List the models on offer, or show one's configuration."""

@@ -25,13 +25,18 @@ from fxtrace.graph import Arg, Graph, Node, Ref, Role, SliceArg, Symbol
 from fxtrace.trace import Json, Progress
 
 _STAGES = {
-    "wait": "waiting for another capture",
+    "wait": "waiting for other work",
     "build": "building the model",
     "run": "running the model",
     "capture": "capturing its graph",
+    "export": "capturing its graph",
     "propagate": "running the graph",
     "label": "finding roles",
+    "check": "trying the roles on a small copy",
     "store": "storing",
+    "draw": "drawing the graph",
+    "layout": "laying it out",
+    "verify": "comparing bytes",
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceOption, connect, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, TraceOption, connect, resolve_trace
 
 
 def query(
@@ -26,7 +26,7 @@ def query(
     ] = None,
     trace: TraceOption = "latest",
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Find nodes, or paths between them. A NODE is given by its name or by a role's.

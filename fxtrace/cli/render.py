@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, resolve_trace, write_file
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, resolve_trace, write_file
 from fxtrace.errors import OptionInvalid
 from fxtrace.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
 
@@ -29,11 +29,11 @@ def render(
     views: Annotated[bool, typer.Option("--views", help="Draw ops that only move elements, too.")] = False,
     unfold: Annotated[bool, typer.Option("--unfold", help="Draw every one of a run of identical layers.")] = False,
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Draw the graph."""
-    from fxtrace.cli.output import echo_json
+    from fxtrace.cli.output import echo_json, progress_bar
 
     image_format = _format(out)
     options = RenderOptions(
@@ -46,7 +46,9 @@ def render(
         views=views,
     )
     with connect(server, store) as api:
-        picture = api.render_graph(resolve_trace(api, trace), image_format, options)
+        trace_id = resolve_trace(api, trace)
+        with progress_bar(hidden=as_json) as report:
+            picture = api.render_graph(trace_id, image_format, options, progress=report)
     write_file(out, picture)
     if as_json:
         echo_json({"file": str(out), "format": image_format, "nbytes": len(picture)})

@@ -5,14 +5,18 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from fxtrace.graph import Check, Graph, Node, Snapshot, TensorSpec, show, show_shape
+from fxtrace.graph import Check, Graph, Node, Snapshot, TensorSpec, show, show_shape, show_sizes
 from fxtrace.trace import ModelInfo, QueryResult, Trace
+
+if TYPE_CHECKING:
+    from fxtrace.store import StoredTrace
 
 _UNBOUNDED = 10_000  # columns; a table is only as wide as it needs to be
 
@@ -72,18 +76,30 @@ def trace_table(traces: Iterable[Trace]) -> Table:
     return grid
 
 
+def stored_table(stored: Iterable[StoredTrace]) -> Table:
+    """How traces are kept, a row each."""
+    grid = table("Stored traces, newest first", "id", "model", "bytes", "last used", "")
+    for each in stored:
+        last_used = each.last_used.astimezone().strftime("%Y-%m-%d %H:%M")
+        marks = ("pinned" if each.pinned else "", "damaged: trace it again" if each.damaged else "")
+        add(grid, each.trace.id, each.trace.model, f"{each.nbytes:,}", last_used, " ".join(filter(None, marks)))
+    return grid
+
+
 def trace_facts(trace: Trace) -> Group:
     """Where a trace came from, and how much there is of it."""
     equal = {None: "not compared: shapes only", True: "bit-equal to the eager model's", False: "NOT the eager model's"}
     inputs = "\n".join(
-        f"{each.name}  {show_shape(each.spec.shape)}  {each.spec.dtype}  ({each.fill})" for each in trace.inputs
+        f"{each.name}  {show_sizes(each.spec)}  {each.spec.dtype}  ({each.fill})" for each in trace.inputs
     )
+    mode = f"{'training' if trace.training else 'evaluation'}, seed {trace.seed}"
+    mode += ", built without weights" if trace.weightless else ""
     return facts(
         f"Trace {trace.id}",
         ("model", trace.model),
         ("configuration", "\n".join(f"{name} = {value!r}" for name, value in trace.configuration.items())),
         ("inputs", inputs),
-        ("mode", f"{'training' if trace.training else 'evaluation'}, seed {trace.seed}"),
+        ("mode", mode),
         ("capture", f"{trace.rung}, {trace.seconds:.2f} s, PyTorch {trace.torch_version}"),
         ("", "\n".join(trace.rung_notes)),
         ("nodes", f"{trace.node_count}, of which {trace.labelled_count} have a role"),
@@ -102,7 +118,7 @@ def snapshot_table(snapshots: Iterable[Snapshot], *, checked: Sequence[Text] | N
         cells: list[str | Text] = [str(snapshot.number), snapshot.title, "\n".join(snapshot.roles)]
         if checked is not None:
             cells.append("\n".join(snapshot.variables))
-        cells += [show_shape(snapshot.dims), show_shape(snapshot.tensors[0].shape) if snapshot.found else ""]
+        cells += [show_shape(snapshot.dims), show_sizes(snapshot.tensors[0]) if snapshot.found else ""]
         cells.append("\n".join(tensor.node for tensor in snapshot.tensors))
         cells.append(checks_text(snapshot.checks) if snapshot.found else Text(f"not here: {snapshot.reason}", "yellow"))
         if checked is not None:
@@ -155,7 +171,7 @@ def path_table(result: QueryResult) -> Table:
 
 def shapes(node: Node) -> str:
     """The shapes of the tensors a node returns; of other values, the values."""
-    return ", ".join(value.text if value.spec is None else show_shape(value.spec.shape) for value in node.values)
+    return ", ".join(value.text if value.spec is None else show_sizes(value.spec) for value in node.values)
 
 
 def dtypes(node: Node) -> str:
@@ -196,8 +212,8 @@ def snapshot_facts(snapshot: Snapshot) -> Group:
         return facts(heading, ("roles", "\n".join(snapshot.roles)), ("not here", snapshot.reason))
     grid = table("Tensors", "variable", "shape", "node", "role")
     for tensor in snapshot.tensors:
-        add(grid, tensor.variable, show_shape(tensor.shape), tensor.node, tensor.role)
-    shape = f"{show_shape(snapshot.dims)} = {show_shape(snapshot.tensors[0].shape)}"
+        add(grid, tensor.variable, show_sizes(tensor), tensor.node, tensor.role)
+    shape = f"{show_shape(snapshot.dims)} = {show_sizes(snapshot.tensors[0])}"
     return Group(
         facts(heading, ("section", snapshot.section), ("shape", shape)),
         Text(f"\n{snapshot.explanation}\n"),
@@ -209,7 +225,7 @@ def snapshot_facts(snapshot: Snapshot) -> Group:
 def spec_text(name: str, spec: TensorSpec) -> str:
     """A tensor in a line."""
     layout = "" if spec.contiguous else f", stride {spec.stride}"
-    return f"{name}  {show_shape(spec.shape)}  {spec.dtype}  {spec.device}, {spec.nbytes:,} bytes{layout}"
+    return f"{name}  {show_sizes(spec)}  {spec.dtype}  {spec.device}, {spec.nbytes:,} bytes{layout}"
 
 
 def _with_shape(graph: Graph, name: str) -> str:

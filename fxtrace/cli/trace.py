@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StoreFolder, TraceArgument, connect, pairs, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace
 from fxtrace.errors import InputError
+from fxtrace.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
 from fxtrace.trace import Json as JsonValue
-from fxtrace.trace import Rung, TensorData, TraceRequest
 
 
 def trace(
@@ -41,12 +41,28 @@ def trace(
     ] = False,
     rung: Annotated[Rung | None, typer.Option(help="How to capture; fxtrace chooses by itself.")] = None,
     training: Annotated[bool, typer.Option("--training", help="Trace in training mode.")] = False,
+    unfused: Annotated[
+        bool, typer.Option("--unfused", help="Compute fused attention step by step, to see its scores and weights.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=-(2**63), max=2**63 - 1, help="Of the random state.", show_default=True)] = 0,
     state: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Take the weights from this safetensors file.")
     ] = None,
+    weightless: Annotated[
+        bool, typer.Option("--weightless", help="Build the model without its weights, of any size; shapes and roles.")
+    ] = False,
+    symbolic: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=batch,sequence",
+            help="Keep an input's sizes as symbols of these names; an empty name keeps a number. Repeatable.",
+        ),
+    ] = None,
+    symbolic_timeout: Annotated[
+        float, typer.Option(metavar="SECONDS", help="How much computing following symbols may take.", show_default=True)
+    ] = SYMBOLIC_TIMEOUT,
     server: Server = None,
-    store: StoreFolder = None,
+    store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
     """Trace a model, or find the trace that such a request made before."""
@@ -61,8 +77,12 @@ def trace(
         rung=rung or "",
         values=not shapes_only,
         training=training,
+        unfused=unfused,
         seed=seed,
         state="" if state is None else str(state),
+        weightless=weightless,
+        symbolic={name: tuple(map(str.strip, text.split(","))) for name, text in pairs("--symbolic", symbolic).items()},
+        symbolic_timeout=symbolic_timeout,
     )
     with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:
@@ -70,7 +90,7 @@ def trace(
         echo_json(made) if as_json else show_on_stdout(trace_facts(made))
 
 
-def traces(server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+def traces(server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """List the traces, newest first."""
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.tables import show_on_stdout, trace_table
@@ -80,7 +100,7 @@ def traces(server: Server = None, store: StoreFolder = None, as_json: Json = Fal
     echo_json(listed) if as_json else show_on_stdout(trace_table(listed))
 
 
-def delete(trace: TraceArgument, server: Server = None, store: StoreFolder = None, as_json: Json = False) -> None:
+def delete(trace: TraceArgument, server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """Remove a trace and its tensors."""
     from fxtrace.cli.output import echo_json
 

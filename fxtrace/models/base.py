@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.trace import Json, ModelInfo
@@ -58,4 +58,11 @@ class Model(ABC):
 
         Raises:
             ModelInvalid: something else was given.
+        """
+
+    @abstractmethod
+    def smaller(self, config: Any) -> Iterator[Any]:
+        """Configurations of the same structure with less to compute, to be tried in this order; perhaps none.
+
+        The model may turn out not to build from one.
         """

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
@@ -14,6 +15,7 @@ import pydantic
 
 from fxtrace.errors import ConfigurationError, ModelInvalid, unknown
 from fxtrace.models.base import Model
+from fxtrace.models.shrink import smaller_size
 from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
@@ -118,6 +120,11 @@ class ContractModel(Model):
                 model=self.name,
             )
         return dict(inputs)
+
+    def smaller(self, config: Any) -> Iterator[Any]:
+        sizes = {name: value for name, value in vars(config).items() if type(value) is int}
+        with suppress(Exception):  # the configuration's own check may refuse them
+            yield dataclasses.replace(config, **{name: smaller_size(name, size) for name, size in sizes.items()})
 
 
 def _config_class(name: str, contract: Any) -> type[Any]:

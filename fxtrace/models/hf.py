@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import inspect
-import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.errors import ConfigurationError, DependencyMissing, ModelInvalid, ModelNotFound, unknown
 from fxtrace.models.base import Model
-from fxtrace.models.shrink import arguments, is_configuration, own_fields
+from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields, shrunk
 from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
+
+    from fxtrace.models.hf_fit import Fit
 
 _FIELDS: Mapping[str, tuple[Json, str]] = {
     "preset": ("small", "what is not set: 'small', or 'default' as the architecture's own configuration class has it"),
@@ -60,6 +60,8 @@ class HuggingFaceModel(Model):
         _import_transformers()
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+        from fxtrace.models.hf_classes import model_class
+
         self.name = name
         _, self._type, wanted = (*name.split(":", 2), "")[:3]
         if self._type not in CONFIG_MAPPING:
@@ -67,7 +69,7 @@ class HuggingFaceModel(Model):
             raise ModelNotFound(message, field="model", model=name)
         with _needing_packages(name):
             self._kind: type[PreTrainedConfig] = CONFIG_MAPPING[self._type]
-            self._class = _model_class(name, self._type, self._kind, wanted)
+            self._class = model_class(name, self._kind, self._type, wanted)
         self.digest = _digest(self._class, self._kind)
 
     def info(self) -> ModelInfo:
@@ -101,7 +103,8 @@ class HuggingFaceModel(Model):
                 if name not in _FIELDS:
                     _place(given, self._path(defaults, name), value)
             try:
-                config = self._kind(**arguments(self._kind, given, small=added["preset"] == "small"))
+                shrink = self._fit.shrink if added["preset"] == "small" else AS_IT_IS
+                config = self._kind(**arguments(self._kind, given, shrink))
             except (DependencyMissing, ImportError):
                 raise
             except Exception as error:
@@ -161,25 +164,47 @@ class HuggingFaceModel(Model):
     def fields(self, config: _Configuration) -> dict[str, Json]:
         return {**config.added, **dict(_flat(config.config))}
 
-    def build(self, config: _Configuration) -> nn.Module:
-        with _needing_packages(self.name), _offline():
-            make: Any = self._class._from_config
-            module: nn.Module = make(config.config, attn_implementation=config.added["attn_implementation"])
-        return module.eval()
+    def build(self, config: _Configuration) -> PreTrainedModel:
+        with _needing_packages(self.name):
+            return _build(self._class, config.config, config.added["attn_implementation"])
 
     def example_inputs(self, config: _Configuration) -> dict[str, Tensor]:
-        from fxtrace.models.hf_inputs import Sizes, example_inputs, missing_inputs, with_media_tokens
+        from fxtrace.models.hf_examples import Sizes
+        from fxtrace.models.hf_inputs import example_inputs
 
-        sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
-        inputs = example_inputs(self._class, config.config, sizes)
-        missing = missing_inputs(self._class, inputs)
-        if missing:
+        if self._fit.problem:
             raise ModelInvalid(
-                f"model '{self.name}': no example is known for {', '.join(missing)} of {self._class.__name__}.forward; "
-                "give a factory (package.module:factory) that makes the model and its inputs",
+                f"model '{self.name}': no example inputs are known that {self._class.__name__}.forward takes: "
+                f"{self._fit.problem}; give a factory (package.module:factory) that makes the model and its inputs",
                 model=self.name,
             )
-        return with_media_tokens(lambda: self.build(config), config.config, inputs)
+        sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
+        return example_inputs(lambda: self.build(config), self._class, config.config, sizes, self._fit.layout)
+
+    def smaller(self, config: _Configuration) -> Iterator[_Configuration]:
+        least = {name: default for name, (default, _) in _FIELDS.items() if isinstance(default, int)}
+        added = {name: min(value, least[name]) if name in least else value for name, value in config.added.items()}
+        for derived in (True, False):
+            with suppress(Exception):  # the class's own checks may refuse what is shrunk
+                yield _Configuration(self._kind(**shrunk(config.config, self._fit.shrink, derived=derived)), added)
+
+    @property
+    def _fit(self) -> Fit:
+        from fxtrace.models.hf_fit import fit
+
+        with _needing_packages(self.name):
+            found: Fit = fit(self._kind, self._class, _build)  # type: ignore[arg-type]  # classes are hashable
+        return found
+
+
+def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, attention: str = "eager") -> PreTrainedModel:
+    make: Any = kind._from_config
+    # Given for the whole alone, parts that have no other attention (a convolutional backbone) keep to eager.
+    wanted = attention if attention == "eager" else {"": attention}
+    with _offline():
+        model: PreTrainedModel = make(config, attn_implementation=wanted)
+    model.train(False)
+    return model
 
 
 def _import_transformers() -> None:
@@ -221,66 +246,6 @@ def _offline() -> Iterator[None]:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
-
-
-def _model_class(name: str, model_type: str, kind: type[PreTrainedConfig], wanted: str) -> type[PreTrainedModel]:
-    import transformers
-    from transformers.models.auto import modeling_auto
-
-    if wanted.startswith("Auto"):
-        mapping = getattr(getattr(transformers, wanted, None), "_model_mapping", {})
-        if kind in mapping:
-            found: type[PreTrainedModel] = _first(mapping[kind])
-            return found
-    classes = {
-        each: found
-        for each, found in _modeling(kind).items()
-        if inspect.isclass(found) and issubclass(found, transformers.PreTrainedModel) and _builds(found)
-    }
-    tables = [modeling_auto.__dict__[each] for each in _tables(kind)]
-    names = [_first(table[model_type]) for table in tables if model_type in table]
-    names += [each for each, found in classes.items() if found.config_class is kind]
-    chosen = wanted or next(iter(names), "")
-    if chosen not in classes and chosen not in names:
-        message = unknown(f"class of {model_type}", wanted, dict.fromkeys((*names, *classes)))
-        raise ModelNotFound(message, field="model", model=name)
-    if chosen in classes:
-        return classes[chosen]
-    borrowed: type[PreTrainedModel] = getattr(transformers, chosen)  # from another family's module
-    return borrowed
-
-
-def _modeling(kind: type[PreTrainedConfig]) -> Mapping[str, Any]:
-    """The names in the module of a family's models; none where another family's models serve it."""
-    name = kind.__module__.replace(".configuration_", ".modeling_")
-    try:
-        return vars(importlib.import_module(name))
-    except ModuleNotFoundError as error:
-        if error.name != name:
-            raise
-        return {}
-
-
-def _builds(kind: type[PreTrainedModel]) -> bool:
-    """Whether a class is a whole model, not the common base of a family's."""
-    return "forward" in vars(kind) or not kind.__name__.endswith("PreTrainedModel")
-
-
-def _tables(kind: type[PreTrainedConfig]) -> Iterator[str]:
-    """The names of transformers' tables in which an architecture's class is looked for, the first choice first."""
-    from transformers.models.auto import modeling_auto
-
-    if getattr(kind, "is_encoder_decoder", False):
-        yield "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES"
-        yield "MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING_NAMES"
-    elif kind.model_type not in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not kind.sub_configs:
-        yield "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES"
-    yield "MODEL_MAPPING_NAMES"
-    yield from sorted(each for each in vars(modeling_auto) if re.fullmatch("MODEL_FOR_.*_MAPPING_NAMES", each))
-
-
-def _first(found: Any) -> Any:
-    return found[0] if isinstance(found, tuple) else found
 
 
 def _digest(*classes: type) -> str:

@@ -63,6 +63,20 @@ def from_file(path: Path) -> ContractModel:
     return ContractModel(path.stem, module)
 
 
+def split_import_path(reference: str) -> tuple[str, str]:
+    """The module and the name that `package.module:factory` consists of.
+
+    Raises:
+        ModelInvalid: the reference is malformed.
+    """
+    match = re.fullmatch(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", reference)
+    if match is None:
+        raise ModelInvalid(
+            f"expected a model's import path as package.module:factory, came '{reference}'", field="model"
+        )
+    return match["module"], match["name"]
+
+
 def from_import_path(reference: str) -> ContractModel:
     """The model that `package.module:factory` names; the current folder is searched, too.
 
@@ -75,18 +89,14 @@ def from_import_path(reference: str) -> ContractModel:
             neither a factory nor keeps the contract.
         DependencyMissing: PyTorch is not installed.
     """
-    match = re.fullmatch(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", reference)
-    if match is None:
-        raise ModelInvalid(
-            f"expected a model's import path as package.module:factory, came '{reference}'", field="model"
-        )
+    path, name = split_import_path(reference)
     with _importing(f"model '{reference}'"), _on_path(Path.cwd()):
-        module = importlib.import_module(match["module"])
+        module = importlib.import_module(path)
     try:
-        found = getattr(module, match["name"])
+        found = getattr(module, name)
     except AttributeError:
         public = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
-        message = unknown(f"factory in {match['module']}", match["name"], public)
+        message = unknown(f"factory in {path}", name, public)
         raise ModelInvalid(message, field="model", model=reference) from None
     if all(hasattr(found, name) for name in CONTRACT):
         return ContractModel(reference, module, found)

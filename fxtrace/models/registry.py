@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from fxtrace.errors import ModelNotFound, unknown
+from fxtrace.errors import ModelInvalid, ModelNotFound, unknown
 from fxtrace.models.base import Model
-from fxtrace.models.imports import from_entry_point, from_file, from_import_path
+from fxtrace.models.imports import from_entry_point, from_file, from_import_path, split_import_path
 
 GROUP = "fxtrace.models"
 _HUGGING_FACE = "hf:"
 
 
 class Registry:
-    """The models on offer, by name. A model is imported when it is first asked for."""
+    """The models on offer, by name. A model is imported when it is first asked for.
+
+    A registry can be sent to another process: it offers the same there, and imports it anew.
+    """
 
     def __init__(self) -> None:
-        self._models: dict[str, Model] = {}
+        self._models: dict[str, Model] = {}  # those that were imported
+        self._references: dict[str, str] = {}
         self._entry_points: dict[str, EntryPoint] = {}
         self._every_family = False
 
@@ -38,28 +43,50 @@ class Registry:
             ModelNotFound: transformers has no such architecture.
             DependencyMissing: PyTorch or transformers is not installed.
         """
-        if reference.startswith(_HUGGING_FACE):
-            model = _family(reference)
-        elif reference.endswith(".py"):
-            model = from_file(Path(reference))
-        else:
-            model = from_import_path(reference)
-        self._models[model.name] = model
-        return model
+        name = self.offer(reference)
+        try:
+            return self.get(name)
+        except BaseException:
+            del self._references[name]
+            raise
 
     def add_file(self, path: str | Path) -> Model:
         """Offers the model in a Python file, as `add` does."""
-        model = from_file(Path(path))
-        self._models[model.name] = model
-        return model
+        return self.add(str(Path(path)))
+
+    def offer(self, reference: str) -> str:
+        """Offers the model that a reference leads to, as `add` does, but runs none of its code before it is asked for.
+
+        Returns:
+            The name that it is offered under.
+
+        Raises:
+            ModelInvalid: there is no such file, or the reference is malformed.
+        """
+        name = reference
+        if reference.startswith(_HUGGING_FACE):
+            pass
+        elif reference.endswith(".py"):
+            path = Path(reference).resolve()
+            if not path.is_file():
+                raise ModelInvalid(f"no model file at {path}", path=path)
+            name, reference = path.stem, str(path)
+        else:
+            split_import_path(reference)
+        self._models.pop(name, None)
+        self._references[name] = reference
+        return name
 
     def add_families(self) -> None:
         """Offers every architecture of transformers, as `hf:<model type>`. There are hundreds: `names` lists none."""
         self._every_family = True
 
+    def __reduce__(self) -> tuple[Callable[..., Registry], tuple[object, ...]]:
+        return _restored, (bool(self._entry_points), tuple(self._references.values()), self._every_family)
+
     def names(self) -> tuple[str, ...]:
         """The models' names, sorted."""
-        return tuple(sorted({*self._models, *self._entry_points}))
+        return tuple(sorted({*self._references, *self._entry_points}))
 
     def get(self, name: str) -> Model:
         """The model on offer under that name; nothing is imported for a name that is not.
@@ -71,12 +98,24 @@ class Registry:
         """
         if name in self._models:
             return self._models[name]
-        if self._every_family and name.startswith(_HUGGING_FACE):
-            return _family(name)
+        if name in self._references:
+            self._models[name] = _load(self._references[name])
+            return self._models[name]
+        self.require(name)
         if name not in self._entry_points:
-            raise ModelNotFound(unknown("model", name, self.names()), field="model", model=name)
+            return _family(name)
         self._models[name] = from_entry_point(self._entry_points[name])
         return self._models[name]
+
+    def require(self, name: str) -> None:
+        """Returns if there is a model on offer under that name, as far as can be told without importing it.
+
+        Raises:
+            ModelNotFound: no such model; the nearest name is suggested.
+        """
+        family = self._every_family and name.startswith(_HUGGING_FACE)
+        if not family and name not in self._references and name not in self._entry_points:
+            raise ModelNotFound(unknown("model", name, self.names()), field="model", model=name)
 
     def load(self, reference: str) -> Model:
         """The model of that name; or else the one the reference leads to, which is then on offer.
@@ -88,6 +127,22 @@ class Registry:
         """
         leads = reference.endswith(".py") or (":" in reference and reference not in self._models)
         return self.add(reference) if leads else self.get(reference)
+
+
+def _restored(installed: bool, references: tuple[str, ...], every_family: bool) -> Registry:
+    registry = Registry.installed() if installed else Registry()
+    for reference in references:
+        registry.offer(reference)
+    registry._every_family = every_family
+    return registry
+
+
+def _load(reference: str) -> Model:
+    if reference.startswith(_HUGGING_FACE):
+        return _family(reference)
+    if Path(reference).is_absolute():
+        return from_file(Path(reference))
+    return from_import_path(reference)
 
 
 def _family(reference: str) -> Model:

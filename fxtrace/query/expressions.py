@@ -1,7 +1,8 @@
 """Conditions on nodes, in CEL, the Common Expression Language (https://cel.dev): `kind == "matmul" && rank == 4`.
 
 What an expression may name is the table `FIELDS`; besides, each of the graph's named sizes (`batch`, `d_model`), and
-`dims`, the map of them all, for a size whose name is a field's. `shape[-1]` counts from the end.
+`dims`, the map of them all, for a size whose name is a field's. `shape[-1]` counts from the end. Where sizes were
+traced as symbols, `shape` has the example's and `symbolic` the symbols: `symbolic[0] == "batch"`.
 
 A node with several roles or several tensors matches where the condition holds for one of its roles together with one
 of its tensors. A condition on something a node does not have (the layer of a node without a role, `shape[3]` of a
@@ -73,6 +74,11 @@ FIELDS: Mapping[str, Field] = {
     "block": Field("string", "of the role", lambda row: row.role.block if row.role else ""),
     "part": Field("string", "of the role", lambda row: row.role.part if row.role else ""),
     "shape": Field("list<int>", "the tensor's sizes", lambda row: row.spec and row.spec.shape),
+    "symbolic": Field(
+        "list<string>",
+        "its sizes as text, symbols by their names: batch, 2*sequence, 64",
+        lambda row: row.spec and (row.spec.symbolic or tuple(map(str, row.spec.shape))),
+    ),
     "rank": Field("int", "how many sizes it has", lambda row: row.spec and len(row.spec.shape)),
     "numel": Field("int", "how many elements", lambda row: row.spec and prod(row.spec.shape)),
     "nbytes": Field("int", "how many bytes", lambda row: row.spec and row.spec.nbytes),
@@ -86,9 +92,17 @@ _TEXT = r"""(?:"(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')"""
 
 # CEL's lists have no negative indices, its maps may: shape[-1] is read as _back[-1], of the same length, so that the
 # places in error messages stay right.
-_BACK = "_back"
-_NEGATIVE_INDEX = re.compile(rf"({_TEXT})|(?<![\w.])shape(?=\s*\[\s*-)")
-_ALL_FIELDS = {**FIELDS, _BACK: Field("map<int, int>", "the tensor's sizes from the end", FIELDS["shape"].of)}
+_BACK = {"shape": "_back", "symbolic": "_symback"}
+_NEGATIVE_INDEX = re.compile(rf"({_TEXT})|(?<![\w.])({'|'.join(_BACK)})(?=\s*\[\s*-)")
+_ALL_FIELDS = {
+    **FIELDS,
+    **{
+        back: Field(
+            FIELDS[name].type.replace("list<", "map<int, "), f"{FIELDS[name].what}, from the end", FIELDS[name].of
+        )
+        for name, back in _BACK.items()
+    },
+}
 
 # A misspelt kind would quietly match nothing.
 _KIND = re.compile(rf"""{_TEXT}|\bkind\s*[!=]=\s*["'](?P<kind>\w+)["']""")
@@ -133,7 +147,7 @@ class _Condition:
         dims = {dim.name: dim.size for dim in graph.dims}
         self._program = _compile(expression, dims)
         words = set(re.findall(r"\w+", expression))
-        words |= {_BACK} if "shape" in words else set()
+        words |= {back for name, back in _BACK.items() if name in words}
         self._fields = {name: field.of for name, field in _ALL_FIELDS.items() if name in words}
         named: dict[str, Any] = {**dims, "dims": dims}
         self._constants = {name: value for name, value in named.items() if name in words and name not in FIELDS}
@@ -185,7 +199,7 @@ def _compile(expression: str, dims: Mapping[str, int]) -> Any:
         if match["kind"] and match["kind"] not in KINDS:
             problem = unknown("kind", match["kind"], KINDS, limit=len(KINDS))
             raise QueryInvalid.at(_FIELD, expression, match.start("kind"), problem)
-    source = _NEGATIVE_INDEX.sub(lambda match: match[1] or _BACK, expression)
+    source = _NEGATIVE_INDEX.sub(lambda match: match[1] or _BACK[match[2]], expression)
     try:
         program = environment.compile(source)
     except (RuntimeError, TypeError) as error:  # the latter for text that is no UTF-8
@@ -225,7 +239,7 @@ def _invalid(expression: str, error: str, names: list[str]) -> QueryInvalid:
 
 
 def _cel_value(name: str, value: Any) -> Any:
-    if name == _BACK:
+    if name in _BACK.values():
         return {i - len(value): size for i, size in enumerate(value)}
     return list(value) if isinstance(value, tuple) else value
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphviz
 
-from fxtrace.graph import show_shape
+from fxtrace.graph import show_sizes
 from fxtrace.render import labels
 from fxtrace.render.labels import font
 from fxtrace.render.style import Palette
@@ -137,7 +137,11 @@ def _port(box: Box, ink: Palette) -> dict[str, str]:
     words = [font(box.text or labels.value_name(box.node), ink.port_ink, 10, bold=True)]
     spec = box.node.spec
     if spec is not None:
-        words.append(font(f"{labels.short_dtype(spec.dtype)} [{','.join(map(str, spec.shape))}]", ink.port_muted))
+        words.append(
+            font(
+                f"{labels.short_dtype(spec.dtype)} [{','.join(spec.symbolic or map(str, spec.shape))}]", ink.port_muted
+            )
+        )
     return {
         "shape": "box",
         "style": "rounded,filled",
@@ -153,7 +157,7 @@ def _note(box: Box, ink: Palette) -> dict[str, str]:
     made = next((node for node in reversed(box.nodes) if node.kind not in _MOVES), box.node)
     words = [font(made.target.rpartition(".")[2] if made.op == "get_attr" else labels.value_name(made), ink.muted)]
     if box.node.spec is not None:
-        words.append(font(show_shape(box.node.spec.shape), ink.muted, 7.5))
+        words.append(font(show_sizes(box.node.spec), ink.muted, 7.5))
     return {
         "shape": "box",
         "style": "rounded,dashed",

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import graphviz
 
-from fxtrace.graph import Graph, Snapshot, show_shape
+from fxtrace.graph import Graph, Snapshot, show_sizes
 from fxtrace.render import boxes, focus, labels
 from fxtrace.render.fold import fold_depth, fold_layers, is_lit
 from fxtrace.render.labels import font
@@ -200,7 +200,7 @@ class _Drawing:
             case "flow":
                 look |= {"color": ink.edge, "weight": "100"}  # straight, before frames are made narrow
         if link in self.labelled and link.spec is not None:
-            look["label"] = f"<&nbsp;{font(show_shape(link.spec.shape), ink.muted)}>"
+            look["label"] = f"<&nbsp;{font(show_sizes(link.spec), ink.muted)}>"
             if link in self.alone:
                 # In nested frames Graphviz makes twice the room for a label, and would bend a straight line to find it.
                 look["labelfloat"] = "true"

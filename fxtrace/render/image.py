@@ -16,7 +16,15 @@ from math import sqrt
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from fxtrace.errors import DependencyMissing, InternalError, InvalidRequest, OptionInvalid, TooLarge, unknown
+from fxtrace.errors import (
+    DependencyMissing,
+    InternalError,
+    InvalidRequest,
+    MemoryLimit,
+    OptionInvalid,
+    TimeLimit,
+    unknown,
+)
 from fxtrace.trace import IMAGE_FORMATS, ImageFormat
 
 DPI = 144
@@ -25,8 +33,7 @@ DPI = 144
 _MAX_PIXELS = 64e6
 _MAX_SIDE = 30_000  # Cairo draws up to 32,767 pixels
 
-TIMEOUT = 120.0
-"""Seconds one run of Graphviz may take."""
+_LESS = "draw less: fold layers, set a depth, or draw one module"
 
 _FONTS = Path(__file__).parent / "fonts"
 
@@ -47,18 +54,20 @@ _FONT_CONFIG = """<?xml version="1.0"?>
 """
 
 
-def to_image(dot: str, format: ImageFormat) -> bytes:  # noqa: A002 - the word for it everywhere
+def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> bytes:  # noqa: A002 - the word for it
     """DOT text as an image.
 
     Args:
         dot: DOT text, as of `to_dot`.
         format: `svg`, `png` or `pdf`; `dot` gives the text itself.
+        seconds: how long one run of Graphviz may take; None for as long as it takes.
 
     Raises:
         OptionInvalid: an unknown format.
         InvalidRequest: the text is not DOT.
         DependencyMissing: neither `dot` nor pygraphviz is installed.
-        TooLarge: the layout takes longer than `TIMEOUT`.
+        TimeLimit: the layout takes longer than that.
+        MemoryLimit: it takes more memory than there is.
         InternalError: Graphviz failed.
     """
     if format not in IMAGE_FORMATS:
@@ -71,12 +80,12 @@ def to_image(dot: str, format: ImageFormat) -> bytes:  # noqa: A002 - the word f
         config.write_text(_FONT_CONFIG.format(fonts=escape(str(_FONTS)), cache=escape(folder)), encoding="utf-8")
         environment = {**os.environ, "FONTCONFIG_FILE": str(config)}
         if format == "svg":
-            return _with_font(_run(command, ("dot", "svg", "72"), dot.encode(), environment))
+            return _with_font(_run(command, ("dot", "svg", "72"), dot.encode(), environment, seconds))
         if format == "pdf":
-            return _run(command, ("dot", "pdf", "72"), dot.encode(), environment)
+            return _run(command, ("dot", "pdf", "72"), dot.encode(), environment, seconds)
         # Laid out first, so that the resolution can be chosen by the size.
-        laid_out = _run(command, ("dot", "dot", "72"), dot.encode(), environment)
-        return _run(command, ("nop2", "png", f"{_resolution(laid_out):.0f}"), laid_out, environment)
+        laid_out = _run(command, ("dot", "dot", "72"), dot.encode(), environment, seconds)
+        return _run(command, ("nop2", "png", f"{_resolution(laid_out):.0f}"), laid_out, environment, seconds)
 
 
 def _command() -> list[str]:
@@ -93,17 +102,17 @@ def _command() -> list[str]:
     return [sys.executable, "-P", str(Path(__file__).with_name("bundled.py"))]
 
 
-def _run(command: list[str], how: tuple[str, str, str], dot: bytes, environment: Mapping[str, str]) -> bytes:
+def _run(
+    command: list[str], how: tuple[str, str, str], dot: bytes, environment: Mapping[str, str], seconds: float | None
+) -> bytes:
     engine, image_format, dpi = how
     bundled = len(command) > 1
     arguments = [*command, *how] if bundled else [*command, f"-K{engine}", f"-T{image_format}", f"-Gdpi={dpi}"]
     try:
-        done = subprocess.run(arguments, input=dot, capture_output=True, timeout=TIMEOUT, env=environment, check=False)
+        done = subprocess.run(arguments, input=dot, capture_output=True, timeout=seconds, env=environment, check=False)
     except subprocess.TimeoutExpired:
-        raise TooLarge(
-            f"the layout took longer than {TIMEOUT:.0f} s; draw less: fold layers, set a depth, or draw one module",
-            field="options",
-            seconds=TIMEOUT,
+        raise TimeLimit(
+            f"the layout took longer than {seconds:g} s; {_LESS}", field="options", seconds=seconds
         ) from None
     if done.returncode == 0:
         return done.stdout
@@ -111,6 +120,8 @@ def _run(command: list[str], how: tuple[str, str, str], dot: bytes, environment:
     said = " ".join(line.strip() for line in lines if line.strip())[-500:]
     if "syntax error" in said:
         raise InvalidRequest(f"not DOT text: Graphviz says {said}", field="dot")
+    if "out of memory" in said or "MemoryError" in said:
+        raise MemoryLimit(f"the layout took more memory than there is; {_LESS}", field="options")
     raise InternalError(f"Graphviz failed with exit code {done.returncode}: {said or 'it said nothing'}")
 
 

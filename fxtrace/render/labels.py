@@ -8,7 +8,7 @@ from math import prod
 
 import graphviz
 
-from fxtrace.graph import Arg, Graph, Node, Ref, Role, show, show_shape
+from fxtrace.graph import Arg, Graph, Node, Ref, Role, show, show_shape, show_sizes
 from fxtrace.render.focus import TAKEN_FOR
 from fxtrace.render.view import Box, Link, View
 
@@ -154,7 +154,7 @@ def box_details(box: Box, view: View) -> str:
     lines = [f"{node.name}: {node.target}"]
     if node.module:
         lines.append(f"in {node.module}")
-    lines += [f"{tensor} {show_shape(spec.shape)} {spec.dtype}" for tensor, spec in node.tensors]
+    lines += [f"{tensor} {show_sizes(spec)} {spec.dtype}" for tensor, spec in node.tensors]
     if node.source is not None:
         lines.append(f"{node.source.file}:{node.source.line} {node.source.code}")
     for role in node.roles:
@@ -169,4 +169,4 @@ def link_details(link: Link, view: View) -> str:
     """Where a link leads, and through what."""
     names = [view.boxes[link.tail].node.name, *link.via, view.boxes[link.head].node.name]
     text = " → ".join(names)
-    return f"{text}\n{show_shape(link.spec.shape)} {link.spec.dtype}" if link.spec else text
+    return f"{text}\n{show_sizes(link.spec)} {link.spec.dtype}" if link.spec else text

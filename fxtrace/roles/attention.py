@@ -105,17 +105,17 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     path = flow.forward(softmax, MOVES, lambda user: user.kind == "matmul")
     mixing = read_product(flow, path[-1], left=path[-2].name) if path else None
     if path is None or mixing is None or mixing.left_order is not None:
-        return "no product has this softmax's output as its left factor"
+        return _not_mixed(flow, softmax)
     entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
     scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
     chain = _to_product(flow, scores, value) if scores is not None else None
     if chain is None:
-        return "no product of two computed tensors leads to this softmax through scalings and masks alone"
+        return _not_scores(flow, softmax)
     weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
     if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
         return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
     if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
-        return "no product has this softmax's output as its left factor"
+        return _not_mixed(flow, softmax)
     attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
     attention.masks, attention.rescalings = chain.masks, chain.rescalings
     attention.sink, attention.sink_first = sink, sink_first
@@ -149,6 +149,32 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     attention.orders = {part: order for part, order in zip(parts, orders, strict=True) if order}
     attention.factors = [*query_factors, *key_factors, *chain.factors]
     return attention
+
+
+def _not_mixed(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is in front of no product: who reads it instead."""
+    here = softmax
+    while users := flow.users(here):
+        here = users[0]
+        if here.kind not in MOVES or not _keeps_rows(here):
+            break
+    return f"no product has this softmax's output as its left factor: '{here.name}' reads it{_windows(flow, softmax)}"
+
+
+def _not_scores(flow: Flow, softmax: Node) -> str:
+    """Why a softmax is behind no product: what it reads instead."""
+    *_, read = flow.back(flow.data_input(softmax) or softmax, MOVES | {"add", "sub", "mul", "div", "mask"})
+    return (
+        "no product of two computed tensors leads to this softmax through scalings and masks alone:"
+        f" it reads '{read.name}'{_windows(flow, softmax)}"
+    )
+
+
+def _windows(flow: Flow, softmax: Node) -> str:
+    for node in flow.ancestors(softmax, until=lambda each: each.kind in PROJECTIONS):
+        if node.target.rpartition(".")[2] in ("as_strided", "unfold"):
+            return f"; '{node.name}' takes queries or keys in overlapping windows, so that no tensor holds all scores"
+    return ""
 
 
 def _fused(flow: Flow, call: Node) -> Attention | str:
@@ -306,8 +332,8 @@ def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
             continue
         if isinstance(other, int | float) and not isinstance(other, bool):
             return base, (node.kind, float(other))
-        if isinstance(other, Ref) and not flow.computed(flow.graph.by_name[other.node]):
-            constant = flow.graph.by_name[other.node]
+        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
+        if constant is not None and not flow.computed(constant):
             if constant.kind == "size":
                 return base, (node.kind, float(constant.values[0].text))
             if numel(constant) == 1 or (shape_of(constant) or ())[-2:] == (1, 1):
@@ -397,7 +423,9 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.refused[part] = f"'{linear.name}' projects straight into heads: no tensor has them side by side"
             continue
         projected = _before_split(flow, linear, heads)
-        if projected is None:
+        if projected is None and (numel(heads) or 0) > (numel(linear) or 0):
+            attention.refused[part] = f"'{heads.name}' is '{linear.name}' padded or repeated: no tensor holds it before"
+        elif projected is None:
             attention.refused[part] = (
                 f"it is a part of '{linear.name}', cut out after the split into heads: no tensor holds it alone before"
             )
@@ -444,16 +472,27 @@ def _before_split(flow: Flow, linear: Node, heads: Node) -> Node | None:
 def _trace_output(flow: Flow, attention: Attention) -> None:
     """From the heads' outputs forward to the output projection."""
     assert attention.head_outputs is not None
-    path = flow.forward(attention.head_outputs, MOVES | {"join"}, lambda user: user.kind in PROJECTIONS)
+    path = flow.forward(attention.head_outputs, MOVES | {"join", "add"}, lambda user: user.kind in PROJECTIONS)
+    mixes = [node for node in path[1:-1] if node.kind not in MOVES] if path else []
+    if path is None or not all(node.kind == "join" or _adds_values(flow, attention, path, node) for node in mixes):
+        mixes, path = [], flow.forward(attention.head_outputs, MOVES, lambda user: user.kind in PROJECTIONS)
     if path is None:
         attention.refused["concat"] = "no projection follows the heads' outputs"
         attention.refused["output"] = attention.refused["concat"]
         return
-    *between, last, attention.output = path
-    joins = [node for node in (*between, last) if node.kind == "join"]
-    if joins:
-        attention.refused["concat"] = f"'{joins[0].name}' joins the heads' outputs with other tensors"
+    *_, last, attention.output = path
+    if mixes:
+        attention.refused["concat"] = (
+            f"'{mixes[0].name}' {'joins' if mixes[0].kind == 'join' else 'adds'} other results to the heads' outputs"
+        )
     elif last is attention.head_outputs:
         attention.refused["concat"] = f"'{last.name}' is projected as it is: no tensor has the heads side by side"
     else:
         attention.concat = last
+
+
+def _adds_values(flow: Flow, attention: Attention, path: list[Node], node: Node) -> bool:
+    """Whether a sum adds to the heads' outputs what is made of the same values, a convolution of them for one."""
+    names = {each.name for each in path}
+    others = [each for each in flow.inputs(node) if each.name not in names]
+    return len(others) == 1 and flow.is_ancestor(attention.entering["value"], others[0])

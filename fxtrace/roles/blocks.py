@@ -10,17 +10,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxtrace.graph import Node
 from fxtrace.roles.attention import Attention, latent_of, scaling
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
-from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, shape_of
+from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, shape_of
 
 Core = Attention | FeedForward | Mixture | Unknown
 """What a branch does."""
+Outputs = dict[str, list[Attention | Mixture]]
+"""Attentions and mixtures by the name of the node that ends them."""
 
 
 @dataclass
@@ -52,8 +54,12 @@ class Block:
 
 def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]) -> list[Block]:
     """Every residual block in execution order, the unknown ones too."""
-    by_output: dict[str, Attention | Mixture] = {mixture.output.name: mixture for mixture in mixtures}
-    by_output |= {attention.output.name: attention for attention in attentions if attention.output is not None}
+    by_output: Outputs = {}
+    for mixture in mixtures:
+        by_output[mixture.output.name] = [mixture]
+    for attention in attentions:
+        if attention.output is not None:
+            by_output.setdefault(attention.output.name, []).append(attention)
     blocks: list[Block] = []
     totals: dict[str, Block] = {}
     for node in flow.graph.nodes:
@@ -80,7 +86,7 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
 
 
 def _residual_operands(
-    flow: Flow, node: Node, totals: Mapping[str, Block], by_output: Mapping[str, Attention | Mixture]
+    flow: Flow, node: Node, totals: dict[str, Block], by_output: Outputs
 ) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
     """(skip, branches, where a branch may have left) of a residual sum.
 
@@ -100,7 +106,7 @@ def _residual_operands(
     return None
 
 
-def _split(flow: Flow, branch: Node, skip: Node, by_output: Mapping[str, Attention | Mixture]) -> tuple[Node, ...]:
+def _split(flow: Flow, branch: Node, skip: Node, by_output: Outputs) -> tuple[Node, ...]:
     """The branches that a sum joins before it is added to the stream; the branch itself where it joins none."""
     for node in flow.back(branch, MOVES):
         if node.name in by_output:
@@ -115,26 +121,35 @@ def _split(flow: Flow, branch: Node, skip: Node, by_output: Mapping[str, Attenti
     return (branch,)
 
 
-def _core(flow: Flow, by_output: Mapping[str, Attention | Mixture], branch: Node) -> Core:
+def _core(flow: Flow, by_output: Outputs, branch: Node) -> Core:
     """What a branch does, seen through what is done to its result: moves, a norm, a scaling."""
     here = branch
     while here.kind not in PROJECTIONS and here.name not in by_output:
         scaled = scaling(flow, here)
         before = scaled[0] if scaled is not None else flow.data_input(here)
         by_parameters = here.kind == "mul" and sum(flow.computed(each) for each in flow.inputs(here)) == 1
+        if here.kind == "join":
+            return Unknown(here, f"its branch is joined of several results in '{here.name}'")
         if before is None or not (scaled is not None or by_parameters or here.kind in MOVES | {"norm"}):
             return Unknown(here, f"its branch ends in '{here.name}', which is no projection")
         here = before
-    core = by_output.get(here.name)
-    if core is None:
+    cores = by_output.get(here.name)
+    if cores is None:
         return feed_forward(flow, here)
+    if len(cores) > 1:
+        names = ", ".join(f"'{each.core.name}'" for each in cores if isinstance(each, Attention))
+        return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once ({names})")
+    core = cores[0]
     if isinstance(core, Attention) and "query" not in core.sources:
         return Unknown(here, core.refused.get("query", "its queries come from no projection"))
     return core
 
 
 def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
-    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None)."""
+    """How a branch's input comes from the stream: as it is (`post`), normed first (`pre`), or not at all (None).
+
+    What does not depend on the stream may be added on the way, as positions are.
+    """
     names = {node.name for node in left_at}
     for node in _unscaled(flow, source):
         if node.name in names:
@@ -143,16 +158,22 @@ def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
             entry = flow.data_input(node)
             if entry is not None and any(each.name in names for each in _unscaled(flow, entry)):
                 return "pre"
+    operands = flow.inputs(node)
+    if node.kind == "add" and len(operands) == 2:
+        for each, other in (operands, operands[::-1]):
+            if shape_of(each) == shape_of(node) and not any(flow.is_ancestor(at, other) for at in left_at):
+                return _enters(flow, left_at, each)
     return None
 
 
 def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
-    """The node, and those that it is moved or scaled from."""
+    """The node, and those that it is moved, padded or scaled from."""
     here: Node | None = node
     while here is not None:
         yield here
         scaled = scaling(flow, here)
-        here = scaled[0] if scaled is not None else flow.data_input(here) if here.kind in MOVES else None
+        moved = here.kind in MOVES or pads(here)
+        here = scaled[0] if scaled is not None else flow.data_input(here) if moved else None
 
 
 def _past_latents(flow: Flow, core: Attention, left_at: tuple[Node, ...]) -> bool:

@@ -29,7 +29,8 @@ class Flow:
     What is read after an op changed it in place is that op's result, whichever name it is read by.
     A norm that is written out counts as one op: its last node is of kind `norm` here, and reads what is normalised.
 
-    `inputs_of[name]` is the set of model inputs (placeholders) that a node's value depends on, as a bit mask;
+    `inputs_of[name]` is the set of model inputs that a node's value depends on, as a bit mask; a constant that a
+    residual stream starts from counts as one;
     `written_norms` are those norms by the name of their last node.
     """
 
@@ -46,19 +47,45 @@ class Flow:
         self.index = {node.name: i for i, node in enumerate(graph.nodes)}
         self._inputs: dict[str, tuple[Node, ...]] = {}
         self._users: dict[str, list[Node]] = {node.name: [] for node in graph.nodes}
-        self.inputs_of: dict[str, int] = {}
-        bit = 1
         for node in graph.nodes:
             norm = self.written_norms.get(node.name)
             inputs = (graph.by_name[name] for name in ((norm.source,) if norm else _read(node)))
             self._inputs[node.name] = tuple(each for each in inputs if each.kind != "size")
-            depends = 0
             for each in self._inputs[node.name]:
                 self._users[each.name].append(node)
-                depends |= self.inputs_of[each.name]
-            if node.kind == "input":
+        self.inputs_of = self._depends(frozenset())
+        if starts := self._learned_starts():
+            self.inputs_of = self._depends(starts)
+
+    def _depends(self, starts: frozenset[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        bit = 1
+        for node in self.graph.nodes:
+            depends = 0
+            for each in self._inputs[node.name]:
+                depends |= found[each.name]
+            if node.kind == "input" or node.name in starts:
                 depends, bit = bit, bit << 1
-            self.inputs_of[node.name] = depends
+            found[node.name] = depends
+        return found
+
+    def _learned_starts(self) -> frozenset[str]:
+        """Constants that a branch which leaves from them is added back to: there a residual stream starts.
+
+        (Carion et al. 2020, "End-to-End Object Detection with Transformers": the decoder reads learned queries.)
+        """
+        found = set()
+        for node in self.graph.nodes:
+            inputs = self._inputs[node.name]
+            if node.kind != "add" or len(inputs) != 2 or shape_of(inputs[0]) != shape_of(inputs[1]):
+                continue
+            first, second = sorted(inputs, key=lambda each: self.index[each.name])
+            end = second
+            while end.kind in MOVES and self._inputs[end.name]:
+                end = self._inputs[end.name][0]
+            if end.kind in PROJECTIONS and not self.computed(first) and self.is_ancestor(first, end):
+                found.add(first.name)
+        return frozenset(found)
 
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
@@ -83,6 +110,13 @@ class Flow:
             yield here
             here = self.data_input(here) if here.kind in through else None
 
+    def origin(self, node: Node) -> Iterator[Node]:
+        """The node, and back through what rearranges it: moves, and padding to whole windows."""
+        here: Node | None = node
+        while here is not None:
+            yield here
+            here = self.data_input(here) if here.kind in MOVES or pads(here) else None
+
     def nearest(
         self,
         node: Node,
@@ -92,8 +126,8 @@ class Flow:
     ) -> tuple[list[Node], bool]:
         """The closest ancestors of a kind in `stop`, or that it accepts, on every path back through kinds in `through`.
 
-        Returns them in execution order, and whether every path ended at one. Constants, model inputs and integers end a
-        path too: rotations depend on positions. So do the nodes named in `aside`.
+        Padding is passed too. Returns them in execution order, and whether every path ended at one. Constants, model
+        inputs and integers end a path too: rotations depend on positions. So do the nodes named in `aside`.
         """
         stops = stop if callable(stop) else lambda each: each.kind in stop
         found: dict[str, Node] = {}
@@ -107,7 +141,7 @@ class Flow:
             seen.add(here.name)
             if stops(here):
                 found[here.name] = here
-            elif here.kind in through:
+            elif here.kind in through or pads(here):
                 stack.extend(self.inputs(here))
             elif here.kind != "input" and not _counts(here):
                 complete = False
@@ -149,8 +183,8 @@ class Flow:
         """Whether a node's value depends on another's. Every value depends on itself."""
         return bool(self.path_back(node, ancestor))
 
-    def ancestors(self, node: Node) -> Iterator[Node]:
-        """Every node that a value depends on, the nearest first."""
+    def ancestors(self, node: Node, until: Callable[[Node], bool] = lambda _: False) -> Iterator[Node]:
+        """Every node that a value depends on, the nearest first; nothing behind those that `until` accepts."""
         seen = {node.name}
         queue = [node]
         while queue:
@@ -158,8 +192,14 @@ class Flow:
             for each in self.inputs(here):
                 if each.name not in seen:
                     seen.add(each.name)
-                    queue.append(each)
                     yield each
+                    if not until(each):
+                        queue.append(each)
+
+
+def pads(node: Node) -> bool:
+    """Whether a node pads a tensor, as windows need it."""
+    return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
 def _with_changes(graph: Graph) -> Graph:

@@ -6,7 +6,7 @@ captured values; then it is refused, with the failure as the reason. What datafl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -37,7 +37,10 @@ if TYPE_CHECKING:
 
 
 def label(
-    graph: Graph, values: Mapping[str, Tensor], state: Mapping[str, Tensor] | None = None
+    graph: Graph,
+    values: Mapping[str, Tensor],
+    state: Mapping[str, Tensor] | None = None,
+    witness: Callable[[Graph], Graph] | None = None,
 ) -> tuple[Graph, tuple[Snapshot, ...]]:
     """Finds the roles in a graph, and the numbered snapshots they define.
 
@@ -45,6 +48,7 @@ def label(
         graph: as captured.
         values: tensors by name, as captured. Where one is absent the identities that need it are not tried.
         state: the module's parameters and buffers by qualified name.
+        witness: has a last say on the roles, before the snapshots are taken; see `fxtrace.roles.witness`.
 
     Returns:
         The graph with its nodes' roles, its named sizes and the refused roles; and all snapshots in order, those that
@@ -56,6 +60,8 @@ def label(
     labelled = replace(
         graph, nodes=nodes, refusals=tuple(Refusal(role, reason) for role, reason in labels.refused.items())
     )
+    if witness is not None:
+        labelled = witness(labelled)
     dims, snapshots = take_snapshots(labelled, labels.tables)
     return replace(labelled, dims=dims), snapshots
 
@@ -86,10 +92,10 @@ class _Labels:
         }
         self.refused |= {f"mixture of experts at '{name}'": reason for name, reason in no_mixture.items()}
         in_blocks = {id(block.core) for block in blocks}
-        alone = "its output is not added back to a residual stream"
         for attention in attentions:
             if id(attention) not in in_blocks:
-                self.refused[f"attention at '{attention.core.name}'"] = alone
+                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+        alone = "its output is not added back to a residual stream"
         for mixture in mixtures:
             if id(mixture) not in in_blocks:
                 self.refused[f"mixture of experts at '{mixture.logits.name}'"] = alone
@@ -223,6 +229,8 @@ class _Labels:
                 [self._norm(block.total, block.normed)],
             )
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
+        if block.source.kind == "add" and block.source is not block.skip:
+            opened += ", and what is added to it for the queries"
         self._give(block.source, at("input"), f"what the block's projections read: {opened}")
 
     def _norm(self, source: Node, result: Node) -> Check:
@@ -410,6 +418,17 @@ class _Labels:
     def _refuse(self, at: _Place, reasons: Mapping[str, str]) -> None:
         for part, reason in reasons.items():
             self.refused.setdefault(str(at(part)), reason)
+
+
+_NOT_ADDED = "its output is not added back to a residual stream"
+
+
+def _no_block(flow: Flow, attention: Attention) -> str:
+    """Why an attention is in no residual block."""
+    path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
+    if path:
+        return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
+    return _NOT_ADDED
 
 
 class _Place:

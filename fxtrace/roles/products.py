@@ -30,7 +30,9 @@ class Product:
 
 def product_operands(node: Node) -> tuple[str, str] | None:
     """Names of the left and the right factor of a matrix product, as they are written."""
-    args = [arg.node for arg in (*node.args, *node.kwargs.values()) if isinstance(arg, Ref)]
+    given = (*node.args, *node.kwargs.values())
+    inner = (each for arg in given for each in (arg if isinstance(arg, tuple | list) else (arg,)))
+    args = [arg.node for arg in inner if isinstance(arg, Ref)]
     if node.target.rpartition(".")[2] in ("baddbmm", "addbmm", "addmm"):
         args = args[1:]
     return (args[0], args[1]) if len(args) == 2 else None

@@ -261,34 +261,41 @@ def _rows() -> tuple[Snapshot, ...]:
 def take_snapshots(graph: Graph, tables: Mapping[str, tuple[int, ...]]) -> tuple[tuple[Dim, ...], tuple[Snapshot, ...]]:
     """The named sizes of a labelled graph, and its snapshots.
 
-    Sizes are read off the tensors the snapshots show: a snapshot's formula against its shape.
+    Sizes are read off the tensors the snapshots show: a snapshot's formula against its shape; symbols have the names
+    that they were given.
 
     Args:
         graph: with roles.
         tables: shape of each stack's embedding table, by the stack's name.
     """
-    shapes = [
-        (row.dims, node.spec.shape)
+    specs = [
+        (row.dims, node.spec)
         for row in _rows()
         for role in row.roles
         if (node := graph.by_role.get(role)) is not None and node.spec is not None
     ]
     named_tables = {"encoder": "src_vocab", "decoder": "tgt_vocab"}
-    shapes += [((named_tables[stack], "d_model"), shape) for stack, shape in tables.items() if stack in named_tables]
-    sizes = bind(shapes)
+    shapes = [((named_tables[stack], "d_model"), shape) for stack, shape in tables.items() if stack in named_tables]
+    inputs = [spec for node in graph.nodes if node.kind == "input" for _, spec in node.tensors if spec.symbolic]
+    specs += [(spec.symbolic, spec) for spec in inputs]
+    sizes = bind([*((formula, spec.shape) for formula, spec in specs), *shapes])
+    texts = bind((formula, spec.symbolic or tuple(map(str, spec.shape))) for formula, spec in specs)
+    texts = {name: str(size) for name, size in sizes.items()} | texts
     refusals = {refusal.role: refusal.reason for refusal in graph.refusals}
-    snapshots = tuple(_take(row, graph, sizes, refusals) for row in _rows())
+    snapshots = tuple(_take(row, graph, sizes, texts, refusals) for row in _rows())
     return tuple(Dim(name, size) for name, size in sizes.items()), snapshots
 
 
-def _take(row: Snapshot, graph: Graph, sizes: Mapping[str, int], refusals: Mapping[str, str]) -> Snapshot:
+def _take(
+    row: Snapshot, graph: Graph, sizes: Mapping[str, int], texts: Mapping[str, str], refusals: Mapping[str, str]
+) -> Snapshot:
     nodes = [graph.by_role.get(role) for role in row.roles]
     found = [node for node in nodes if node is not None]
     if len(found) < len(nodes):
         missing = [role for role, node in zip(row.roles, nodes, strict=True) if node is None]
         return replace(row, reason="; ".join(_why(role, graph, refusals) for role in missing))
     tensors = tuple(
-        SnapshotTensor(variable, node.name, node.name, role, node.spec.shape)
+        SnapshotTensor(variable, node.name, node.name, role, node.spec.shape, node.spec.symbolic)
         for variable, node, role in zip(row.variables, found, row.roles, strict=True)
         if node.spec is not None
     )
@@ -297,7 +304,7 @@ def _take(row: Snapshot, graph: Graph, sizes: Mapping[str, int], refusals: Mappi
         row,
         dims=dims,
         tensors=tensors,
-        explanation=_TABLE[row.number][1].format_map(_Sizes(sizes)),
+        explanation=_TABLE[row.number][1].format_map(_Sizes(texts)),
         checks=(_shape_check(row.dims, dims, tensors), *_checks(row.roles, found)),
     )
 
@@ -350,7 +357,7 @@ def _why(role: str, graph: Graph, refusals: Mapping[str, str]) -> str:
     return f"{role}: the graph has no {missing}" + (f" ({general})" if general else "")
 
 
-class _Sizes(dict[str, int]):
+class _Sizes(dict[str, str]):
     """Sizes for a text: one that could not be read off the graph stays its name."""
 
     def __missing__(self, name: str) -> str:

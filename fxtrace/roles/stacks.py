@@ -86,19 +86,25 @@ class Streams:
     def __init__(self, flow: Flow, blocks: list[Block]) -> None:
         self._flow = flow
         self._classes = UnionFind(node.name for node in flow.graph.nodes)
+        first: dict[str, Node] = {}
         for block in blocks:
-            self._classes.union(block.total.name, block.skip.name)
+            *_, start = flow.origin(block.skip)
+            # Two streams may start from one tensor: then the sums of neither lie behind those of the other.
+            if flow.is_ancestor(first.setdefault(start.name, block.total), block.total):
+                self._classes.union(block.total.name, start.name)
         for node in flow.graph.nodes:
             before = flow.data_input(node) if node.kind in _PASSES else None
             if before is not None:
                 self._classes.union(node.name, before.name)
-        self.residual = {self.of(block.total) for block in blocks}
+        self.residual = {self._classes[block.total.name] for block in blocks}
 
     def of(self, node: Node) -> str:
-        """The stream of a tensor, seen through reshapes; an opaque key."""
-        for each in self._flow.back(node, MOVES):
-            node = each
+        """The stream of a tensor, seen through what rearranges it and positions added to it; an opaque key."""
+        *_, node = self._flow.origin(node)
         key: str = self._classes[node.name]
+        if node.kind == "add" and key not in self.residual:
+            streams = {self.of(each) for each in self._flow.inputs(node)} & self.residual
+            return streams.pop() if len(streams) == 1 else key
         return key
 
 
@@ -106,7 +112,8 @@ def attention_kind(flow: Flow, streams: Streams, block: Block, causal: Callable[
     """`self_attention`, `masked_self_attention` or `cross_attention`; or, after a colon, why it cannot be said.
 
     Cross-attention reads its keys from another stack, or from inputs that its own stack does not start from. A
-    bottleneck on the way from the own stream to the keys changes nothing: that is self-attention.
+    bottleneck on the way from the own stream to the keys changes nothing, nor does a convolution that makes them fewer:
+    that is self-attention.
     """
     core = block.core
     assert isinstance(core, Attention)
@@ -123,9 +130,8 @@ def attention_kind(flow: Flow, streams: Streams, block: Block, causal: Callable[
             return "cross_attention"
         if not flow.inputs_of[memory.name] & flow.inputs_of[_start(flow, streams, own).name]:
             return "cross_attention"
-        bottleneck = any(streams.of(each) == own for each in flow.ancestors(memory))
-        others = any(streams.of(each) in streams.residual - {own} for each in flow.ancestors(memory))
-        if not bottleneck or others:
+        behind = {streams.of(each) for each in flow.ancestors(memory, until=lambda node: streams.of(node) == own)}
+        if own not in behind or behind & streams.residual - {own}:
             return f": its keys come from '{memory.name}', which is neither of its own stack nor another stack's output"
     masked = causal(core)
     if isinstance(masked, str):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from copy import copy
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
     FxtraceError,
     NodeNotFound,
@@ -24,8 +25,7 @@ from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
-from fxtrace.slices import select
-from fxtrace.store import Store, default_folder
+from fxtrace.store import Store, StoredTensor, TraceFile, default_place
 from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
@@ -57,35 +57,25 @@ class TensorReader:
         nbytes: of the part.
     """
 
-    def __init__(self, tensor: str, spec: TensorSpec, array: NDArray[Any]) -> None:
+    def __init__(self, tensor: str, spec: TensorSpec, part: StoredTensor, file: TraceFile) -> None:
         self.tensor = tensor
         self.spec = spec
-        self.shape = array.shape
-        self.nbytes = array.nbytes
-        self._array = array
+        self.shape = part.shape
+        self.nbytes = part.nbytes
+        self._part, self._file = part, file
 
     def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
         """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element).
 
-        Bytes that lie side by side on the disk are not copied.
-
         Raises:
             OptionInvalid: `chunk_bytes` is not positive.
+            StoreDamaged: they are not as they were written.
         """
         if chunk_bytes < 1:
             raise OptionInvalid(
                 f"expected chunks of at least 1 byte, got {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
             )
-        if self._array.flags.c_contiguous:
-            data = self._array.reshape(-1).view(np.uint8).data
-            yield from (data[start : start + chunk_bytes] for start in range(0, self.nbytes, chunk_bytes))
-            return
-        # NumPy gathers scattered elements into a buffer of this many; the buffer is used again, so each is copied out.
-        elements = max(1, chunk_bytes // self._array.itemsize)
-        blocks: Iterable[Any] = np.nditer(
-            self._array, flags=["external_loop", "buffered"], order="C", buffersize=elements
-        )
-        yield from (memoryview(block.tobytes()) for block in blocks)
+        yield from self._part.chunks(chunk_bytes)
 
     def __enter__(self) -> TensorReader:
         return self
@@ -95,7 +85,7 @@ class TensorReader:
 
     def close(self) -> None:
         """Lets go of the file; chunks that were read stay readable."""
-        self._array = self._array[:0] if self._array.ndim else np.empty(0)
+        self._file.close()
 
 
 class Engine:
@@ -104,6 +94,7 @@ class Engine:
     Args:
         store: where the traces are kept; closed with the engine.
         models: the models on offer.
+        render_seconds: how long the layout of a picture may take; None for as long as it takes.
 
     Example:
         with Engine.open() as engine:
@@ -111,21 +102,40 @@ class Engine:
             weights = engine.read_tensor(trace.id, "decoder.0.cross_attention.weights", "0,0")
     """
 
-    def __init__(self, store: Store, models: Registry) -> None:
+    def __init__(self, store: Store, models: Registry, *, render_seconds: float | None = 120) -> None:
         self._store = store
         self._models = models
+        self._render_seconds = render_seconds
         self._model: Callable[[str], Model] = models.load
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
     @classmethod
-    def open(cls, folder: Path | None = None, models: Registry | None = None) -> Engine:
-        """An engine over the store in a folder (by default `fxtrace.store.default_folder()`) and the installed models.
+    def open(
+        cls, place: str | Path | None = None, models: Registry | None = None, *, quota_bytes: int | None = None
+    ) -> Engine:
+        """An engine over a store (by default at `fxtrace.store.default_place()`) and the installed models.
+
+        Args:
+            place: a folder, or an index and a place for the files: see `fxtrace.store.place`.
+            models: the models on offer.
+            quota_bytes: of all traces' files together; see `fxtrace.store.Store`.
 
         Raises:
-            Unmet, StoreDamaged: the store cannot be opened.
+            OptionInvalid, Unmet, StoreDamaged, DependencyMissing: the store cannot be opened.
         """
-        return cls(Store(folder or default_folder()), Registry.installed() if models is None else models)
+        store = Store(place or default_place(), quota_bytes=quota_bytes)
+        return cls(store, Registry.installed() if models is None else models)
+
+    @property
+    def store(self) -> Store:
+        """Where the traces are kept."""
+        return self._store
+
+    @property
+    def models(self) -> Registry:
+        """The models on offer."""
+        return self._models
 
     def close(self) -> None:
         """Closes the store."""
@@ -165,12 +175,15 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------------- traces
 
-    def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> Trace:
+    def create_trace(
+        self, request: TraceRequest, *, progress: Report | None = None, begin: Callable[[str], None] | None = None
+    ) -> Trace:
         """Traces a model, or finds the trace that a request like this one made before.
 
         Args:
             request: what is to be traced. Where `model` leads to a file or an import path, that code is run.
             progress: called as the work goes on; raise `Cancelled` from it to stop. Nothing half-done is kept.
+            begin: called with the id of a trace that is not there yet, before it is made; what it raises stops it.
 
         Raises:
             ModelNotFound, ModelInvalid, ConfigurationError, InputError, OptionInvalid, TooLarge: the request.
@@ -183,6 +196,8 @@ class Engine:
         tracing = Tracing(model, request, progress or (lambda _: None))
         found = self._store.find(tracing.trace_id)
         if found is None:
+            if begin is not None:
+                begin(tracing.trace_id)
             with tracing.alone():
                 # Another thread may have made it while this one waited.
                 found = self._store.find(tracing.trace_id) or self._store.put(*tracing.run())
@@ -209,7 +224,7 @@ class Engine:
         """A page of traces, newest first, and the token of the next page (empty on the last).
 
         Args:
-            page_size: at most this many, up to `MAX_PAGE_SIZE`; 0 for the default.
+            page_size: at most this many; 0 for the default.
             page_token: as the page before gave it; empty for the first.
 
         Raises:
@@ -283,21 +298,35 @@ class Engine:
         trace_id: str,
         format: ImageFormat = "svg",  # noqa: A002
         options: RenderOptions | None = None,
+        *,
+        progress: Report | None = None,
     ) -> bytes:
         """A trace's graph as a picture, or as DOT text.
+
+        Args:
+            trace_id: the trace.
+            format: dot, svg, png or pdf.
+            options: how to draw it.
+            progress: called as the work goes on; an error from it stops the work.
 
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
             OptionInvalid, NodeNotFound, SnapshotNotFound: of the options.
             DependencyMissing: Graphviz is not installed.
+            TimeLimit, MemoryLimit: the layout takes too long, or too much memory.
         """
         from fxtrace.render import to_dot, to_image
 
+        report = progress or (lambda _: None)
         if format not in IMAGE_FORMATS:
             raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
         trace, graph = self._store.trace(trace_id), self._graph(trace_id)
+        report(Progress("draw"))
         dot = to_dot(graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=trace.model)
-        return dot.encode() if format == "dot" else to_image(dot, format)
+        if format == "dot":
+            return dot.encode()
+        report(Progress("layout"))
+        return to_image(dot, format, self._render_seconds)
 
     def _graph(self, trace_id: str) -> Graph:
         self._store.require(trace_id)  # another process may have deleted it
@@ -326,23 +355,32 @@ class Engine:
 
     def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[NDArray[Any]]:
         """The numbers of several (tensor, slice), as `read_tensor` gives them, in the order asked for."""
-        return [array.copy() for _, _, array in self._parts(trace_id, reads)]
+        graph = self._graph(trace_id)
+        named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
+        with self._open(trace_id) as file:
+            return [_part(file, name, graph.tensor(name), expression).array() for name, expression in named]
 
     def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
         """A tensor, or a part of it, to be read piece by piece; arguments and errors are those of `read_tensor`."""
-        return TensorReader(*self._parts(trace_id, [(tensor, slice)])[0])
-
-    def _parts(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> list[tuple[str, TensorSpec, NDArray[Any]]]:
-        """(tensor's own name, spec, the part of the mapped array) of each read."""
         graph = self._graph(trace_id)
-        named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
-        specs = {name: graph.tensor(name) for name, _ in named}
+        name = graph.resolve_tensor(tensor)
+        with ExitStack() as opened:
+            file = opened.enter_context(self._open(trace_id))
+            reader = TensorReader(name, graph.tensor(name), _part(file, name, graph.tensor(name), slice), file)
+            opened.pop_all()  # the reader closes it
+            return reader
+
+    def _open(self, trace_id: str) -> TraceFile:
+        """The file of a trace with values."""
         if not self._store.trace(trace_id).values:
             raise ValuesAbsent(
                 f"trace {trace_id} holds shapes only; trace it again with values to read its tensors", trace=trace_id
             )
-        arrays = self._store.read(trace_id, specs)
-        return [(name, specs[name], select(arrays[name], expression)) for name, expression in named]
+        return self._store.open(trace_id)
+
+
+def _part(file: TraceFile, name: str, spec: TensorSpec, expression: str) -> StoredTensor:
+    return file.tensor(name, numpy_dtype(spec.dtype), spec.shape).part(expression)
 
 
 def filter_nodes(graph: Graph, module: str = "", role: str = "") -> Graph:

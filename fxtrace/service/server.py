@@ -21,38 +21,36 @@ from fxtrace.api import TraceApi
 from fxtrace.errors import OptionInvalid, Unmet
 from fxtrace.service.engine import Engine
 from fxtrace.service.interceptors import Edge
+from fxtrace.service.isolated import IsolatedEngine
 from fxtrace.service.servicer import SERVICE, TraceServicer
+from fxtrace.service.settings import Settings
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
-MAX_REQUEST_BYTES = 64 << 20  # inputs come in one message
-MAX_CONCURRENT_RPCS = 256
-STOP_GRACE_SECONDS = 5.0
-
-_OPTIONS = (
-    ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a partner
-    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
-    ("grpc.max_send_message_length", -1),  # replies are paged and chunked already
-    # A caller that is gone without a word is found out; callers may ask as often whether the server is there.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-)
 
 
 def serve(
-    engine: TraceApi[Any], address: str = DEFAULT_ADDRESS, *, on_ready: Callable[[str], None] | None = None
+    engine: TraceApi[Any],
+    address: str = "",
+    *,
+    settings: Settings | None = None,
+    on_ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serves an engine until SIGINT or SIGTERM, then lets running calls end for a few seconds. For the main thread.
 
+    Models and pictures are worked on in processes of their own.
+
     Args:
         engine: answers the calls; it stays open.
-        address: `host:port` on this machine. Port 0 picks a free one.
+        address: `host:port` on this machine; by default that of the settings. Port 0 picks a free one.
+        settings: limits; by default those of the environment.
         on_ready: called with the actual address once calls are answered.
 
     Raises:
         OptionInvalid: the address is malformed or not a loopback address.
         Unmet: the port is taken.
     """
+    settings = settings or Settings.load()
+    address = address or f"{settings.host}:{settings.port}"
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -60,7 +58,7 @@ def serve(
         with suppress(NotImplementedError):  # on Windows, where Ctrl-C ends the wait by itself
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, stop.set)
-        async with _running(engine, address) as actual:
+        async with _running(engine, address, settings, isolated=True) as actual:
             if on_ready is not None:
                 on_ready(actual)
             await stop.wait()
@@ -69,8 +67,21 @@ def serve(
 
 
 @contextmanager
-def serving(engine: TraceApi[Any], address: str = "127.0.0.1:0") -> Iterator[str]:
+def serving(
+    engine: TraceApi[Any],
+    address: str = "127.0.0.1:0",
+    *,
+    settings: Settings | None = None,
+    isolated: bool = False,
+) -> Iterator[str]:
     """A server in a thread of this process, stopped when the `with` block ends.
+
+    Args:
+        engine: answers the calls; it stays open.
+        address: `host:port` on this machine. Port 0 picks a free one.
+        settings: limits; by default those of the environment.
+        isolated: whether models and pictures are worked on in processes of their own, as `serve` has it. Without,
+            captures run in this process, one at a time.
 
     Example:
         with Engine.open(folder) as engine, serving(engine) as address, Client(address) as client:
@@ -82,13 +93,14 @@ def serving(engine: TraceApi[Any], address: str = "127.0.0.1:0") -> Iterator[str
     Raises:
         OptionInvalid, Unmet: as `serve`.
     """
+    settings = settings or Settings.load()
     ready: Future[tuple[str, Callable[[], object]]] = Future()
 
     async def run() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         try:
-            async with _running(engine, address) as actual:
+            async with _running(engine, address, settings, isolated=isolated) as actual:
                 ready.set_result((actual, lambda: loop.call_soon_threadsafe(stop.set)))
                 await stop.wait()
         except Exception as error:
@@ -107,12 +119,16 @@ def serving(engine: TraceApi[Any], address: str = "127.0.0.1:0") -> Iterator[str
 
 
 @asynccontextmanager
-async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
+async def _running(engine: TraceApi[Any], address: str, settings: Settings, *, isolated: bool) -> AsyncIterator[str]:
     """A server that answers, and its actual address."""
     host, port = _loopback(address)
     _check_free(host, port)
-    server = grpc.aio.server(interceptors=(Edge(),), options=_OPTIONS, maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS)
-    servicer = TraceServicer(engine.restricted() if isinstance(engine, Engine) else engine)
+    if isinstance(engine, Engine):
+        engine = IsolatedEngine(engine, settings) if isolated else engine.restricted()
+    servicer = TraceServicer(engine, settings)
+    server = grpc.aio.server(
+        interceptors=(Edge(),), options=_options(settings), maximum_concurrent_rpcs=settings.concurrent_calls
+    )
     handlers = servicer.handlers()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
     server.add_registered_method_handlers(SERVICE.full_name, handlers)
@@ -124,11 +140,31 @@ async def _running(engine: TraceApi[Any], address: str) -> AsyncIterator[str]:
     try:
         for name in ("", SERVICE.full_name):
             await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+        if isinstance(engine, IsolatedEngine):
+            engine.start()  # when calls are answered: reads need no worker
         yield f"{host}:{port}"
     finally:
         await healthy.enter_graceful_shutdown()
-        await server.stop(STOP_GRACE_SECONDS)
+        await server.stop(settings.stop_grace)
         servicer.close()
+        if isinstance(engine, IsolatedEngine):
+            engine.close()
+
+
+def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
+    return (
+        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a partner
+        ("grpc.max_receive_message_length", settings.message_size),
+        ("grpc.max_send_message_length", -1),  # replies are paged and chunked already
+        # A caller that is gone without a word is found out; one that pings more often than it may is cut off.
+        ("grpc.keepalive_time_ms", _ms(settings.keepalive_seconds)),
+        ("grpc.keepalive_timeout_ms", _ms(settings.keepalive_timeout)),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _ms(settings.ping_seconds)),
+    )
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
 
 
 def _loopback(address: str) -> tuple[str, int]:

@@ -1,14 +1,14 @@
-"""TraceService over an engine: what a request asks is handed to a worker thread, what comes back is framed and paged.
+"""TraceService over an engine: what a request asks is handed to a thread, what comes back is framed and paged.
 
-Nothing that takes time runs on the event loop. Captures, pictures and reads have threads of their own, so that none
-waits behind another kind.
+Nothing that takes time runs on the event loop. Reads have threads of their own, so that they wait for nothing else;
+what models and pictures need has a thread for each call, which only waits where the engine is an isolated one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from functools import partial
@@ -25,14 +25,12 @@ from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fxtrace.records import enum_codec
 from fxtrace.service.paging import page_size, page_start, page_token
 from fxtrace.service.replies import ReplyCache
+from fxtrace.service.settings import Settings
 from fxtrace.trace import ImageFormat, Progress
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 SERVICE = rpc.DESCRIPTOR.services_by_name["TraceService"]
 
-MAX_BATCH_READS = 64
-MAX_BATCH_BYTES = 3 << 20
-_REPLY_CACHE_BYTES = 128 << 20
 _VIEW = enum_codec(rpc.GraphView.DESCRIPTOR, ("basic", "full"), default="full", field="view")
 _MEDIA_TYPES: dict[ImageFormat, str] = {
     "dot": "text/vnd.graphviz",
@@ -51,15 +49,15 @@ class TraceServicer:
 
     Args:
         engine: does the work; its methods are called from several threads.
+        settings: limits.
     """
 
-    def __init__(self, engine: TraceApi[Any]) -> None:
+    def __init__(self, engine: TraceApi[Any], settings: Settings) -> None:
         self._engine = engine
-        # torch.fx patches the process while it traces: one capture at a time.
-        self._captures = ThreadPoolExecutor(1, thread_name_prefix="fxtrace-capture")
-        self._pictures = ThreadPoolExecutor(2, thread_name_prefix="fxtrace-picture")
+        self._settings = settings
+        self._works = ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="fxtrace-work")
         self._reads = ThreadPoolExecutor(8, thread_name_prefix="fxtrace-read")
-        self._graphs = ReplyCache(_REPLY_CACHE_BYTES)
+        self._graphs = ReplyCache(settings.reply_cache)
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """How gRPC is to call each RPC of the service, by the RPC's name."""
@@ -74,13 +72,13 @@ class TraceServicer:
 
     def close(self) -> None:
         """Takes no more work; what is running ends by itself."""
-        for pool in (self._captures, self._pictures, self._reads):
+        for pool in (self._works, self._reads):
             pool.shutdown(wait=False, cancel_futures=True)
 
     async def ListModels(self, request: rpc.ListModelsRequest, _: Context) -> rpc.ListModelsResponse:
-        size = page_size(request.page_size, default=100, maximum=1000)
+        size = self._page_size(request.page_size, 100, self._settings.page_items)
         start = page_start(request.page_token, "models")
-        models = await self._read(self._engine.list_models)
+        models = await _in(self._works, self._engine.list_models)
         return rpc.ListModelsResponse(
             models=map(wire.MODEL.encode, models[start : start + size]),
             next_page_token=page_token(start + size, "models") if start + size < len(models) else "",
@@ -88,28 +86,24 @@ class TraceServicer:
 
     async def GetModel(self, request: rpc.GetModelRequest, _: Context) -> rpc.GetModelResponse:
         name = wire.parse_model_name(request.name, "name")
-        return rpc.GetModelResponse(model=wire.MODEL.encode(await self._read(self._engine.get_model, name)))
+        return rpc.GetModelResponse(model=wire.MODEL.encode(await _in(self._works, self._engine.get_model, name)))
 
     async def CreateTrace(self, request: rpc.CreateTraceRequest, _: Context) -> AsyncIterator[rpc.CreateTraceResponse]:
         asked = wire.decode_trace_request(request)
-        news = _News()
-        work = self._captures.submit(self._engine.create_trace, asked, progress=news.report)
-        work.add_done_callback(lambda _: news.end())
-        try:
-            async for progress in news:
-                yield rpc.CreateTraceResponse(progress=wire.PROGRESS.encode(progress))
-            yield rpc.CreateTraceResponse(trace=wire.TRACE.encode(work.result()))
-        finally:
-            # Also when the caller hung up or its time ran out: the next report stops the work.
-            news.stop()
-            work.cancel()
+        async with aclosing(self._told(partial(self._engine.create_trace, asked))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.CreateTraceResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    yield rpc.CreateTraceResponse(trace=wire.TRACE.encode(event))
 
     async def GetTrace(self, request: rpc.GetTraceRequest, _: Context) -> rpc.GetTraceResponse:
         trace_id = wire.parse_trace_name(request.name, "name")
         return rpc.GetTraceResponse(trace=wire.TRACE.encode(await self._read(self._engine.get_trace, trace_id)))
 
     async def ListTraces(self, request: rpc.ListTracesRequest, _: Context) -> rpc.ListTracesResponse:
-        traces, token = await self._read(self._engine.page_traces, request.page_size, request.page_token)
+        size = self._page_size(request.page_size, 50, self._settings.page_items)
+        traces, token = await self._read(self._engine.page_traces, size, request.page_token)
         return rpc.ListTracesResponse(traces=map(wire.TRACE.encode, traces), next_page_token=token)
 
     async def DeleteTrace(self, request: rpc.DeleteTraceRequest, _: Context) -> rpc.DeleteTraceResponse:
@@ -123,7 +117,7 @@ class TraceServicer:
     async def GetGraph(self, request: rpc.GetGraphRequest, _: Context) -> bytes:
         trace_id = wire.parse_trace_name(request.trace, "trace")
         view = _VIEW.decode(request.view)
-        size = page_size(request.page_size, default=2000, maximum=5000)
+        size = self._page_size(request.page_size, 2000, self._settings.page_nodes)
         query = (trace_id, view, request.module, request.role)
         start = page_start(request.page_token, *query)
 
@@ -142,7 +136,7 @@ class TraceServicer:
         trace_id = wire.parse_trace_name(request.trace, "trace")
         view = _VIEW.decode(request.view)
         query = wire.NODE_QUERY.decode(request.query)
-        size = page_size(request.page_size, default=1000, maximum=5000)
+        size = self._page_size(request.page_size, 1000, self._settings.page_nodes)
         key = (trace_id, view, repr(query))
         start = page_start(request.page_token, *key)
 
@@ -181,31 +175,49 @@ class TraceServicer:
 
     async def BatchReadTensors(self, request: rpc.BatchReadTensorsRequest, _: Context) -> rpc.BatchReadTensorsResponse:
         trace_id = wire.parse_trace_name(request.trace, "trace")
-        if len(request.reads) > MAX_BATCH_READS:
+        most = self._settings.batch_reads
+        if len(request.reads) > most:
             raise TooLarge(
-                f"reads: expected at most {MAX_BATCH_READS} tensors; got {len(request.reads)}",
-                field="reads",
-                maximum=MAX_BATCH_READS,
+                f"reads: expected at most {most} tensors; got {len(request.reads)}", field="reads", maximum=most
             )
-        return await self._read(_read_batch, self._engine, trace_id, request.reads)
+        return await self._read(_read_batch, self._engine, trace_id, request.reads, self._settings.batch_size)
 
     async def RenderGraph(self, request: rpc.RenderGraphRequest, _: Context) -> AsyncIterator[rpc.RenderGraphResponse]:
         trace_id = wire.parse_trace_name(request.trace, "trace")
         image_format = wire.IMAGE_FORMAT.decode(request.format)
         options = wire.RENDER_OPTIONS.decode(request.options)
-        picture = await _in(self._pictures, self._engine.render_graph, trace_id, image_format, options)
-        first = rpc.RenderGraphResponse(media_type=_MEDIA_TYPES[image_format], nbytes=len(picture))
-        first.chunk = picture[:DEFAULT_CHUNK_BYTES]
-        yield first
-        for start in range(DEFAULT_CHUNK_BYTES, len(picture), DEFAULT_CHUNK_BYTES):
-            yield rpc.RenderGraphResponse(chunk=picture[start : start + DEFAULT_CHUNK_BYTES])
+        drawn = partial(self._engine.render_graph, trace_id, image_format, options)
+        async with aclosing(self._told(drawn)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.RenderGraphResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    for part in _picture_parts(event, _MEDIA_TYPES[image_format]):
+                        yield part
+
+    async def _told(self, work: Callable[..., T]) -> AsyncGenerator[Progress | T, None]:
+        """The progress of some work, and at the end its value."""
+        news = _News()
+        done = self._works.submit(work, progress=news.report)
+        done.add_done_callback(lambda _: news.end())
+        try:
+            async for progress in news:
+                yield progress
+            yield done.result()
+        finally:
+            # Also when the caller hung up or its time ran out: the next report stops the work.
+            news.stop()
+            done.cancel()
+
+    def _page_size(self, asked: int, default: int, maximum: int) -> int:
+        return page_size(asked, min(default, maximum), maximum)
 
     async def _read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await _in(self._reads, work, *args, **kwargs)
 
 
 class _News:
-    """What a capture reports from its thread, for one coroutine to read.
+    """What work reports from its thread, for one coroutine to read.
 
     Of each stage only the latest report is kept, so a slow reader holds no backlog.
     """
@@ -218,7 +230,7 @@ class _News:
         self._stopped = threading.Event()
 
     def report(self, progress: Progress) -> None:
-        """In the capture's thread: more is done."""
+        """In the work's thread: more is done."""
         if self._stopped.is_set():
             raise Cancelled("the caller gave up")
         self._loop.call_soon_threadsafe(self._note, progress)
@@ -229,7 +241,7 @@ class _News:
             self._loop.call_soon_threadsafe(self._note, None)
 
     def stop(self) -> None:
-        """Makes the next report raise Cancelled in the capture's thread."""
+        """Makes the next report raise Cancelled in the work's thread."""
         self._stopped.set()
 
     async def __aiter__(self) -> AsyncIterator[Progress]:
@@ -273,19 +285,29 @@ def _tensor_frames(opened: Callable[[], TensorReader], chunk_bytes: int) -> Gene
         yield rpc.ReadTensorResponse(crc32=checksum).SerializeToString()
 
 
-def _read_batch(engine: TraceApi[Any], trace_id: str, reads: Sequence[rpc.TensorRead]) -> rpc.BatchReadTensorsResponse:
+def _picture_parts(picture: bytes, media_type: str) -> Iterator[rpc.RenderGraphResponse]:
+    first = rpc.RenderGraphResponse(media_type=media_type, nbytes=len(picture))
+    first.chunk = picture[:DEFAULT_CHUNK_BYTES]
+    yield first
+    for start in range(DEFAULT_CHUNK_BYTES, len(picture), DEFAULT_CHUNK_BYTES):
+        yield rpc.RenderGraphResponse(chunk=picture[start : start + DEFAULT_CHUNK_BYTES])
+
+
+def _read_batch(
+    engine: TraceApi[Any], trace_id: str, reads: Sequence[rpc.TensorRead], most: int
+) -> rpc.BatchReadTensorsResponse:
     response = rpc.BatchReadTensorsResponse()
     total = 0
     for read in reads:
         with engine.open_tensor(trace_id, read.tensor, read.slice.expression) as reader:
             total += reader.nbytes
-            if total > MAX_BATCH_BYTES:
+            if total > most:
                 raise TooLarge(
-                    f"reads: expected at most {MAX_BATCH_BYTES} bytes in all, passed by '{read.tensor}' with "
+                    f"reads: expected at most {most} bytes in all, passed by '{read.tensor}' with "
                     f"{reader.nbytes}; read large tensors one by one with ReadTensor",
                     field="reads",
                     tensor=read.tensor,
-                    maximum=MAX_BATCH_BYTES,
+                    maximum=most,
                 )
             response.results.add(header=_header(reader), data=b"".join(reader.chunks()))
     return response

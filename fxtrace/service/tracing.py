@@ -8,20 +8,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
 import fxtrace
 from fxtrace import wire
 from fxtrace.capture import Capture, capture, model_errors
-from fxtrace.graph import Graph, Snapshot
+from fxtrace.errors import OptionInvalid
+from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model
+from fxtrace.models.weightless import build_weightless
 from fxtrace.models.weights import load_weights, weights_digest
 from fxtrace.roles import label
 from fxtrace.service.inputs import Input, make_inputs, seeded, to_numpy
+from fxtrace.service.witness import find_witness
 from fxtrace.shapes import tensor_spec
 from fxtrace.trace import Progress, Trace, TracedInput, TraceRequest
 
@@ -42,11 +47,14 @@ class Tracing:
 
     Raises:
         ConfigurationError: the request's configuration does not fit the model.
+        OptionInvalid: a model without weights is to be captured by another rung than `export`, or given weights.
         InputError: the file of the weights cannot be read.
     """
 
     def __init__(self, model: Model, request: TraceRequest, report: Callable[[Progress], None]) -> None:
         self._model, self._request, self._report = model, request, report
+        if request.weightless:
+            _check_weightless(request)
         self._config = model.resolve(request.configuration)
         self._fields = dict(sorted(model.fields(self._config).items()))  # in the order that the store gives them back
         wire.encode_struct(self._fields, "configuration")  # what cannot travel is refused before the work, not after it
@@ -77,7 +85,7 @@ class Tracing:
         with seeded(request.seed):
             self._report(Progress("build"))
             with model_errors("building the model raised"):
-                module = self._model.build(self._config)
+                module = build_weightless(self._build) if request.weightless else self._build()
                 if request.state:
                     load_weights(module, request.state)
                 examples = self._model.example_inputs(self._config)
@@ -85,17 +93,32 @@ class Tracing:
             captured = capture(
                 module,
                 {name: each.tensor for name, each in inputs.items()},
-                rung=request.rung,
+                rung="export" if request.weightless else request.rung,
                 values=request.values,
                 training=request.training,
+                symbolic=request.symbolic,
+                symbolic_timeout=request.symbolic_timeout,
+                unfused=request.unfused,
                 progress=self._report,
             )
         seconds = time.perf_counter() - start
-        self._report(Progress("label"))
-        graph, snapshots = label(captured.graph, captured.known, module.state_dict())
+        graph, snapshots, notes = self._label(captured, module)
+        captured = replace(captured, rung_notes=(*captured.rung_notes, *notes))
         trace = self._describe(captured, graph, inputs, seconds)
         self._report(Progress("store"))
         return trace, graph, snapshots, {name: to_numpy(tensor) for name, tensor in captured.values.items()}
+
+    def _build(self) -> nn.Module:
+        return self._model.build(self._config)
+
+    def _label(self, captured: Capture, module: nn.Module) -> tuple[Graph, tuple[Snapshot, ...], tuple[str, ...]]:
+        """The labelled graph, its snapshots, and a note where the roles were tried on a copy."""
+        state = {name: tensor for name, tensor in module.state_dict().items() if not tensor.is_meta}
+        witness, note = None, ""
+        if captured.rung == "export" and self._request.values:
+            witness, note = find_witness(self._model, self._config, captured.graph, self._request, self._report)
+        self._report(Progress("label"))
+        return *label(captured.graph, captured.known, state, witness), (note,) if note else ()
 
     def _describe(self, captured: Capture, graph: Graph, inputs: dict[str, Input], seconds: float) -> Trace:
         request = self._request
@@ -104,7 +127,9 @@ class Tracing:
             id=self.trace_id,
             model=self._model.name,
             configuration=self._fields,
-            inputs=tuple(TracedInput(name, tensor_spec(each.tensor), each.fill) for name, each in inputs.items()),
+            inputs=tuple(
+                TracedInput(name, _traced_spec(graph, name, each.tensor), each.fill) for name, each in inputs.items()
+            ),
             rung=captured.rung,
             rung_notes=captured.rung_notes,
             values=request.values and captured.rung != "export",
@@ -120,10 +145,12 @@ class Tracing:
             tensor_bytes=sum(spec.nbytes for spec in specs),
             created=datetime.now(UTC),
             seconds=seconds,
+            weightless=request.weightless,
         )
 
     def _digest(self) -> str:
         request = self._request
+        symbolic = {name: list(sizes) for name, sizes in request.symbolic.items() if any(sizes)}
         parts = {
             "model": [self._model.name, self._model.digest],
             "configuration": self._fields,
@@ -135,9 +162,32 @@ class Tracing:
             "rung": request.rung,
             "values": request.values,
             "training": request.training,
+            "unfused": request.unfused,
             "seed": request.seed,
             "state": weights_digest(request.state) if request.state else "",
+            "weightless": request.weightless,
+            "symbolic": symbolic,
+            "symbolic_timeout": request.symbolic_timeout if symbolic else None,
             "torch": torch.__version__,
             "fxtrace": fxtrace.__version__,
         }
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _check_weightless(request: TraceRequest) -> None:
+    if request.rung not in ("", "export"):
+        raise OptionInvalid(
+            f"a model without weights is captured by the rung 'export', not '{request.rung}'; leave the rung out",
+            field="rung",
+            rung=request.rung,
+        )
+    if request.state:
+        raise OptionInvalid(
+            f"expected weights or none: a weightless model takes none from '{request.state}'", field="state"
+        )
+
+
+def _traced_spec(graph: Graph, name: str, tensor: Tensor) -> TensorSpec:
+    """An input's spec, with the symbols that were found for its sizes."""
+    node = next((node for node in graph.nodes if node.op == "placeholder" and node.target == name), None)
+    return replace(tensor_spec(tensor), symbolic=node.spec.symbolic if node and node.spec else ())

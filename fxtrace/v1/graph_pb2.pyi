@@ -622,6 +622,7 @@ class SnapshotTensor(message.Message):
     NODE_FIELD_NUMBER: builtins.int
     ROLE_FIELD_NUMBER: builtins.int
     SHAPE_FIELD_NUMBER: builtins.int
+    SYMBOLIC_FIELD_NUMBER: builtins.int
     variable: builtins.str
     """The name the tensor goes by."""
     tensor: builtins.str
@@ -634,6 +635,10 @@ class SnapshotTensor(message.Message):
     def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
         """Its shape."""
 
+    @builtins.property
+    def symbolic(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The same as `TensorSpec.symbolic`."""
+
     def __init__(
         self,
         *,
@@ -642,10 +647,11 @@ class SnapshotTensor(message.Message):
         node: builtins.str = ...,
         role: builtins.str = ...,
         shape: abc.Iterable[builtins.int] | None = ...,
+        symbolic: abc.Iterable[builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["node", b"node", "role", b"role", "shape", b"shape", "tensor", b"tensor", "variable", b"variable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["node", b"node", "role", b"role", "shape", b"shape", "symbolic", b"symbolic", "tensor", b"tensor", "variable", b"variable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

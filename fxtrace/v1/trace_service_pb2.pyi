@@ -430,6 +430,32 @@ class InputOverride(message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 
 @typing.final
+class SymbolicSizes(message.Message):
+    """Names for an input's sizes that are to stay symbols."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    INPUT_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    input: builtins.str
+    """The input's name, as the model's forward has it."""
+    @builtins.property
+    def names(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """A name for each size, outermost first; empty for one that is to be a number."""
+
+    def __init__(
+        self,
+        *,
+        input: builtins.str = ...,
+        names: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["input", b"input", "names", b"names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
 class CreateTraceRequest(message.Message):
     """Asks for a trace."""
 
@@ -442,6 +468,10 @@ class CreateTraceRequest(message.Message):
     SHAPES_ONLY_FIELD_NUMBER: builtins.int
     TRAINING_FIELD_NUMBER: builtins.int
     SEED_FIELD_NUMBER: builtins.int
+    SYMBOLIC_FIELD_NUMBER: builtins.int
+    SYMBOLIC_TIMEOUT_FIELD_NUMBER: builtins.int
+    WEIGHTLESS_FIELD_NUMBER: builtins.int
+    UNFUSED_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model: "models/reference"."""
     rung: Rung.ValueType
@@ -452,6 +482,14 @@ class CreateTraceRequest(message.Message):
     """Trace in training mode rather than evaluation mode."""
     seed: builtins.int
     """Of the random state the model is built and run under."""
+    symbolic_timeout: builtins.float
+    """Seconds of computing that following the symbols may take; after that the sizes are numbers, and a note of the trace
+    says so. 0 means 60.
+    """
+    weightless: builtins.bool
+    """Build the model without allocating its weights, and capture it on the rung EXPORT: shapes and roles, no values."""
+    unfused: builtins.bool
+    """Compute fused attention step by step, so that its scores and weights are tensors of the graph."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Configuration fields to override; the rest keep the model's defaults."""
@@ -459,6 +497,10 @@ class CreateTraceRequest(message.Message):
     @builtins.property
     def inputs(self) -> containers.RepeatedCompositeFieldContainer[InputOverride]:
         """Inputs to override."""
+
+    @builtins.property
+    def symbolic(self) -> containers.RepeatedCompositeFieldContainer[SymbolicSizes]:
+        """Sizes to keep as symbols, on the rung EXPORT; sizes of one name are equal. In the example they must be 2 or more."""
 
     def __init__(
         self,
@@ -470,10 +512,14 @@ class CreateTraceRequest(message.Message):
         shapes_only: builtins.bool = ...,
         training: builtins.bool = ...,
         seed: builtins.int = ...,
+        symbolic: abc.Iterable[SymbolicSizes] | None = ...,
+        symbolic_timeout: builtins.float = ...,
+        weightless: builtins.bool = ...,
+        unfused: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "training", b"training"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "symbolic", b"symbolic", "symbolic_timeout", b"symbolic_timeout", "training", b"training", "unfused", b"unfused", "weightless", b"weightless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -487,7 +533,9 @@ class Progress(message.Message):
     DONE_FIELD_NUMBER: builtins.int
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
-    """What is being done: "wait" (for another capture), "build", "run", "capture", "propagate", "label", "store"."""
+    """What is being done. Of a trace: "wait" (for other work), "build", "run", "capture", "propagate", "label", "check",
+    "store". Of a picture: "wait", "draw", "layout".
+    """
     done: builtins.int
     """Steps done."""
     total: builtins.int
@@ -590,6 +638,7 @@ class Trace(message.Message):
     TENSOR_BYTES_FIELD_NUMBER: builtins.int
     CREATE_TIME_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
+    WEIGHTLESS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name: "traces/{trace}". The id is a digest of what determines the result."""
     model: builtins.str
@@ -620,6 +669,8 @@ class Trace(message.Message):
     """Bytes of all tensors together."""
     seconds: builtins.float
     """How long building and capturing took, in seconds."""
+    weightless: builtins.bool
+    """Whether the model was built without its weights."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Every configuration field, resolved."""
@@ -658,10 +709,11 @@ class Trace(message.Message):
         tensor_bytes: builtins.int = ...,
         create_time: timestamp_pb2.Timestamp | None = ...,
         seconds: builtins.float = ...,
+        weightless: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "output_equal", b"output_equal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "fxtrace_version", b"fxtrace_version", "inputs", b"inputs", "labelled_count", b"labelled_count", "model", b"model", "name", b"name", "node_count", b"node_count", "output_equal", b"output_equal", "parameter_count", b"parameter_count", "rung", b"rung", "rung_notes", b"rung_notes", "seconds", b"seconds", "seed", b"seed", "tensor_bytes", b"tensor_bytes", "tensor_count", b"tensor_count", "torch_version", b"torch_version", "training", b"training", "values", b"values"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "fxtrace_version", b"fxtrace_version", "inputs", b"inputs", "labelled_count", b"labelled_count", "model", b"model", "name", b"name", "node_count", b"node_count", "output_equal", b"output_equal", "parameter_count", b"parameter_count", "rung", b"rung", "rung_notes", b"rung_notes", "seconds", b"seconds", "seed", b"seed", "tensor_bytes", b"tensor_bytes", "tensor_count", b"tensor_count", "torch_version", b"torch_version", "training", b"training", "values", b"values", "weightless", b"weightless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_equal: _TypeAlias = typing.Literal["output_equal"]  # noqa: Y015
     _WhichOneofArgType__output_equal: _TypeAlias = typing.Literal["_output_equal", b"_output_equal"]  # noqa: Y015
@@ -917,8 +969,8 @@ class NodeQuery(message.Message):
 
     string: name, op, kind, target, module, module_type, file, code, role, stack, block, part, dtype, device.
     int: layer, line, rank, numel, nbytes, parameter_count. bool: contiguous. list of int: shape.
-    list of string: inputs, users, parameters. Besides, each of the graph's named sizes is an int (batch, d_model),
-    and dims is the map of them all.
+    list of string: inputs, users, parameters, symbolic (the sizes as text, symbols by their names). Besides, each of
+    the graph's named sizes is an int (batch, d_model), and dims is the map of them all.
 
     shape[-1] counts from the end. A node with several roles or tensors is meant where the condition holds for one of
     its roles together with one of its tensors. A condition on something that a node does not have, such as the layer
@@ -1414,28 +1466,34 @@ class RenderGraphRequest(message.Message):
 
 @typing.final
 class RenderGraphResponse(message.Message):
-    """A piece of the picture."""
+    """How far it is, or a piece of the picture."""
 
     DESCRIPTOR: descriptor.Descriptor
 
     MEDIA_TYPE_FIELD_NUMBER: builtins.int
     NBYTES_FIELD_NUMBER: builtins.int
     CHUNK_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
     media_type: builtins.str
-    """MIME type; in the first message."""
+    """MIME type; in the first message with a piece."""
     nbytes: builtins.int
-    """Bytes of the whole picture; in the first message."""
+    """Bytes of the whole picture; in the first message with a piece."""
     chunk: builtins.bytes
     """Bytes, in order."""
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is; such a message has nothing else."""
+
     def __init__(
         self,
         *,
         media_type: builtins.str = ...,
         nbytes: builtins.int = ...,
         chunk: builtins.bytes = ...,
+        progress: Progress | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

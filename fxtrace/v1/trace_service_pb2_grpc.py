@@ -29,8 +29,10 @@ class TraceServiceStub:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     def __init__(self, channel):
@@ -105,8 +107,10 @@ class TraceServiceServicer:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     def ListModels(self, request, context):
@@ -121,18 +125,21 @@ class TraceServiceServicer:
     def GetModel(self, request, context):
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
+        (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def CreateTrace(self, request, context):
-        """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
+        """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
+        a request is being worked on, this one joins it. The work stops when every caller has cancelled, or timed out.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
-        stored), RESOURCE_EXHAUSTED (TOO_LARGE).
+        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
+        that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
+        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -215,10 +222,11 @@ class TraceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RenderGraph(self, request, context):
-        """The graph as a picture, or as DOT text, in chunks.
+        """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
+        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -299,8 +307,10 @@ class TraceService:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     @staticmethod

@@ -30,8 +30,10 @@ class TraceServiceStub:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     @_typing.overload
@@ -46,14 +48,17 @@ class TraceServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
+    (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
     """
     CreateTrace: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]
-    """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
+    """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
+    a request is being worked on, this one joins it. The work stops when every caller has cancelled, or timed out.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
-    stored), RESOURCE_EXHAUSTED (TOO_LARGE).
+    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
+    that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
+    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
     """
     GetTrace: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]
     """Where a trace came from and how much there is of it.
@@ -100,10 +105,11 @@ class TraceServiceStub:
     Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
     """
     RenderGraph: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.RenderGraphRequest, _trace_service_pb2.RenderGraphResponse]
-    """The graph as a picture, or as DOT text, in chunks.
+    """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
+    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
 
 @_typing.type_check_only
@@ -111,8 +117,10 @@ class TraceServiceAsyncStub(TraceServiceStub):
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -124,14 +132,17 @@ class TraceServiceAsyncStub(TraceServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
+    (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
     """
     CreateTrace: _aio.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]  # type: ignore[assignment]
-    """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
+    """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
+    a request is being worked on, this one joins it. The work stops when every caller has cancelled, or timed out.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
-    stored), RESOURCE_EXHAUSTED (TOO_LARGE).
+    NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
+    that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
+    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
     """
     GetTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]  # type: ignore[assignment]
     """Where a trace came from and how much there is of it.
@@ -178,18 +189,21 @@ class TraceServiceAsyncStub(TraceServiceStub):
     Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
     """
     RenderGraph: _aio.UnaryStreamMultiCallable[_trace_service_pb2.RenderGraphRequest, _trace_service_pb2.RenderGraphResponse]  # type: ignore[assignment]
-    """The graph as a picture, or as DOT text, in chunks.
+    """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
+    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path. Any RPC may end
-    with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED, or DEADLINE_EXCEEDED.
+    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
+    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
+    too many calls are under way. Limits that are given as "at most" are a server's defaults.
     """
 
     @_abc_1.abstractmethod
@@ -211,7 +225,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.GetModelResponse, _abc.Awaitable[_trace_service_pb2.GetModelResponse]]:
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
+        (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
         """
 
     @_abc_1.abstractmethod
@@ -220,11 +235,13 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.CreateTraceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.CreateTraceResponse], _abc.AsyncIterator[_trace_service_pb2.CreateTraceResponse]]:
-        """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last.
+        """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
+        a request is being worked on, this one joins it. The work stops when every caller has cancelled, or timed out.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
-        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; PRECONDITION_UNMET where the trace cannot be
-        stored), RESOURCE_EXHAUSTED (TOO_LARGE).
+        NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
+        that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
+        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
 
     @_abc_1.abstractmethod
@@ -325,10 +342,11 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.RenderGraphRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.RenderGraphResponse], _abc.AsyncIterator[_trace_service_pb2.RenderGraphResponse]]:
-        """The graph as a picture, or as DOT text, in chunks.
+        """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
+        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

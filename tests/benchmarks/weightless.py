@@ -1,6 +1,7 @@
 """What a model costs to capture and label without its weights, against a bare torch.export: `python -m` this module.
 
-Each measurement is a process of its own, so that its peak memory is its own.
+Both are given the same module, inputs and symbolic sizes. Each measurement is a process of its own, so that its peak
+memory is its own.
 """
 
 from __future__ import annotations
@@ -44,47 +45,50 @@ SIZES: dict[str, dict[str, Any]] = {
 """Llama's published configurations."""
 
 
-def build(size: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
-    """The model on the meta device, with ids for it."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def request(size: str, symbolic: bool) -> Any:
+    """What `fxtrace trace hf:llama --weightless` asks for."""
+    from fxtrace.trace import TraceRequest
 
-    with torch.device("meta"):
-        model: torch.nn.Module = LlamaForCausalLM(LlamaConfig(use_cache=False, **SIZES[size]))
-    model.eval()
-    return model, {"input_ids": torch.zeros(2, 128, dtype=torch.long)}
+    names = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
+    configuration = {"preset": "default", "batch": 2, "seq_len": 128, **SIZES[size]}
+    return TraceRequest("hf:llama", configuration, weightless=True, symbolic=names if symbolic else {})
 
 
 def ours(size: str, symbolic: bool) -> dict[str, Any]:
-    """Captures and labels."""
-    from fxtrace.capture import capture
-    from fxtrace.roles import label
+    """Captures, tries the roles on a shrunken copy, and labels."""
+    from fxtrace.models.hf import HuggingFaceModel
+    from fxtrace.service.tracing import Tracing
 
-    model, inputs = build(size)
     start, cpu = time.perf_counter(), time.process_time()
-    names = {"input_ids": ("batch", "sequence")} if symbolic else None
-    captured = capture(model, inputs, rung="export", values=False, symbolic=names)
-    captured_at = time.perf_counter()
-    graph, _ = label(captured.graph, captured.known)
+    times: dict[str, float] = {}
+    tracing = Tracing(
+        HuggingFaceModel("hf:llama"), request(size, symbolic), lambda at: times.update({at.stage: time.perf_counter()})
+    )
+    trace, graph, _, _ = tracing.run()
     end = time.perf_counter()
     return {
         "seconds": end - start,
         "cpu": time.process_time() - cpu,
-        "label_seconds": end - captured_at,
-        "nodes": len(graph.nodes),
-        "labelled": sum(bool(node.roles) for node in graph.nodes),
+        "label_seconds": end - times["label"],
+        "nodes": trace.node_count,
+        "labelled": trace.labelled_count,
         "without_shape": sum(not node.values for node in graph.nodes if node.op != "output"),
-        "parameters": graph.parameter_count,
+        "parameters": trace.parameter_count,
     }
 
 
 def bare(size: str, symbolic: bool) -> dict[str, Any]:
     """torch.export on fake tensors, and nothing else."""
-    from fxtrace.capture.export import with_fakes
+    from fxtrace.capture.fakes import with_fakes
+    from fxtrace.models.hf import HuggingFaceModel
 
-    model, inputs = build(size)
-    inputs = with_fakes(model, inputs)
-    sizes = {"input_ids": {0: Dim.AUTO, 1: Dim.AUTO}} if symbolic else None
     start, cpu = time.perf_counter(), time.process_time()
+    source = HuggingFaceModel("hf:llama")
+    config = source.resolve(request(size, symbolic).configuration)
+    with torch.device("meta"):
+        model = source.build(config)
+    inputs = with_fakes(model, source.example_inputs(config))
+    sizes = {name: {0: Dim.AUTO, 1: Dim.AUTO} for name in inputs} if symbolic else None
     with torch.no_grad():
         program = torch.export.export(model, (), inputs, dynamic_shapes=sizes, strict=False)
     return {
@@ -105,7 +109,7 @@ def main() -> None:
     """Prints the table; of three pairs of runs, the one with the middle ratio."""
     print("| model | capture + label | of it label | bare export | CPU ratio | peak memory | bare | nodes | labelled |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    for size, sizes in (*((size, "fixed") for size in SIZES), ("7B", "symbolic")):
+    for size, sizes in (("7B", "fixed"), *((size, "symbolic") for size in SIZES)):
         pairs = [(in_a_process("ours", size, sizes), in_a_process("bare", size, sizes)) for _ in range(3)]
         mine, floor = sorted(pairs, key=lambda pair: pair[0]["cpu"] / pair[1]["cpu"])[1]
         print(

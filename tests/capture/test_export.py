@@ -1,5 +1,9 @@
 """The export rung: ATen graphs with shapes, kinds, modules and source lines, with weights and without."""
 
+import re
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,12 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtrace import wire
 from fxtrace.capture import Capture, capture
-from fxtrace.errors import CaptureFailed, FxtraceError
+from fxtrace.capture.quiet import quiet
+from fxtrace.errors import Cancelled, CaptureFailed, FxtraceError, OptionInvalid
 from fxtrace.graph import Graph, Node
 from fxtrace.roles import label
+from fxtrace.trace import Progress
 from tests.capture.zoo import ZOO, Function
 
-LOOKS_AT_NUMBERS = {"transformer", "experts", "loop_on_data", "branches_on_data"}
+LOOKS_AT_NUMBERS = {"transformer", "loop_on_data", "branches_on_data"}
+SIZES_FROM_NUMBERS = {"experts"}
 OTHERWISE_REFUSED = {
     "packed_sequence": "zeros()",
     "dataclass_input": "Unsupported input type",
@@ -34,7 +41,7 @@ def of_kind(captured: Capture, kind: str) -> list[Node]:
     return [node for node in captured.graph.nodes if node.kind == kind]
 
 
-@pytest.mark.parametrize("name", sorted(ZOO.keys() - LOOKS_AT_NUMBERS - OTHERWISE_REFUSED.keys()))
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - LOOKS_AT_NUMBERS - SIZES_FROM_NUMBERS - OTHERWISE_REFUSED.keys()))
 def test_shapes_are_those_of_a_real_run(name: str) -> None:
     torch.manual_seed(0)
     module, inputs = ZOO[name]()
@@ -60,10 +67,40 @@ def output_shapes(value: Any) -> Iterator[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("name", sorted(LOOKS_AT_NUMBERS))
-def test_a_path_that_depends_on_numbers_is_refused(name: str) -> None:
+def test_a_path_that_depends_on_numbers_is_followed_in_part(name: str) -> None:
+    torch.manual_seed(0)
+    module, inputs = ZOO[name]()
+    captured = exported(module, **inputs)
+    note = next(note for note in captured.rung_notes if note.startswith("Partial, by torch.export.draft_export"))
+    assert re.search(r"depends on the numbers in a tensor( at tests/capture/zoo\.py:\d+ .*)?, and", note)
+    graph = captured.graph
+    returned = [graph.by_name[name].values[0] for name in graph.nodes[-1].inputs]
+    assert [value.spec.shape for value in returned if value.spec] == list(output_shapes(module(**inputs)))
+
+
+@pytest.mark.parametrize("name", sorted(SIZES_FROM_NUMBERS))
+def test_a_path_that_depends_on_sizes_from_numbers_is_refused(name: str) -> None:
     module, inputs = ZOO[name]()
     with pytest.raises(CaptureFailed, match=r"depends on the numbers in a tensor.*capture it with values"):
         capture(module, inputs, rung="export")
+
+
+@pytest.mark.parametrize("absent", ["meta", "fake"])
+def test_without_weights_a_path_that_depends_on_numbers_is_refused(absent: str) -> None:
+    with torch.device("meta") if absent == "meta" else FakeTensorMode():
+        module, inputs = Branching(), {"x": torch.zeros(2, 4)}
+    with pytest.raises(CaptureFailed, match=r"depends on the numbers in a tensor.*capture it with values"):
+        capture(module, inputs)
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(x)
+        return y + 1 if y.sum() > 0 else y - 1
 
 
 @pytest.mark.parametrize("name", OTHERWISE_REFUSED)
@@ -134,6 +171,25 @@ def test_inputs_and_masks_are_what_can_be_known() -> None:
     mask = captured.graph.by_name[of_kind(captured, "mask")[0].inputs[1]]
     assert torch.equal(captured.known[mask.name], ~torch.ones(3, 3, dtype=torch.bool).tril())
     assert not any("linear" in name for name in captured.known)
+
+
+def test_what_weights_are_written_into_is_not_known() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            table = torch.zeros(2, 3)
+            before = table + x
+            table[0].copy_(self.weight)
+            return before, table + 1, x + 1
+
+    captured = exported(Writes(), x=torch.ones(2, 3))
+    before, after, aside = captured.graph.nodes[-1].inputs
+    assert torch.equal(captured.known[before], torch.ones(2, 3))
+    assert torch.equal(captured.known[aside], torch.full((2, 3), 2.0))
+    assert after not in captured.known
 
 
 @pytest.mark.parametrize("rung", ["", "export"])
@@ -231,21 +287,129 @@ def test_sizes_are_expressions_of_the_named_ones_in_what_follows() -> None:
     assert wire.decode_graph([wire.encode_graph(captured.graph)]) == captured.graph
 
 
-def test_a_size_that_the_model_fixes_is_told() -> None:
-    module = Function(lambda x: x + torch.ones(2, 1))
-    captured = capture(module, {"x": torch.randn(2, 3)}, symbolic={"x": ("batch", "width")})
-    assert "'batch' of 'x' is no symbol: the model fixes this size at 2." in captured.rung_notes
+@pytest.mark.parametrize(
+    ("module", "shape", "fixed"),
+    [
+        (
+            Function(lambda x: x + torch.ones(2, 1)),
+            (2, 3),
+            "'batch' of 'x' is no symbol: the model fixes this size at 2.",
+        ),
+        (
+            nn.LSTM(4, 5, batch_first=True),
+            (2, 3, 4),
+            "'length' of 'input' is no symbol: the model fixes this size at 3.",
+        ),
+        (Function(lambda x: x @ x), (3, 3), "'length' of 'x' is written batch: the model ties the two."),
+    ],
+)
+def test_a_size_that_is_no_symbol_of_its_own_is_told(module: nn.Module, shape: tuple[int, ...], fixed: str) -> None:
+    name = "input" if isinstance(module, nn.LSTM) else "x"
+    symbolic = {name: ("batch", "length", "")[: len(shape)]}
+    captured = capture(module, {name: torch.randn(shape)}, symbolic=symbolic)
+    assert fixed in captured.rung_notes
+
+
+def test_sizes_of_one_name_are_one_symbol_whatever_the_inputs_name() -> None:
+    class Two(nn.Module):
+        def forward(self, input: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:  # noqa: A002
+            half = input.shape[1] // 2
+            return input[:, :half] * 2, mask.expand(2, -1).reshape(-1)
+
+    names = {"input": ("batch", "length"), "mask": ("length",)}
+    captured = capture(Two(), {"input": torch.randn(3, 6), "mask": torch.ones(6)}, symbolic=names)
+    first, second = (captured.graph.node(name).spec for name in captured.graph.nodes[-1].inputs)
+    assert first is not None
+    assert second is not None
+    assert (first.symbolic, second.symbolic) == (("batch", "length//2"), ("2*length",))
+    assert "Symbols: batch, length; other sizes are numbers as this input has them." in captured.rung_notes
+
+
+def test_symbols_that_cannot_be_followed_become_numbers() -> None:
+    class Reads(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x * (2 if x.sum() > 0 else 3)
+
+    captured = capture(Reads(), {"x": torch.ones(2, 3)}, symbolic={"x": ("batch", "")})
+    assert symbols(captured.graph) == set()
+    notes = "\n".join(captured.rung_notes)
+    assert "The sizes that were to be symbols are numbers: the model's path depends on the numbers" in notes
+    assert "Partial, by torch.export.draft_export" in notes
+    assert "'batch' of 'x' is no symbol" not in notes
+
+
+def test_sizes_of_other_inputs_follow_the_named_ones() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor, other: Tensor) -> Tensor:
+            return x.masked_fill(mask.bool(), 0) + other.sum()
+
+    inputs = {"x": torch.randn(3, 5), "mask": torch.ones(3, 5), "other": torch.ones(5, 7)}
+    captured = capture(Masked(), inputs, symbolic={"x": ("batch", "length")})
+    specs = dict(captured.graph.tensors())
+    assert specs["mask"].symbolic == ("batch", "length")
+    assert specs["other"].symbolic == ("other_0", "7")  # as long in the example, and nothing ties the two
+    assert "Symbols: batch, length, other_0; other sizes are numbers as this input has them." in captured.rung_notes
+
+
+def test_symbols_are_followed_for_a_limited_time() -> None:
+    module, x = Block().eval(), torch.randn(2, 3, 8)
+    captured = capture(module, {"x": x}, symbolic={"x": ("batch", "", "")}, symbolic_timeout=1e-9)
+    assert captured.graph == exported(module, x=x).graph
+    assert any("numbers: following them took more than 1e-09 s of computing" in note for note in captured.rung_notes)
+
+
+def test_an_export_is_stopped_by_its_caller() -> None:
+    def stop(progress: Progress) -> None:
+        if progress.stage == "export" and progress.done == 3:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        capture(Block().eval(), {"x": torch.randn(2, 3, 8)}, rung="export", progress=stop)
+
+
+def test_only_the_exporting_thread_is_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    heard: list[str] = []
+
+    def other() -> None:
+        print("other", file=sys.stderr)  # noqa: T201
+        with pytest.raises(UserWarning, match="other"):
+            warnings.warn("other", UserWarning, stacklevel=1)
+        heard.append("other")
+
+    with quiet():
+        print("own", file=sys.stderr)  # noqa: T201
+        warnings.warn("own", UserWarning, stacklevel=1)
+        thread = threading.Thread(target=other)
+        thread.start()
+        thread.join()
+    assert heard == ["other"]
+    assert capsys.readouterr().err == "other\n"
+    with pytest.raises(UserWarning, match="own"):
+        warnings.warn("own", UserWarning, stacklevel=1)
 
 
 @pytest.mark.parametrize(
     ("symbolic", "rung", "message"),
     [
-        ({"x": ("batch",)}, "", "'x' has 2 sizes"),
-        ({"y": ("batch", "")}, "", "y"),
-        ({"x": ("", "one")}, "", "'one' of 'x' is 1"),
+        ({"x": ("batch",)}, "", r"'x' is of shape \(2, 1\): expected 2 names.*got 1 \(batch\)"),
+        ({"xs": ("batch", "")}, "", "no tensor among the inputs named 'xs'; did you mean 'x'"),
+        ({"x": ("", "one")}, "", "'one' of 'x' is 1: .* example of 2 or more"),
+        ({"x": ("2*n", "")}, "", "'2\\*n' is no name for a size of 'x'"),
+        ({"x": ("n", ""), "y": ("n",)}, "", "'n' is 2 in 'x' and 3 in 'y'"),
         ({"x": ("batch", "")}, "record", "need the rung 'export'"),
     ],
 )
 def test_names_that_do_not_fit_are_refused(symbolic: Any, rung: Any, message: str) -> None:
     with pytest.raises(FxtraceError, match=message):
-        capture(Function(lambda x: x + 1), {"x": torch.ones(2, 1)}, rung=rung, symbolic=symbolic)
+        capture(Plus(), {"x": torch.ones(2, 1), "y": torch.ones(3)}, rung=rung, symbolic=symbolic)
+
+
+class Plus(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan")])
+def test_a_timeout_is_above_zero(seconds: float) -> None:
+    with pytest.raises(OptionInvalid, match="symbolic_timeout: expected seconds above 0"):
+        capture(nn.Linear(2, 2), {"input": torch.ones(2, 2)}, symbolic_timeout=seconds)

@@ -101,6 +101,27 @@ def test_values_are_those_of_the_moment_and_later_readers_read_the_change() -> N
     assert [nodes[name].inputs for name in ("setitem", "add_", "exp")] == [("mul",), ("setitem",), ("add_",)]
 
 
+def test_a_tensor_written_through_its_views_is_read_as_it_then_is() -> None:
+    def fill(x: Tensor) -> Tensor:
+        whole = x.new_zeros(2, 6)
+        early = whole[:, 1:]  # taken before, read after
+        whole[:, :3].copy_(x)
+        whole[:, 3:].copy_(-x)
+        return whole.sum() + early.sum()
+
+    captured = recorded(fill)
+    assert captured.output_equal
+    graph = captured.graph
+    sums = [node for node in graph.nodes if node.target == "sum"]
+    read = [graph.by_name[node.inputs[0]] for node in sums]
+    assert [node.target.rpartition(".")[2] for node in read] == ["written", "written"]
+    assert torch.equal(captured.values[read[0].name], torch.cat((X, -X), 1))
+    assert torch.equal(captured.values[read[1].name], torch.cat((X, -X), 1)[:, 1:])
+    writers = [graph.by_name[name].target for node in read for name in node.inputs[1:]]
+    assert set(writers) == {"copy_"}
+    assert len(writers) >= 3
+
+
 def test_a_call_that_changes_nothing_is_no_node() -> None:
     def forward(x: Tensor) -> Tensor:
         y = F.dropout(x.contiguous().to(torch.float32), 0.5, training=False)

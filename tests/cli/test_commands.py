@@ -28,8 +28,8 @@ def parse(text: str) -> Any:
     return json.loads(text, parse_constant=refuse)
 
 
-def folder(served: Served) -> Path:
-    return served.engine._store.folder
+def place(served: Served) -> str:
+    return served.engine._store.place
 
 
 # What each command says of the reference's trace; {} stands for the trace.
@@ -57,7 +57,7 @@ READS = [
 @pytest.mark.parametrize("args", READS, ids=" ".join)
 def test_reads_the_same_here_and_from_a_server(run: Run, served: Served, args: tuple[str, ...]) -> None:
     args = tuple(arg.format(served.reference.id) for arg in args)
-    here, there = ("--store", folder(served)), ("--server", served.address)
+    here, there = ("--store", place(served)), ("--server", served.address)
     for result in (run(*args, *here), run(*args, *here, "--json"), run(*args, *there), run(*args, *there, "--json")):
         assert (result.exit_code, result.stderr) == (0, "")
         assert result.stdout
@@ -79,15 +79,15 @@ def test_models(run: Run) -> None:
 
 
 def test_snapshots(run: Run, served: Served) -> None:
-    rows = parse(run("snapshots", served.reference.id, "--store", folder(served), "--json").stdout)
+    rows = parse(run("snapshots", served.reference.id, "--store", place(served), "--json").stdout)
     assert [row["number"] for row in rows] == list(range(1, 44))
     assert set(rows[0]) == {
         *("number", "title", "section", "roles", "variables", "dims"),
         *("tensors", "explanation", "checks", "reason"),
     }
-    assert set(rows[0]["tensors"][0]) == {"variable", "tensor", "node", "role", "shape"}
+    assert set(rows[0]["tensors"][0]) == {"variable", "tensor", "node", "role", "shape", "symbolic"}
     assert set(rows[0]["checks"][0]) == {"name", "statement", "held", "detail"}
-    table = run("snapshots", served.reference.id, "--store", folder(served)).stdout
+    table = run("snapshots", served.reference.id, "--store", place(served)).stdout
     for row in rows:
         [line] = [line for line in table.splitlines() if line.split()[:1] == [str(row["number"])]]
         for cell in (row["title"], row["roles"][0], "×".join(row["dims"]), row["tensors"][0]["node"], "✓ shape"):
@@ -95,7 +95,7 @@ def test_snapshots(run: Run, served: Served) -> None:
 
 
 def test_explains_a_snapshot(run: Run, served: Served) -> None:
-    args = ("explain", 34, "--trace", served.reference.id, "--store", folder(served))
+    args = ("explain", 34, "--trace", served.reference.id, "--store", place(served))
     told = parse(run(*args, "--json").stdout)
     assert set(told) == {"snapshot", "first_numbers"}
     [(variable, numbers)] = told["first_numbers"].items()
@@ -106,7 +106,7 @@ def test_explains_a_snapshot(run: Run, served: Served) -> None:
 
 
 def test_explains_a_node(run: Run, served: Served) -> None:
-    args = ("explain", ROLE, "--trace", served.reference.id, "--store", folder(served))
+    args = ("explain", ROLE, "--trace", served.reference.id, "--store", place(served))
     told = parse(run(*args, "--json").stdout)
     assert set(told) == {"node", "users", "snapshots"}
     assert told["snapshots"] == [34]
@@ -129,7 +129,7 @@ def test_explains_a_node(run: Run, served: Served) -> None:
 
 
 def test_the_whole_graph_as_json(run: Run, served: Served) -> None:
-    told = parse(run("graph", served.reference.id, "--store", folder(served), "--json").stdout)
+    told = parse(run("graph", served.reference.id, "--store", place(served), "--json").stdout)
     graph = served.engine.get_graph(served.reference.id)
     assert set(told) == {"name", "nodes", "modules", "dims", "refusals"}
     assert [node["name"] for node in told["nodes"]] == [node.name for node in graph.nodes]
@@ -140,7 +140,7 @@ def test_the_whole_graph_as_json(run: Run, served: Served) -> None:
 
 
 def test_queries(run: Run, served: Served) -> None:
-    here = ("--trace", served.reference.id, "--store", folder(served))
+    here = ("--trace", served.reference.id, "--store", place(served))
     args = ("query", "shape == [batch, n_heads, tgt_len, src_len]", *here)
     graph = served.engine.get_graph(served.reference.id)
     told = parse(run(*args, "--json").stdout)
@@ -153,7 +153,7 @@ def test_queries(run: Run, served: Served) -> None:
 
 
 def test_queries_for_paths(run: Run, served: Served) -> None:
-    here = ("--trace", served.reference.id, "--store", folder(served))
+    here = ("--trace", served.reference.id, "--store", place(served))
     args = ("query", "--pattern", "matmul pointwise* softmax", *here)
     told = parse(run(*args, "--json").stdout)
     weights = served.engine.get_graph(served.reference.id).by_role[ROLE].name
@@ -165,7 +165,7 @@ def test_queries_for_paths(run: Run, served: Served) -> None:
 
 
 def test_tensors(run: Run, served: Served) -> None:
-    args = ("tensor", MASK, "--trace", served.reference.id, "--store", folder(served))
+    args = ("tensor", MASK, "--trace", served.reference.id, "--store", place(served))
     told = parse(run(*args, "--slice", "0,0,:2", "--json").stdout)
     assert set(told) == {"trace", "tensor", "spec", "slice", "shape", "values"}
     assert set(told["spec"]) == {"shape", "dtype", "stride", "device", "contiguous", "nbytes", "symbolic"}
@@ -181,7 +181,7 @@ def test_every_dtype_as_json_and_in_files(run: Run, served: Served, tmp_path: Pa
         if spec.nbytes > 10_000:
             continue
         wanted = served.engine.read_tensor(served.dtypes.id, name)
-        args = ("tensor", name, "--trace", served.dtypes.id, "--store", folder(served))
+        args = ("tensor", name, "--trace", served.dtypes.id, "--store", place(served))
         told = parse(run(*args, "--json").stdout)
         numbers = np.array(told["values"])
         if wanted.dtype.kind == "c":
@@ -217,7 +217,7 @@ def test_renders(run: Run, served: Served, tmp_path: Path, ending: str, begin: b
     assert data.startswith(begin)
     assert told == {"file": str(out), "format": ending, "nbytes": len(data)}
     out.unlink()
-    assert run(*args, "--store", folder(served)).stdout == f"wrote {out} ({len(data):,} bytes)\n"
+    assert run(*args, "--store", place(served)).stdout == f"wrote {out} ({len(data):,} bytes)\n"
     assert out.read_bytes() == data
 
 
@@ -226,7 +226,7 @@ def test_the_options_of_a_picture_reach_it(run: Run, served: Served, tmp_path: P
     choices = ["", "--depth 1", "--highlight #33", "--module enc_layers.0", "--direction LR", "--theme dark"]
     choices += ["--views", "--unfold"]
     for options in choices:
-        run("render", served.reference.id, "-o", tmp_path / "x.dot", *options.split(), "--store", folder(served))
+        run("render", served.reference.id, "-o", tmp_path / "x.dot", *options.split(), "--store", place(served))
         sources.add((tmp_path / "x.dot").read_text())
     assert len(sources) == len(choices)
 
@@ -247,7 +247,7 @@ def test_traces_a_file_with_everything_set(run: Run, tmp_path: Path) -> None:
     assert set(trace) == {
         *("id", "model", "configuration", "inputs", "rung", "rung_notes", "values", "training", "seed"),
         *("torch_version", "fxtrace_version", "output_equal", "node_count", "tensor_count", "labelled_count"),
-        *("parameter_count", "tensor_bytes", "created", "seconds"),
+        *("parameter_count", "tensor_bytes", "created", "seconds", "weightless"),
     }
     assert trace["configuration"] == {"width": 6, "words": 10, "scale": 0.5, "fails": "no"}
     assert (trace["seed"], trace["training"], trace["values"]) == (-3, True, True)
@@ -274,6 +274,43 @@ def test_shapes_only(run: Run) -> None:
     assert refused.exit_code == 1
     assert "shapes only" in refused.stderr
     assert run("explain", "1", "--json").exit_code == 0
+
+
+def test_symbolic_sizes_are_printed_here_and_by_a_server(run: Run, served: Served, tmp_path: Path) -> None:
+    asked = ("--weightless", "--symbolic", "ids=batch,sequence", "--set", "n_layers=1", "--set", "max_len=8")
+    for where in ((), ("--server", served.address)):
+        model = "decoder" if where else Path(__file__).parents[1] / "service" / "decoder.py"
+        told = run("trace", model, *asked, *where).stdout
+        assert "ids  (batch, sequence)  int64" in told
+        assert "evaluation, seed 0, built without weights" in told
+        assert "Symbols: batch, sequence; other sizes are numbers" in told
+        role = "decoder.0.masked_self_attention.weights"
+        for command in (("graph", "--role", role), ("explain", role), ("query", 'symbolic[-1] == "sequence"')):
+            assert "(batch, 32, sequence, sequence)" in run(*command, *where).stdout
+        assert "(batch, 32, sequence, sequence)" in run("snapshots", *where).stdout
+        assert "sequence queries × sequence keys" in run("explain", "24", *where).stdout
+        picture = tmp_path / "graph.dot"
+        run("render", "-o", picture, *where)
+        assert "(batch, sequence, 16384)" in picture.read_text()
+        node = parse(run("explain", role, "--json", *where).stdout)["node"]
+        assert node["values"][0]["spec"]["symbolic"] == ["batch", "32", "sequence", "sequence"]
+        run("delete", *where)
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("--symbolic", "idz=batch,"), "error: no tensor among the inputs named 'idz'; did you mean 'ids'?"),
+        (("--symbolic", "ids=a,b"), "expected 1 names"),
+        (("--symbolic", "ids=2n"), "'2n' is no name for a size of 'ids'"),
+        (("--weightless", "--rung", "record"), "captured by the rung 'export', not 'record'"),
+        (("--symbolic", "ids=n", "--symbolic-timeout", "0"), "expected seconds above 0, got 0"),
+    ],
+)
+def test_bad_symbolic_sizes_are_told(run: Run, args: tuple[str, ...], told: str) -> None:
+    refused = run("trace", TINY, *args)
+    assert refused.exit_code == 1
+    assert told in refused.stderr
 
 
 def test_text_that_is_no_json_is_text(run: Run) -> None:
@@ -333,5 +370,5 @@ def test_an_empty_store_says_what_to_do(run: Run) -> None:
 def test_bfloat16_prints_as_numbers(run: Run, served: Served) -> None:
     name = next(n for n, spec in served.engine.get_graph(served.dtypes.id).tensors() if spec.dtype == "bfloat16")
     assert served.engine.read_tensor(served.dtypes.id, name).dtype == ml_dtypes.bfloat16
-    text = run("tensor", name, "--slice", "0,0,0", "--trace", served.dtypes.id, "--store", folder(served)).stdout
+    text = run("tensor", name, "--slice", "0,0,0", "--trace", served.dtypes.id, "--store", place(served)).stdout
     assert "[0 1 2 3 4]" in text

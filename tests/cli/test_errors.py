@@ -122,7 +122,7 @@ def test_bad_calls_fail_alike_here_and_through_a_server(
     run: Run, served: Served, files: Path, args: list[str], code: int, message: str
 ) -> None:
     args = [arg.replace("{}", served.reference.id).replace("FILES", str(files)) for arg in args]
-    here = check(run, [*args, "--store", str(served.engine._store.folder)], code, message)
+    here = check(run, [*args, "--store", str(served.engine._store.place)], code, message)
     if code == 1 and not args[-1].endswith(".py"):  # files are traced here only
         assert here.startswith("error: ")
         there = check(run, [*args, "--server", served.address], code, message)
@@ -152,7 +152,7 @@ def test_serving_without_its_packages_says_what_is_missing(run: Run, monkeypatch
 
 
 def test_errors_are_json_where_json_is_asked_for(run: Run, served: Served) -> None:
-    for where in (("--store", served.engine._store.folder), ("--server", served.address)):
+    for where in (("--store", served.engine._store.place), ("--server", served.address)):
         args = ("tensor", "src_ids", "--slice", "6", "--trace", served.reference.id, *where)
         result = run(*args, "--json")
         assert (result.exit_code, result.stdout) == (1, "")

@@ -56,7 +56,7 @@ def test_a_server_is_asked_without_torch_or_database(served: Served) -> None:
 
 
 def test_a_store_is_read_without_torch(served: Served) -> None:
-    store = str(served.engine._store.folder)
+    store = str(served.engine._store.place)
     done = without_torch("explain", "1", "--trace", served.reference.id, "--store", store)
     assert (done.returncode, done.stderr.split()) == (0, ["sqlalchemy", "fxtrace.service.engine"])
     assert "[3 2 0 1 5 4]" in done.stdout

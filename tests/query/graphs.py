@@ -12,8 +12,8 @@ from fxtrace.graph import Dim, Graph, Module, Node, Parameter, Ref, Role, Source
 Shape = tuple[int, ...]
 
 
-def tensor(*shape: int, path: str = "", dtype: str = "float32") -> Value:
-    spec = TensorSpec(shape, dtype, (1,) * len(shape), "cpu", len(shape) != 3, 4 * prod(shape))
+def tensor(*shape: int, path: str = "", dtype: str = "float32", symbolic: tuple[str, ...] = ()) -> Value:
+    spec = TensorSpec(shape, dtype, (1,) * len(shape), "cpu", len(shape) != 3, 4 * prod(shape), symbolic)
     return Value(path, "Tensor", spec)
 
 
@@ -39,7 +39,12 @@ def small() -> Graph:
         node("masked", "add", "scaled", values=(tensor(1, 2, 5, 5),)),
         node("weights", "softmax", "masked", values=(tensor(1, 2, 5, 5),), role=(Role(*attention, "weights"),)),
         node("sum", "add", "weights", "x", role=(Role("decoder", None, "output", "hidden"), Role("", 1, "", "extra"))),
-        node("lstm", "recurrent", "sum", values=(tensor(5, 3, path="0"), tensor(2, path="1", dtype="bfloat16"))),
+        node(
+            "lstm",
+            "recurrent",
+            "sum",
+            values=(tensor(5, 3, path="0", symbolic=("length", "2*length")), tensor(2, path="1", dtype="bfloat16")),
+        ),
         node("size", "size", "lstm", values=(Value("", "int", text="5"),)),
         node("output", "output", "lstm"),
     )

@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TooLarge
+from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TimeLimit
 from fxtrace.render import image, to_dot, to_image
 from fxtrace.render.style import FONT
 from fxtrace.trace import ImageFormat, RenderOptions
@@ -109,10 +109,9 @@ def test_an_unknown_format_is_refused() -> None:
         to_image("digraph {}", "pgn")  # type: ignore[arg-type]
 
 
-def test_a_layout_that_takes_too_long_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "TIMEOUT", 0.001)
-    with pytest.raises(TooLarge, match="fold layers, set a depth"):
-        to_image("digraph {}", "svg")
+def test_a_layout_that_takes_too_long_is_stopped() -> None:
+    with pytest.raises(TimeLimit, match=r"longer than 0\.001 s; draw less: fold layers, set a depth"):
+        to_image("digraph {}", "svg", 0.001)
 
 
 def test_without_any_graphviz_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

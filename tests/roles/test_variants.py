@@ -113,3 +113,16 @@ def test_shapes_alone_give_the_same_labels(name: str) -> None:
     assert here == there or variant.biased
     untried = [check for s in snapshots for check in s.checks if check.name == "softmax"]
     assert all(check.held is None for check in untried)
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "kernel" in name])
+def test_a_fused_kernel_taken_apart_hides_nothing(name: str) -> None:
+    model, inputs = make(VARIANTS[name][0])
+    truth = model.learn_truth(*inputs.values())
+    captured = capture(model, inputs, unfused=True)
+    graph, snapshots = label(captured.graph, captured.values, model.state_dict())
+    assert captured.output_equal
+    assert [snapshot.number for snapshot in snapshots if not snapshot.found] == []
+    assert len(snapshots) == 43
+    for role, tensor in truth.items():  # learned from the fused run
+        torch.testing.assert_close(captured.values[graph.by_role[role].name], tensor)

@@ -154,6 +154,7 @@ CHANGES: list[dict[str, Any]] = [
     {"rung": "symbolic"},
     {"values": False},
     {"training": True},
+    {"unfused": True},
     {"seed": 1},
 ]
 
@@ -262,7 +263,8 @@ def test_one_that_waits_for_another_can_give_up(engine: Engine) -> None:
 def test_a_damaged_trace_is_made_again(engine: Engine, tmp_path: Path) -> None:
     trace = engine.create_trace(TINY)
     wanted = engine.read_tensor(trace.id, "embed")
-    (tmp_path / "tensors" / f"{trace.id}.safetensors").unlink()
+    [file] = (tmp_path / "tensors").iterdir()
+    file.unlink()
     with pytest.raises(StoreDamaged):
         engine.read_tensor(trace.id, "embed")
     assert engine.create_trace(TINY).id == trace.id
@@ -470,7 +472,7 @@ def test_a_large_tensor_is_never_held_whole(engine: Engine) -> None:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert total == nbytes
-        assert peak < 4 << 20
+        assert peak < 6 << 20
 
 
 # ---------------------------------------------------------------------------------------------------------- pictures

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -16,10 +17,12 @@ import pytest
 from google.protobuf.descriptor_pool import DescriptorPool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
+from pydantic import ByteSize
 
 from fxtrace.client import Client
-from fxtrace.errors import OptionInvalid, ServerUnavailable, Unmet
+from fxtrace.errors import OptionInvalid, PageInvalid, ServerUnavailable, TooLarge, Unmet
 from fxtrace.service.server import serving
+from fxtrace.service.settings import Settings
 from fxtrace.trace import TraceRequest
 from tests.conftest import Served
 
@@ -131,6 +134,44 @@ def test_calls_under_way_end_before_the_server_does(served: Served, tmp_path: Pa
             stopped.result()
             with pytest.raises(ServerUnavailable):
                 client.list_models()
+
+
+def test_a_caller_that_pings_too_often_is_cut_off(served: Served) -> None:
+    frame = struct.Struct(">BHBBI")  # length in three bytes, type, flags, stream: RFC 9113, 4.1
+    ping, goaway, enhance_your_calm = 6, 7, 11
+    with (
+        serving(served.engine) as address,
+        socket.create_connection(("127.0.0.1", int(address.split(":")[1])), timeout=20) as raw,
+    ):
+        raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame.pack(0, 0, 4, 0, 0))
+        raw.sendall((frame.pack(0, 8, ping, 0, 0) + bytes(8)) * 10)
+        heard = b""
+        while piece := raw.recv(4096):  # until it hangs up
+            heard += piece
+    kinds, at = {}, 0
+    while at < len(heard):
+        high, low, kind, _, _ = frame.unpack_from(heard, at)
+        length = high << 16 | low
+        kinds[kind] = heard[at + 9 : at + 9 + length]
+        at += 9 + length
+    assert int.from_bytes(kinds[goaway][4:8]) == enhance_your_calm
+    assert b"too_many_pings" in kinds[goaway]
+
+
+def test_limits_are_those_of_the_settings(served: Served) -> None:
+    limits = Settings(message_size=ByteSize(2000), page_items=3, page_nodes=7, batch_reads=1, batch_size=ByteSize(16))
+    trace = served.reference.id
+    with serving(served.engine, settings=limits) as address, Client(address, arrays="numpy") as client:
+        assert len(client.list_models()) == 4  # of pages of 3
+        assert client.get_graph(trace) == served.engine.get_graph(trace)
+        with pytest.raises(PageInvalid, match=r"expected 0 \(for 3\) to 3; got 4"):
+            client.page_traces(4, "")
+        with pytest.raises(TooLarge, match="at most 1 tensors; got 2"):
+            client.read_tensors(trace, [("src_ids", "0"), ("src_ids", "1")])
+        with pytest.raises(TooLarge, match="at most 16 bytes"):
+            client.read_tensors(trace, [("src_ids", "")])
+        with pytest.raises(TooLarge, match="larger than max"):
+            client.create_trace(TraceRequest("reference", {"name": "x" * 4000}))
 
 
 def test_traces_outlive_a_killed_server(tmp_path: Path) -> None:

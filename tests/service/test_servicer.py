@@ -49,7 +49,7 @@ def query_request(trace: str, **fields: Any) -> rpc.QueryNodesRequest:
 def test_models_are_paged(stub: TraceServiceStub) -> None:
     everything = stub.ListModels(rpc.ListModelsRequest())
     assert [model.name for model in everything.models] == [
-        f"models/{m}" for m in ("dtypes", "reference", "slow", "tiny")
+        f"models/{m}" for m in ("decoder", "dtypes", "reference", "slow", "tiny")
     ]
     assert everything.models[1].fields[0].name
     names, token = [], ""
@@ -194,7 +194,9 @@ def test_batches_come_in_the_order_asked_for(stub: TraceServiceStub, trace: str)
 
 
 def test_pictures_come_in_parts(stub: TraceServiceStub, trace: str) -> None:
-    parts = list(stub.RenderGraph(rpc.RenderGraphRequest(trace=trace, format=rpc.IMAGE_FORMAT_DOT)))
+    messages = list(stub.RenderGraph(rpc.RenderGraphRequest(trace=trace, format=rpc.IMAGE_FORMAT_DOT)))
+    parts = [message for message in messages if not message.HasField("progress")]
+    assert [message.progress.stage for message in messages[: -len(parts)]] == ["draw"]
     assert parts[0].media_type == "text/vnd.graphviz"
     assert parts[0].nbytes == sum(len(part.chunk) for part in parts) > 1000
     assert parts[0].chunk.startswith(b"digraph")

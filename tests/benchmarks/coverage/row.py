@@ -5,8 +5,9 @@ from __future__ import annotations
 import inspect
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -15,13 +16,15 @@ from fxtrace.errors import ConfigurationError
 from fxtrace.models import Registry
 from fxtrace.roles import label
 from tests.benchmarks.coverage import zoo
+from tests.benchmarks.coverage.expected import configured_attentions
+from tests.benchmarks.coverage.parts import true_parts
 from tests.benchmarks.coverage.score import Score, Subject, score_attentions, score_mixtures, score_parts
 from tests.benchmarks.coverage.truth import KINDS, passed_tensors, same_state, true_attentions
 
 
 @dataclass
 class Row:
-    """What was measured of one model; times in seconds, or in words why there is none."""
+    """What was measured of one model; times in seconds of the processor, or in words why there is none."""
 
     case: str
     attention: str = ""
@@ -32,9 +35,12 @@ class Row:
     notes: tuple[str, ...] = ()
     scores: dict[str, Score] = field(default_factory=dict)
     refusals: tuple[tuple[str, str], ...] = ()
+    differs: str = ""
+    """Where the configuration's layers × kinds are not the attentions that the model tells of."""
     eager: float = 0.0
     capture: float = 0.0
     torchlens: float | str = ""
+    torchlens_full: float | str = ""
     torchview: float | str = ""
     skipped: str = ""
     error: str = ""
@@ -48,7 +54,7 @@ def subject(case: str, attention: str) -> Subject:
         factory, expected = next((f, n) for f, n in zoo.MODELS.items() if f.__name__ == name)
         module, inputs = factory()
         module.eval()
-        return Subject(module, inputs, (), passed_tensors(module, inputs), expected)
+        return Subject(module, inputs, (), true_parts(module, inputs), passed_tensors(module, inputs), expected)
     model = Registry().load(case)
     config = model.resolve({"attn_implementation": attention})
     module, inputs = model.build(config), model.example_inputs(config)
@@ -57,8 +63,26 @@ def subject(case: str, attention: str) -> Subject:
         twin = model.build(model.resolve({"attn_implementation": "eager"}))
         twin.load_state_dict(module.state_dict())
     truth = true_attentions(twin, inputs)
-    expected = {kind: sum(each.kind == kind for each in truth) for kind in KINDS} if truth else {}
-    return Subject(module, inputs, truth, passed_tensors(module, inputs), expected)
+    told = {kind: sum(each.kind == kind for each in truth) for kind in KINDS} if truth else {}
+    configured = configured_attentions(type(module), module.config)
+    differs = told and configured != told
+    return Subject(
+        module,
+        inputs,
+        truth,
+        true_parts(module, inputs),
+        passed_tensors(module, inputs),
+        told or configured,
+        differs=_differs(configured, told) if differs else "",
+    )
+
+
+def _differs(configured: Mapping[str, int], told: Mapping[str, int]) -> str:
+    return ", ".join(
+        f"{kind}: {configured[kind]} by the configuration, {told[kind]} told"
+        for kind in KINDS
+        if configured[kind] != told[kind]
+    )
 
 
 def measure(case: str, attention: str, *, timed: bool = True) -> Row:
@@ -80,6 +104,7 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         | score_mixtures(graph, captured.values, it)
         | score_parts(graph, captured.values, it),
         tuple((refusal.role, refusal.reason) for refusal in graph.refusals),
+        it.differs,
     )
     if timed:
         row.eager = _median(lambda: it.module(**it.inputs), rounds=9)
@@ -87,6 +112,7 @@ def measure(case: str, attention: str, *, timed: bool = True) -> Row:
         if attention != "sdpa":  # the same model but for an op or two
             row.torchview = _rival(lambda: _torchview(it))
             row.torchlens = _rival(lambda: _torchlens(it))  # last: it leaves torch's functions wrapped
+            row.torchlens_full = _rival(lambda: _torchlens(it, FULL))
     return row
 
 
@@ -95,9 +121,9 @@ def _median(run: Callable[[], object], *, rounds: int) -> float:
     with torch.no_grad():
         run()
         for _ in range(rounds):
-            start = time.perf_counter()
+            start = time.process_time()  # what else the machine does must not count
             run()
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
     return statistics.median(times)
 
 
@@ -109,13 +135,20 @@ def _rival(run: Callable[[], object]) -> float | str:
         return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
 
 
-def _torchlens(it: Subject) -> object:
+FULL: dict[str, Any] = {"save_arg_values": True, "save_code_context": True, "intervention_ready": True}
+"""What TorchLens must be told to keep what a capture keeps: each call's arguments, the line of the source, and a graph
+that can be run again (its `replay` refuses other traces). By default it keeps every tensor."""
+
+
+def _torchlens(it: Subject, options: Mapping[str, Any] | None = None) -> object:
     import torchlens
 
     first = list(inspect.signature(it.module.forward).parameters)[: len(it.inputs)]
     in_order = [it.inputs[name] for name in first] if set(first) == set(it.inputs) else None
-    # It saves every tensor by default. With keywords alone it would make up positional inputs of its own.
-    return torchlens.trace(it.module, in_order or [], None if in_order else dict(it.inputs))
+    # With keywords alone it would make up positional inputs of its own.
+    named = None if in_order else dict(it.inputs)
+    chosen = torchlens.options.CaptureOptions(**options) if options else None
+    return torchlens.trace(it.module, in_order or [], named, capture=chosen)
 
 
 def _torchview(it: Subject) -> object:

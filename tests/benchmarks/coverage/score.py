@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxtrace.graph import Graph, Role
+from fxtrace.graph import Graph, Node, Role
+from tests.benchmarks.coverage.parts import PARTS
 from tests.benchmarks.coverage.truth import KINDS, Passed, TrueAttention
 
-PARTS = ("feed_forward", "norm", "residual")
 MIXTURE = "mixture_of_experts"
 
 
@@ -27,11 +27,8 @@ class Score:
     wrong: int = 0
     untold: int = 0
     """Found, where the model does not tell that attention's weights."""
-
-    @property
-    def refused(self) -> int:
-        """Those not found."""
-        return max(0, self.expected - self.found)
+    refused: int = 0
+    """Those not found."""
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,19 @@ class Subject:
 
     Attributes:
         truth: its attentions, where it tells them.
+        parts: its feed-forwards, norms and residual sums.
         passed: what its modules took and gave.
         expected: how many attentions of each kind there are.
+        differs: in words, where that is not what the configuration says.
     """
 
     module: nn.Module
     inputs: Mapping[str, Any]
     truth: tuple[TrueAttention, ...]
+    parts: Mapping[str, Sequence[Tensor]]
     passed: tuple[Passed, ...]
     expected: Mapping[str, int]
+    differs: str = ""
 
 
 def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict[str, Score]:
@@ -56,12 +57,13 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
 
     A block is right where its weights are a true attention's of its kind, or where those weights make its head outputs
     of its values, if they are computed in one op; each true attention counts once. It is wrong where it is another
-    kind's, or nobody's while one of its kind is left; what is found beyond all that the model tells is untold. Where
-    only the number of attentions is known, blocks are counted: more than there are of a kind are wrong.
+    kind's, or another block's, or nobody's while one of its kind is left; what is found beyond all that the model tells
+    is untold. Where only the number of attentions is known, blocks are counted: more than there are are wrong.
     """
     scores = {kind: Score(expected=it.expected.get(kind, 0)) for kind in KINDS}
     left = list(it.truth)
     unmatched: list[tuple[str, dict[str, Tensor]]] = []
+    claimed: list[Node] = []
     blocks = dict.fromkeys(
         (role.stack, role.layer, role.block) for node in graph.nodes for role in node.roles if role.block in KINDS
     )
@@ -69,13 +71,18 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
         of_kind = scores[kind]
         of_kind.found += 1
         prefix = ".".join(str(each) for each in (stack, layer, kind) if each is not None)
-        parts = {
-            part: values[node.name]
+        nodes = {
+            part: node
             for part in ("weights", "value_heads", "head_outputs")
             if (node := graph.by_role.get(f"{prefix}.{part}")) is not None and node.name in values
         }
+        parts = {part: values[node.name] for part, node in nodes.items()}
         mine = next((each for each in left if each.kind == kind and _shows(each.weights, parts)), None)
-        if it.truth and mine is not None:
+        another = any(node in claimed for node in nodes.values())
+        claimed += nodes.values()
+        if it.truth and another:
+            of_kind.wrong += 1
+        elif it.truth and mine is not None:
             left.remove(mine)
             of_kind.right += 1
         elif it.truth or not it.expected:
@@ -86,9 +93,12 @@ def score_attentions(graph: Graph, values: Mapping[str, Tensor], it: Subject) ->
                 max(0, of_kind.found - of_kind.expected),
             )
     for kind, parts in unmatched:
-        contradicted = any(_shows(each.weights, parts) for each in it.truth) or any(e.kind == kind for e in left)
+        of_others = any(each.kind != kind and _shows(each.weights, parts) for each in it.truth)
+        contradicted = of_others or any(each.kind == kind for each in left)
         scores[kind].wrong += bool(parts) and contradicted
         scores[kind].untold += not contradicted
+    for score in scores.values():
+        score.refused = max(0, score.expected - score.found)
     return scores
 
 
@@ -136,6 +146,7 @@ def score_mixtures(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> d
         score.wrong += wrong
         score.untold += not wrong and not counted and None in said
         score.right += not wrong and (counted or None not in said)
+    score.refused = max(0, score.expected - score.found)
     return {MIXTURE: score}
 
 
@@ -166,25 +177,23 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
     """Found feed-forwards, norms and residual sums against what the model's modules took and gave, by value.
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
-    norm gave it; a residual sum where some module took it, or one with modules inside gave it. How many there are is
-    not known: what is not found is not counted. A sum that another residual sum adds to, with no module between, is
-    seen by no module: it is untold.
+    norm gave it; a residual sum where some module took it, or one with modules inside gave it. A sum that another
+    residual sum adds to, with no module between, is seen by no module: it is untold. Refused are those that the model
+    has, see `true_parts`, and that no role of the part found.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
         "norm": lambda each: each.came_out and re.search("norm", each.type, re.I),
         "residual": lambda each: not each.came_out or not each.leaf,
     }
-    scores = {part: Score() for part in PARTS}
+    scores = {part: Score(expected=len(it.parts[part])) for part in PARTS}
+    left = {part: list(it.parts[part]) for part in PARTS}
     for node in graph.nodes:
-        for role in node.roles:
-            part = {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
-            if role.block == "feed_forward" and role.part == "output":
-                part = "feed_forward"
+        for part in dict.fromkeys(_part(role) for role in node.roles):  # a sum may end two blocks that run side by side
             if part is None or node.name not in values:
                 continue
+            left[part] = [each for each in left[part] if not _same(each, values[node.name])]
             right = any(tests[part](each) and _same(each.tensor, values[node.name]) for each in it.passed)
-            scores[part].expected += 1
             scores[part].found += 1
             scores[part].right += right
             readers = [graph.by_name[name] for name in graph.users[node.name]]
@@ -192,4 +201,14 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             untold = part == "residual" and summed_on and not right
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
+    for part, missed in left.items():
+        scores[part].refused = len(missed)
     return scores
+
+
+def _part(role: Role) -> str | None:
+    if role.block == "feed_forward" and role.part == "output":
+        return "feed_forward"
+    if re.fullmatch(r"(shared_expert|expert_\d+)\.output", role.part):
+        return "feed_forward"
+    return {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)

@@ -76,8 +76,8 @@ def _walk(outputs: Any, path: str) -> Iterator[TrueAttention]:
             for each in value:
                 if not isinstance(each, Tensor):
                     continue
-                if not _are_weights(each):
-                    each = each.softmax(-1)  # ProphetNet's encoder hands out its scores
+                if each.dim() == 4 and bool((each < 0).any()):
+                    each = each.softmax(-1)  # ProphetNet and SqueezeBERT hand out the scores
                 if _are_weights(each):
                     yield TrueAttention(_kind(key, each), f"{path}{key}", each)
         else:

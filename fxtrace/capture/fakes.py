@@ -1,0 +1,53 @@
+"""Modules whose weights are absent: on the meta device, or fake."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from fxtrace.capture.run import map_tensors
+from fxtrace.shapes import tensors
+
+
+def without_weights(module: nn.Module) -> bool:
+    """Whether a module has parameters or buffers that have shapes and no numbers."""
+    tables = (table for each in module.modules() for table in (each._parameters, each._buffers))
+    held = (tensor for table in tables for tensor in table.values() if tensor is not None)
+    return any(tensor.is_meta or isinstance(tensor, FakeTensor) for tensor in held)
+
+
+def with_fakes(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Puts fake tensors on the CPU in the place of a module's meta tensors, and returns the inputs as fake ones too.
+
+    A tensor that is shared stays shared. Where nothing is on the meta device or fake already, nothing changes.
+    """
+    everything = (*module.parameters(), *module.buffers(), *(tensor for _, tensor in tensors(inputs)))
+    modes = [tensor.fake_mode for tensor in everything if isinstance(tensor, FakeTensor)]
+    if not modes and not any(tensor.is_meta for tensor in everything):
+        return dict(inputs)
+    mode = modes[0] if modes else FakeTensorMode(allow_non_fake_inputs=True)
+    made: dict[int, Tensor] = {}
+    for each in module.modules():
+        tables: tuple[dict[str, Any], ...] = (each._parameters, each._buffers, vars(each))
+        for table in tables:
+            for name, tensor in table.items():
+                if isinstance(tensor, Tensor) and tensor.is_meta:
+                    if id(tensor) not in made:
+                        made[id(tensor)] = _fake(tensor, mode)
+                    table[name] = made[id(tensor)]
+    return {name: map_tensors(lambda tensor: _fake(tensor, mode), value) for name, value in inputs.items()}
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    if isinstance(tensor, FakeTensor) and tensor.fake_mode is mode:
+        return tensor
+    if not (tensor.is_meta or isinstance(tensor, FakeTensor)):
+        return mode.from_tensor(tensor)
+    with mode:
+        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cpu")
+    is_parameter = isinstance(tensor, nn.Parameter)
+    return nn.Parameter(fake, requires_grad=tensor.requires_grad) if is_parameter else fake

@@ -1,0 +1,93 @@
+"""A call for a worker process, as those see it who wait for it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from google.rpc.status_pb2 import Status
+
+from fxtrace.errors import FxtraceError
+from fxtrace.status import from_status, to_status
+from fxtrace.trace import Progress
+
+HEARTBEAT_SECONDS = 0.2
+"""How long whoever follows a call may have to wait until it is asked whether to go on."""
+
+
+class WorkerDefect(Exception):  # noqa: N818
+    """A worker raised what is none of fxtrace's errors; the message has the stack."""
+
+
+Outcome: TypeAlias = bytes | Status | FxtraceError | WorkerDefect
+
+
+class Job:
+    """A call for a worker: it waits, runs, and ends with a value or an error.
+
+    Args:
+        method: of `fxtrace.service.worker`.
+        args: the method's; they are pickled.
+        what: the work, in words: it begins a sentence.
+        seconds: it may run.
+        light: whether the spare worker may do it.
+        claim: answers whether a trace of this id is to be made; called in a thread of the pool's.
+
+    Attributes:
+        lost: whether a worker that had died already was to do it, so that it went back into the queue.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        args: tuple[object, ...],
+        *,
+        what: str,
+        seconds: float,
+        light: bool = False,
+        claim: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        self.method, self.args, self.what, self.seconds = method, args, what, seconds
+        self.light, self.claim = light, claim
+        self.lost = False
+        self._changed = threading.Condition()
+        self._news: dict[str, Progress] = {"wait": Progress("wait")}
+        self._outcome: bytes | Status | WorkerDefect | None = None
+
+    def follow(self, report: Callable[[Progress], None]) -> bytes:
+        """Waits for the value, and reports progress meanwhile: of each stage the latest, and in any case regularly.
+
+        Raises:
+            FxtraceError: what the call ended with.
+            Exception: what `report` raises.
+        """
+        seen: Mapping[str, Progress] = {}
+        while True:
+            with self._changed:
+                if self._outcome is None and self._news == seen:
+                    self._changed.wait(HEARTBEAT_SECONDS)
+                news, outcome = dict(self._news), self._outcome
+            fresh = [progress for stage, progress in news.items() if seen.get(stage) != progress]
+            for progress in fresh or list(news.values())[-1:] * (outcome is None):
+                report(progress)
+            seen = news
+            if isinstance(outcome, bytes):
+                return outcome
+            if isinstance(outcome, Status):
+                raise from_status(outcome)  # anew, since several may follow
+            if outcome is not None:
+                raise outcome
+
+    def tell(self, progress: Progress) -> None:
+        """More is done."""
+        with self._changed:
+            self._news[progress.stage] = progress
+            self._changed.notify_all()
+
+    def end(self, outcome: Outcome) -> None:
+        """This is what it ended with, where it had not ended before."""
+        with self._changed:
+            if self._outcome is None:
+                self._outcome = to_status(outcome) if isinstance(outcome, FxtraceError) else outcome
+                self._changed.notify_all()

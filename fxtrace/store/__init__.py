@@ -1,0 +1,23 @@
+"""Traces by id: an index of small rows in an SQL database, and one file per trace in a folder or an object store.
+
+    place.py      what names a store: a folder, or URLs
+    index.py      the rows: which traces there are, where, how large, when last used, pinned or not
+    tracefile.py  a trace's file: safetensors with everything about the trace and a checksum of every block
+    blobs.py      files in a folder: whole or absent, whatever happens
+    objects.py    the same in an object store
+    files.py      a trace's file, opened by its row
+    store.py      the two together: put, read, delete, make room, verify, sweep
+    migrate.py    what an older fxtrace wrote
+    faults.py     what a disk, a database or an object store refuses, as errors
+
+The file is the truth, and the index can be made from the files: a trace is there once its file is. A file gets its name
+when it is on the disk as a whole, then one transaction adds the row; whoever finds a file without a row adds the row.
+Deleting marks the row, removes the file, then the row. So whatever is killed at whatever moment, a trace is whole or
+absent, and any server over the same store finishes what another began. No torch here.
+"""
+
+from fxtrace.store.place import default_place
+from fxtrace.store.store import Collected, Store, StoredTrace
+from fxtrace.store.tracefile import StoredTensor, TraceFile
+
+__all__ = ["Collected", "Store", "StoredTensor", "StoredTrace", "TraceFile", "default_place"]

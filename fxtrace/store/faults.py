@@ -1,0 +1,86 @@
+"""What a disk, a database or an object store refuses, as the errors that callers get.
+
+The messages name no path: they reach whoever called a server. Where the store is, is said when it is opened.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import exc
+
+from fxtrace.errors import StoreDamaged, TraceNotFound, Unmet
+from fxtrace.store.place import PLACE_VARIABLE
+
+# What SQLite reports about its surroundings, not about what is in the file: https://www.sqlite.org/rescode.html
+_OUTSIDE = {
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_NOMEM,
+    sqlite3.SQLITE_PERM,
+    sqlite3.SQLITE_READONLY,
+}
+
+
+class DiskFull(Unmet):
+    """There is no room left on the disk."""
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Reports what the disk, the database or the object store refuses.
+
+    Raises:
+        Unmet: it cannot be used now: full, read-only, locked, not reachable.
+        StoreDamaged: what the index holds is not what was written.
+    """
+    try:
+        yield
+    except exc.DBAPIError as error:
+        raise _of_database(error) from error
+    except OSError as error:
+        raise _unusable(error.strerror or error, full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
+
+
+def damaged_index(problem: object) -> StoreDamaged:
+    """The error for an index that cannot be read."""
+    return StoreDamaged(
+        f"the store's index is damaged: {problem}. Stop what uses the store and move the index (index.sqlite3) away: "
+        "it is made again from the traces' files when the store is opened"
+    )
+
+
+def damaged_trace(trace_id: str, problem: object) -> StoreDamaged:
+    """The error for a trace that cannot be read back."""
+    return StoreDamaged(
+        f"trace {trace_id} is damaged: {problem}. Tracing it again with `fxtrace trace` makes it again", trace=trace_id
+    )
+
+
+def not_found(trace_id: str) -> TraceNotFound:
+    """The error for a trace that is not there."""
+    return TraceNotFound(f"no trace with the id {trace_id}", field="trace", trace=trace_id)
+
+
+def _of_database(error: exc.DBAPIError) -> Unmet | StoreDamaged:
+    code = getattr(error.orig, "sqlite_errorcode", None)
+    if code is None:
+        outside = isinstance(error, exc.OperationalError | exc.InterfaceError)
+    else:
+        code &= 0xFF  # the primary code of an extended one
+        outside = code in _OUTSIDE
+    return _unusable(error.orig, full=code == sqlite3.SQLITE_FULL) if outside else damaged_index(error.orig)
+
+
+def _unusable(problem: object, *, full: bool) -> Unmet:
+    text = str(problem).strip().partition("\n")[0]
+    return (DiskFull if full else Unmet)(
+        f"the store cannot be used: {text}. Make room with `fxtrace store gc --quota SIZE`, or choose another place "
+        f"with --store or {PLACE_VARIABLE}"
+    )

@@ -1,0 +1,321 @@
+"""The index: a row per trace, in SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+from sqlalchemy import (
+    URL,
+    BigInteger,
+    Boolean,
+    Column,
+    Connection,
+    Engine,
+    Float,
+    Integer,
+    LargeBinary,
+    MetaData,
+    RowMapping,
+    String,
+    Table,
+    bindparam,
+    create_engine,
+    event,
+    exc,
+    func,
+    inspect,
+    select,
+    text,
+)
+from zlib_ng.zlib_ng import crc32
+
+from fxtrace.errors import DependencyMissing, StoreDamaged
+from fxtrace.store.faults import damaged_index, damaged_trace, reported
+
+SCHEMA_VERSION = 2
+
+_LOCK_WAIT_SECONDS = 30
+_ADVISORY_LOCK = crc32(b"fxtrace")  # PostgreSQL's lock of the writers; any number that others do not use
+
+State = Literal["live", "damaged", "deleted"]
+"""Damaged: a read found it so, and it is to be made again. Deleted: its file is about to go, and then its row."""
+
+_metadata = MetaData()
+_schema = Table("schema_version", _metadata, Column("version", Integer, primary_key=True))
+_rows = Table(
+    "stored_traces",
+    _metadata,
+    # Counts up and is never used twice, so that it orders the traces and a page token stays good while others go.
+    Column("sequence", BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True),
+    Column("id", String(32), nullable=False, unique=True),
+    Column("blob", String, nullable=False),
+    Column("trace", LargeBinary, nullable=False),
+    Column("nbytes", BigInteger, nullable=False),
+    Column("state", String, nullable=False),
+    Column("pinned", Boolean, nullable=False),
+    Column("last_used", Float, nullable=False),
+    Column("checksum", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What the index knows of a trace.
+
+    Attributes:
+        id: the trace's.
+        blob: the name of its file.
+        trace: the serialised v1 message of where it came from.
+        nbytes: of its file.
+        last_used: seconds since 1970; a minute late, at most.
+        sequence: its place in the order, once it has one.
+    """
+
+    id: str
+    blob: str
+    trace: bytes
+    nbytes: int
+    state: State = "live"
+    pinned: bool = False
+    last_used: float = 0.0
+    sequence: int | None = None
+
+    def checksum(self) -> int:
+        """Of what must come back as it was written."""
+        return crc32(repr((self.id, self.blob, self.trace, self.nbytes, self.state, self.pinned)).encode())
+
+
+class Index:
+    """The rows, by the id of the trace. Safe to use from several threads and processes.
+
+    The methods that take a connection work in its transaction: `reading()` gives one to look, `locked()` one to change.
+
+    Raises:
+        Unmet: the database cannot be used.
+        DependencyMissing: its driver is not installed.
+    """
+
+    def __init__(self, url: URL) -> None:
+        self._engine = _connect_sqlite(url) if url.get_backend_name() == "sqlite" else _connect_postgresql(url)
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._engine.dispose()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that only looks."""
+        with reported(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def locked(self) -> Iterator[Connection]:
+        """A transaction that holds the lock of the writers from its start."""
+        with reported(), self._engine.connect() as connection, connection.execution_options(write=True).begin():
+            yield connection
+
+    def prepare(self, migrate: Callable[[Index], None]) -> None:
+        """Makes the tables where there are none, and brings those of an older schema up to date.
+
+        Args:
+            migrate: called where the tables are of schema 1.
+
+        Raises:
+            StoreDamaged: the database is damaged, or of a schema that this version does not know.
+        """
+        with self.reading() as connection:
+            self._check(connection)
+            version = self.version(connection)
+        if version is None:
+            with self.locked() as connection:
+                version = self.version(connection)  # another process may have been first
+                if version is None:
+                    _metadata.create_all(connection)
+                    connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
+                    version = SCHEMA_VERSION
+        if version == 1:
+            with self.locked() as connection:
+                _rows.create(connection, checkfirst=True)
+            migrate(self)
+        elif version != SCHEMA_VERSION:
+            raise StoreDamaged(
+                f"the store has schema {version}, this fxtrace reads schema {SCHEMA_VERSION}. Update fxtrace, or "
+                "choose another place",
+                schema=version,
+            )
+
+    def version(self, connection: Connection) -> int | None:
+        """The schema's version; None where there are no tables."""
+        if not inspect(connection).has_table(_schema.name):
+            return None
+        return connection.scalar(select(_schema.c.version))
+
+    def set_version(self, connection: Connection) -> None:
+        """Says that the tables are of the newest schema."""
+        connection.execute(_schema.update().values(version=SCHEMA_VERSION))
+
+    def find(self, connection: Connection, trace_id: str) -> Row | None:
+        """The row of a trace, deleted or not.
+
+        Raises:
+            StoreDamaged: it is not as it was written.
+        """
+        found = connection.execute(select(_rows).where(_rows.c.id == trace_id)).mappings().one_or_none()
+        return None if found is None else _row(found)
+
+    def newest(self, connection: Connection, limit: int | None = None, before: int | None = None) -> list[Row]:
+        """Rows that are not deleted, newest first; `before` goes on after a place in the order.
+
+        Raises:
+            StoreDamaged: one is not as it was written.
+        """
+        query = select(_rows).where(_rows.c.state != "deleted").order_by(_rows.c.sequence.desc()).limit(limit)
+        if before is not None:
+            query = query.where(_rows.c.sequence < before)
+        return [_row(found) for found in connection.execute(query).mappings()]
+
+    def blobs(self, connection: Connection) -> set[str]:
+        """The names of the files of all rows, damaged or not."""
+        return set(connection.scalars(select(_rows.c.blob)))
+
+    def sizes(self, connection: Connection) -> dict[str, int]:
+        """The bytes of each trace's file, by the trace's id, newest first."""
+        query = select(_rows.c.id, _rows.c.nbytes).where(_rows.c.state != "deleted").order_by(_rows.c.sequence.desc())
+        return {row.id: row.nbytes for row in connection.execute(query)}
+
+    def deleted(self, connection: Connection) -> list[Row]:
+        """Rows whose files are to go."""
+        query = select(_rows).where(_rows.c.state == "deleted")
+        return [_row(found, check=False) for found in connection.execute(query).mappings()]
+
+    def pinned_bytes(self, connection: Connection, but: str) -> int:
+        """The bytes of all pinned traces' files but one's."""
+        pinned = (_rows.c.pinned, _rows.c.state != "deleted", _rows.c.id != but)
+        return int(connection.scalar(select(func.sum(_rows.c.nbytes)).where(*pinned)) or 0)
+
+    def surplus(self, connection: Connection, quota_bytes: int, keep: str = "") -> list[str]:
+        """The ids of the least recently used traces that must go for the rest to fit; none is pinned, or `keep`."""
+        there = _rows.c.state != "deleted"
+        total = int(connection.scalar(select(func.sum(_rows.c.nbytes)).where(there)) or 0)
+        may_go = select(_rows.c.id, _rows.c.nbytes).where(there, ~_rows.c.pinned, _rows.c.id != keep)
+        going = []
+        for trace_id, nbytes in connection.execute(may_go.order_by(_rows.c.last_used, _rows.c.sequence)):
+            if total <= quota_bytes:
+                break
+            going.append(trace_id)
+            total -= nbytes
+        return going
+
+    def insert(self, connection: Connection, row: Row) -> None:
+        """Adds a row, in place of one of the same trace; at the end of the order where it has no place."""
+        values = {**asdict(row), "checksum": row.checksum()}
+        if row.sequence is None:
+            del values["sequence"]
+        connection.execute(_rows.delete().where(_rows.c.id == row.id))
+        connection.execute(_rows.insert().values(values))
+
+    def update(
+        self, connection: Connection, row: Row, *, state: State | None = None, pinned: bool | None = None
+    ) -> None:
+        """Changes a row's state, or whether it is pinned."""
+        row = replace(row, state=state or row.state, pinned=row.pinned if pinned is None else pinned)
+        change = {"state": row.state, "pinned": row.pinned, "checksum": row.checksum()}
+        connection.execute(_rows.update().where(_rows.c.id == row.id).values(change))
+
+    def mark_deleted(self, connection: Connection, trace_id: str) -> Row | None:
+        """Marks a row, damaged or not, as deleted, and gives it; None where there is none, or it is marked already."""
+        found = connection.execute(select(_rows).where(_rows.c.id == trace_id)).mappings().one_or_none()
+        if found is None or found["state"] == "deleted":
+            return None
+        row = _row(found, check=False)
+        self.update(connection, replace(row, state="deleted"))
+        return row
+
+    def remove(self, connection: Connection, blob: str) -> None:
+        """Removes the row of a file, if it is marked as deleted."""
+        connection.execute(_rows.delete().where(_rows.c.blob == blob, _rows.c.state == "deleted"))
+
+    def touch(self, connection: Connection, used: Mapping[str, float]) -> None:
+        """Notes when traces were last used."""
+        if used:
+            later = _rows.update().where(_rows.c.id == bindparam("key"), _rows.c.last_used < bindparam("at"))
+            values = [{"key": trace_id, "at": at} for trace_id, at in sorted(used.items())]
+            connection.execute(later.values(last_used=bindparam("at")), values)
+
+    def _check(self, connection: Connection) -> None:
+        """SQLite looks only at what it needs; this looks at everything once (PostgreSQL keeps watch by itself)."""
+        if connection.dialect.name == "sqlite":
+            problem = connection.scalar(text("PRAGMA integrity_check(1)"))
+            if problem != "ok":
+                raise damaged_index(problem)
+
+
+def _row(found: RowMapping, *, check: bool = True) -> Row:
+    values = dict(found)
+    checksum = values.pop("checksum")
+    row = Row(**values)
+    if check and (row.checksum() != checksum or not isinstance(row.last_used, float)):
+        raise damaged_trace(row.id, "its row in the index is not as it was written")
+    return row
+
+
+def _connect_postgresql(url: URL) -> Engine:
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except ModuleNotFoundError as error:
+        raise DependencyMissing(
+            f"an index in PostgreSQL needs {error.name}; install it with: pip install 'fxtrace[postgres]'",
+            package=error.name,
+        ) from error
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        if connection.get_execution_options().get("write", False):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{_LOCK_WAIT_SECONDS}s'")
+            connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_ADVISORY_LOCK})")
+
+    return engine
+
+
+def _connect_sqlite(url: URL) -> Engine:
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: Any, _: object) -> None:
+        connection.isolation_level = None  # transactions begin where `begin` says, not where sqlite3 guesses
+        for pragma in (f"busy_timeout = {_LOCK_WAIT_SECONDS * 1000}", "journal_mode = WAL", "synchronous = FULL"):
+            _patiently(partial(connection.execute, f"PRAGMA {pragma}"))
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        # A writer takes the lock at once: one that reads first and asks later is refused if another came between.
+        write = connection.get_execution_options().get("write", False)
+        _patiently(partial(connection.exec_driver_sql, "BEGIN IMMEDIATE" if write else "BEGIN"))
+        if not write:  # a reader's lock comes with its first look
+            _patiently(partial(connection.exec_driver_sql, "SELECT 1 FROM sqlite_master LIMIT 1"))
+
+    return engine
+
+
+def _patiently(execute: Callable[[], object]) -> None:
+    """Waits for a lock where SQLite does not by itself: while another connection changes or recovers the journal.
+
+    https://www.sqlite.org/wal.html, "Sometimes Queries Return SQLITE_BUSY In WAL Mode".
+    """
+    give_up = time.monotonic() + _LOCK_WAIT_SECONDS
+    while True:
+        try:
+            execute()
+        except (sqlite3.OperationalError, exc.OperationalError) as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+        else:
+            return

@@ -1,0 +1,456 @@
+"""The store: what can be done with traces by id."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+from sqlalchemy import Connection
+
+from fxtrace import wire
+from fxtrace.dtypes import numpy_dtype
+from fxtrace.errors import FxtraceError, NameInvalid, StoreDamaged, TooLarge, TraceNotFound, Unmet
+from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.store.blobs import new_name, open_blobs
+from fxtrace.store.faults import DiskFull, damaged_trace, not_found, reported
+from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
+from fxtrace.store.index import Index, Row
+from fxtrace.store.migrate import migrate
+from fxtrace.store.place import parse_place
+from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
+from fxtrace.trace import Progress, Trace
+from fxtrace.v1 import trace_service_pb2
+
+TRACE_ID = re.compile(r"[0-9a-f]{32}")
+
+_SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
+_NOTE_USE_EVERY_SECONDS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTrace:
+    """How a trace is kept: the bytes of its file, when it was last used (a minute late, at most), whether it is pinned.
+
+    `damaged` says that a read found it so.
+    """
+
+    trace: Trace
+    nbytes: int
+    last_used: datetime
+    pinned: bool
+    damaged: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What `Store.collect` removed: the ids of traces, and the bytes of them and of what was left unfinished."""
+
+    evicted: tuple[str, ...]
+    nbytes: int
+
+
+def check_trace_id(trace_id: str) -> str:
+    """The id, where it has the form of one.
+
+    Raises:
+        NameInvalid: it has not.
+    """
+    if not TRACE_ID.fullmatch(trace_id):
+        raise NameInvalid(f"a trace id is 32 digits of 0-9 and a-f, got '{trace_id}'", field="trace", trace=trace_id)
+    return trace_id
+
+
+class Store:
+    """Traces by id. Safe to use from several threads, and from several processes on one place.
+
+    Every byte that it gives was compared with its checksum; what is not as it was written is a StoreDamaged. Any
+    method raises Unmet where the disk, the database or the object store refuses.
+
+    Args:
+        place: a folder, made if it is not there, or an index and a place for the files: see `fxtrace.store.place`.
+        quota_bytes: of all traces' files together; a new trace pushes out the least recently used that are not pinned.
+
+    Raises:
+        OptionInvalid: there is no such kind of place.
+        DependencyMissing: what the place needs is not installed.
+        Unmet: it cannot be used.
+        StoreDamaged: its index cannot be read by this version of fxtrace.
+    """
+
+    def __init__(self, place: str | Path, *, quota_bytes: int | None = None) -> None:
+        self.place = str(place)
+        parsed = parse_place(self.place)
+        self._quota_bytes = quota_bytes
+        self._used: dict[str, float] = {}
+        self._used_lock = threading.Lock()
+        self._used_noted = time.monotonic()
+        try:
+            with reported():
+                self._blobs = open_blobs(parsed.files)
+            self._index = Index(parsed.index)
+            self._files = Files(self._blobs, self._index)
+            try:
+                self._index.prepare(partial(migrate, blobs=self._blobs, files=Path(parsed.files)))
+                self.sweep()
+            except BaseException:
+                self._index.close()
+                raise
+        except (Unmet, StoreDamaged) as error:
+            raise type(error)(f"{error.message} (opening {parsed})", field=error.field, **error.metadata) from error
+
+    def close(self) -> None:
+        """Closes the index. Files that are open stay readable."""
+        with suppress(FxtraceError):  # only when traces were last used is lost
+            self._note_use()
+        self._index.close()
+
+    # ---------------------------------------------------------------------------------------------------- writing
+
+    def put(
+        self, trace: Trace, graph: Graph, snapshots: tuple[Snapshot, ...], tensors: Mapping[str, NDArray[Any]]
+    ) -> Trace:
+        """Stores a trace, and returns it once it would survive a loss of power.
+
+        Args:
+            trace: a trace of that id that is already there stays, and is returned.
+            graph: its labelled graph.
+            snapshots: its snapshots.
+            tensors: the numbers of every tensor in the graph, by name; none where the trace is without values.
+
+        Raises:
+            TooLarge: the trace and what is pinned are more than the quota; nothing is kept, nothing pushed out.
+        """
+        sections = {
+            TRACE: wire.TRACE.encode(trace).SerializeToString(),
+            GRAPH: wire.encode_graph(graph).SerializeToString(),
+            SNAPSHOTS: trace_service_pb2.ListSnapshotsResponse(
+                snapshots=map(wire.SNAPSHOT.encode, snapshots)
+            ).SerializeToString(),
+        }
+        encoded = Encoded(check_trace_id(trace.id), sections, tensors if trace.values else {})
+        row = Row(trace.id, new_name(trace.id), sections[TRACE], encoded.nbytes, last_used=time.time())
+        with self._index.reading() as connection:
+            self._check_quota(connection, row)
+        with reported():
+            self._blobs.write(row.blob, encoded.parts())
+        try:
+            self._note_use()
+            with self._index.locked() as connection:
+                kept = self._add(connection, row)
+                self._check_quota(connection, row)
+        except BaseException:
+            with suppress(FxtraceError):
+                self._discard(row.blob)
+            raise
+        self._evict(self._quota_bytes, keep=row.id)
+        if kept.blob == row.blob:
+            return trace
+        self._discard(row.blob)
+        return parse(kept.id, trace_from_bytes, kept.trace)
+
+    def pin(self, trace_id: str, pinned: bool = True) -> None:
+        """Keeps a trace from being pushed out, or no longer.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        self.require(trace_id)
+        with self._index.locked() as connection:
+            row = self._index.find(connection, trace_id)
+            if row is None:
+                raise not_found(trace_id)
+            self._index.update(connection, replace(row, pinned=pinned))
+
+    def delete(self, trace_id: str) -> None:
+        """Removes a trace and its tensors.
+
+        Raises:
+            NameInvalid, TraceNotFound
+        """
+        check_trace_id(trace_id)
+        try:
+            row = self._mark_deleted(trace_id)
+        except DiskFull:  # the file goes first, and makes room for the index
+            row = self._row(trace_id)
+            with reported():
+                self._blobs.delete(row.blob)
+            row = self._mark_deleted(trace_id)
+        self._finish_deleting([row])
+
+    def collect(self, quota_bytes: int | None = None) -> Collected:
+        """Removes what was left unfinished, and the least recently used traces until the rest fits the quota.
+
+        Args:
+            quota_bytes: instead of the store's own.
+        """
+        nbytes = self.sweep()
+        for blob, written in self._files.unreadable().items():
+            self._discard(blob)
+            nbytes += written.nbytes
+        with suppress(DiskFull):
+            self._note_use()
+        evicted = self._evict(self._quota_bytes if quota_bytes is None else quota_bytes)
+        return Collected(tuple(evicted), nbytes + sum(evicted.values()))
+
+    def sweep(self) -> int:
+        """Puts in order what killed processes left, and gives the bytes that were removed; done when a store is opened.
+
+        What they were writing is removed, what they were deleting is deleted, and files without a row get theirs. What
+        other processes are writing stays.
+        """
+        with reported():
+            nbytes = self._blobs.sweep()
+        with self._index.reading() as connection:
+            self._finish_deleting(self._index.deleted(connection))
+        found = []
+        for blob, written in self._files.without_row().items():
+            with suppress(StoreDamaged, TraceNotFound):  # unreadable: `verify` tells of it; or just deleted
+                found.append(self._files.row_of(blob, written))
+        for _, row in sorted(found, key=lambda item: item[0]):
+            with self._index.locked() as connection:
+                kept = self._add(connection, row)
+            if kept.blob != row.blob and time.time() - row.last_used > _SETTLED_AFTER_SECONDS:
+                self._discard(row.blob)  # the loser of two that made the same trace
+                nbytes += row.nbytes
+        return nbytes
+
+    # ---------------------------------------------------------------------------------------------------- reading
+
+    def require(self, trace_id: str) -> None:
+        """Returns if there is such a trace.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        self._row(trace_id)
+
+    def trace(self, trace_id: str) -> Trace:
+        """Where a trace came from.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        return parse(trace_id, trace_from_bytes, self._row(trace_id).trace)
+
+    def graph(self, trace_id: str) -> Graph:
+        """A trace's labelled graph.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        with self.open(trace_id) as file:
+            return parse(trace_id, graph_from_bytes, file.section(GRAPH))
+
+    def snapshots(self, trace_id: str) -> tuple[Snapshot, ...]:
+        """A trace's snapshots.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        with self.open(trace_id) as file:
+            return parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
+
+    def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
+        """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
+
+        Raises:
+            StoreDamaged
+        """
+        with self._index.reading() as connection:
+            rows = self._index.newest(connection, limit, before)
+        return [(row.sequence or 0, parse(row.id, trace_from_bytes, row.trace)) for row in rows]
+
+    def stored(self) -> list[StoredTrace]:
+        """How every trace is kept, newest first.
+
+        Raises:
+            StoreDamaged
+        """
+        self._note_use()
+        with self._index.reading() as connection:
+            rows = self._index.newest(connection)
+        return [
+            StoredTrace(
+                parse(row.id, trace_from_bytes, row.trace),
+                row.nbytes,
+                datetime.fromtimestamp(row.last_used, UTC),
+                row.pinned,
+                row.state == "damaged",
+            )
+            for row in rows
+        ]
+
+    def read(self, trace_id: str, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
+        """The numbers of these tensors of a trace with values.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        with self.open(trace_id) as file:
+            return {
+                name: file.tensor(name, numpy_dtype(spec.dtype), spec.shape).array() for name, spec in specs.items()
+            }
+
+    def open(self, trace_id: str) -> TraceFile:
+        """A trace's file, to read its tensors piece by piece; close it.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        row = self._row(trace_id)
+        return self._files.open(trace_id, row.blob)
+
+    def find(self, trace_id: str) -> Trace | None:
+        """The trace, where it is there as a whole. What is left of a damaged one is removed, to be made again."""
+        try:
+            row = self._row(trace_id)
+            if row.state != "damaged":
+                self._files.open(trace_id, row.blob).close()
+                self.graph(trace_id), self.snapshots(trace_id)
+                return parse(trace_id, trace_from_bytes, row.trace)
+        except TraceNotFound:
+            return None
+        except StoreDamaged:
+            pass
+        with suppress(TraceNotFound):
+            self.delete(trace_id)
+        return None
+
+    def verify(self, trace_ids: Iterable[str] = (), report: Callable[[Progress], None] | None = None) -> dict[str, str]:
+        """Compares every byte of these traces, or of all, with its checksum.
+
+        Args:
+            trace_ids: the traces.
+            report: called with the bytes done as they are.
+
+        Returns:
+            What is wrong, by the id of the trace, where something is; by the file's name for a file without a trace.
+
+        Raises:
+            NameInvalid, TraceNotFound
+        """
+        with self._index.reading() as connection:
+            sizes = self._index.sizes(connection)
+        chosen = [check_trace_id(trace_id) for trace_id in trace_ids] or list(sizes)
+        if missing := next((trace_id for trace_id in chosen if trace_id not in sizes), None):
+            raise not_found(missing)
+        problems, done, total = {}, 0, sum(sizes[trace_id] for trace_id in chosen)
+        for trace_id in chosen:
+            try:
+                for nbytes in self._verified(trace_id):
+                    done += nbytes
+                    if report is not None:
+                        report(Progress("verify", done, max(done, total)))
+            except StoreDamaged as error:
+                problems[trace_id] = error.message
+            except TraceNotFound:
+                pass  # deleted meanwhile
+        if not trace_ids:
+            problems |= dict.fromkeys(
+                self._files.unreadable(), "no trace can be read from it; `fxtrace store gc` removes it"
+            )
+        return problems
+
+    def _verified(self, trace_id: str) -> Iterator[int]:
+        """Compares every byte of a trace; gives the number of those of each step."""
+        row = self._row(trace_id)
+        with self._files.open(trace_id, row.blob) as file:
+            yield from file.verify()
+            graph = parse(trace_id, graph_from_bytes, file.section(GRAPH))
+            parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
+            if parse(trace_id, trace_from_bytes, row.trace).values:
+                for name, spec in graph.tensors():
+                    file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
+            if file.section(TRACE) != row.trace:
+                raise damaged_trace(trace_id, "its file and its row in the index tell of different traces")
+
+    # ---------------------------------------------------------------------------------------------------- inside
+
+    def _row(self, trace_id: str) -> Row:
+        """The row of a trace that is there; notes that it was used."""
+        check_trace_id(trace_id)
+        with self._index.reading() as connection:
+            row = self._index.find(connection, trace_id)
+        if row is None or row.state == "deleted":
+            raise not_found(trace_id)
+        with self._used_lock:
+            self._used[trace_id] = time.time()
+            due = time.monotonic() - self._used_noted > _NOTE_USE_EVERY_SECONDS
+        if due:
+            with suppress(FxtraceError):  # reading goes on where nothing can be written
+                self._note_use()
+        return row
+
+    def _note_use(self) -> None:
+        """Writes down when traces were last used."""
+        with self._used_lock:
+            used, self._used, self._used_noted = self._used, {}, time.monotonic()
+        if used:
+            with self._index.locked() as connection:
+                self._index.touch(connection, used)
+
+    def _add(self, connection: Connection, row: Row) -> Row:
+        """Adds a row, unless its trace is there; gives the row that stays."""
+        try:
+            there = self._index.find(connection, row.id)
+        except StoreDamaged:
+            there = None
+        if there is not None and there.state == "live":
+            return there
+        self._index.insert(connection, row)  # in place of one that is deleted or damaged; the sweep finds its file
+        return row
+
+    def _check_quota(self, connection: Connection, row: Row) -> None:
+        if self._quota_bytes is None:
+            return
+        pinned = self._index.pinned_bytes(connection, but=row.id)
+        if row.nbytes + pinned > self._quota_bytes:
+            raise TooLarge(
+                f"the trace takes {row.nbytes:,} bytes, pinned traces take {pinned:,}, and the store's quota is "
+                f"{self._quota_bytes:,}. Raise the quota, unpin a trace, or trace without values",
+                nbytes=row.nbytes,
+                pinned=pinned,
+                quota=self._quota_bytes,
+            )
+
+    def _evict(self, quota_bytes: int | None, keep: str = "") -> dict[str, int]:
+        """Removes traces until the rest fits; gives their bytes by their ids."""
+        if quota_bytes is None:
+            return {}
+        with self._index.reading() as connection:
+            sizes = self._index.sizes(connection)
+            surplus = self._index.surplus(connection, quota_bytes, keep)
+        for trace_id in surplus:
+            with suppress(TraceNotFound):  # another process was faster
+                self.delete(trace_id)
+        return {trace_id: sizes[trace_id] for trace_id in surplus}
+
+    def _mark_deleted(self, trace_id: str) -> Row:
+        with self._index.locked() as connection:
+            row = self._index.mark_deleted(connection, trace_id)
+        if row is None:
+            raise not_found(trace_id)
+        return row
+
+    def _finish_deleting(self, rows: Iterable[Row]) -> None:
+        """Removes the files of rows that are marked as deleted, then the rows."""
+        for row in rows:
+            with reported():
+                self._blobs.delete(row.blob)
+            with self._index.locked() as connection:
+                self._index.remove(connection, row.blob)
+
+    def _discard(self, blob: str) -> None:
+        """Removes a file that no row names."""
+        with self._index.locked() as connection:
+            if blob not in self._index.blobs(connection):
+                self._blobs.delete(blob)

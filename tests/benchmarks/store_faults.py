@@ -1,0 +1,199 @@
+"""What a client of a server sees of the store's faults, and that its next call works: `python -m` this module."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fxtrace.client import Client
+from fxtrace.errors import FxtraceError
+from fxtrace.models import Registry
+from fxtrace.service.engine import Engine
+from fxtrace.store import Store
+from fxtrace.trace import TraceRequest
+from tests.benchmarks.measure import temporary_folder
+
+MODEL = Path(__file__).parent.parent / "service" / "tiny.py"
+KILLS = 50
+SEEDS = 40  # that each client makes traces of
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table."""
+
+    fault: str
+    seen: str
+    after: str
+
+    def markdown(self) -> str:
+        """As a row of the README's table."""
+        return f"| {self.fault} | {self.seen} | {self.after} |"
+
+
+def rows() -> Iterator[Row]:
+    """Every fault, one after another."""
+    yield killed()
+    yield full_disk()
+    yield flipped_byte()
+
+
+def killed() -> Row:
+    """A server is killed at random moments, while clients make, find and delete traces."""
+    acknowledged: set[int] = set()
+    unsure: set[int] = set()  # deletions that were not answered
+    seen: set[str] = set()
+    checked = 0
+    with temporary_folder() as folder, temporary_folder() as own, Engine.open(own, _models()) as reference:
+        for _ in range(KILLS):
+            with _server(folder) as (address, process):
+                warm = threading.Event()  # a trace was made: what is heavy is imported
+                clients = [
+                    threading.Thread(target=_mixed_writes, args=(address, client, acknowledged, unsure, warm, seen))
+                    for client in range(3)
+                ]
+                for thread in clients:
+                    thread.start()
+                warm.wait()
+                time.sleep(random.uniform(0.0, 0.5))
+                process.kill()
+                for thread in clients:
+                    thread.join()
+            store = Store(folder)
+            there = {trace.seed: trace.id for _, trace in store.traces(10**6)}
+            assert acknowledged <= there.keys(), "an acknowledged trace is lost"
+            for seed, trace_id in there.items():
+                reference.create_trace(_request(seed))
+                specs = dict(store.graph(trace_id).tensors())
+                expected = reference.store.read(trace_id, specs)
+                read = store.read(trace_id, specs)
+                assert all(read[name].tobytes() == expected[name].tobytes() for name in specs)
+            assert store.verify() == {}
+            assert len(list((folder / "tensors").iterdir())) == len(there), "something is left over"
+            store.close()
+            checked += len(acknowledged)
+            acknowledged = set(there)
+            unsure.clear()
+        with _server(folder) as (address, _), Client(address, arrays="numpy") as client:
+            client.create_trace(_request(10**6))
+    return Row(
+        f"server killed (SIGKILL) at {KILLS} random moments of mixed writes",
+        ", ".join(sorted(seen)),
+        f"of {checked} acknowledged traces looked for after a restart all there and bit-equal; no file left over",
+    )
+
+
+def _mixed_writes(
+    address: str, client: int, acknowledged: set[int], unsure: set[int], warm: threading.Event, seen: set[str]
+) -> None:
+    try:
+        with Client(address, arrays="numpy", timeout=60) as api:
+            while True:
+                seed = client * SEEDS + random.randrange(SEEDS)
+                trace = api.create_trace(_request(seed))
+                acknowledged.add(seed)
+                warm.set()
+                if random.random() < 0.4:
+                    acknowledged.discard(seed)
+                    unsure.add(seed)
+                    api.delete_trace(trace.id)
+                    unsure.discard(seed)
+    except FxtraceError as error:
+        seen.add(error.reason)
+    finally:
+        warm.set()
+
+
+def full_disk() -> Row:
+    """The server may not write files of more than 256 KiB any more, then may again."""
+    with temporary_folder() as folder, _server(folder) as (address, process), Client(address, arrays="numpy") as client:
+        kept = client.create_trace(_request(1))
+        _limit_files(process.pid, 256 << 10)
+        shape = (40_000, 4)
+        large = TraceRequest("tiny", input_shapes={"x": shape, "ids": shape[:1], "keep": shape[:1]})
+        seen = _seen(lambda: client.create_trace(large))
+        client.read_tensor(kept.id, "x")
+        client.create_trace(_request(2))
+        _limit_files(process.pid, -1)
+        client.create_trace(large)
+        store = Store(folder)
+        assert store.verify() == {}
+        assert len(list((folder / "tensors").iterdir())) == 3
+        store.close()
+    return Row("no room for the trace's file", seen, "reads and smaller traces served; nothing kept of the failed one")
+
+
+def flipped_byte() -> Row:
+    """A byte of a tensor changes on the disk while the server runs."""
+    with temporary_folder() as folder, _server(folder) as (address, _), Client(address, arrays="numpy") as client:
+        trace, other = (client.create_trace(_request(seed)) for seed in (1, 2))
+        wanted: NDArray[Any] = client.read_tensor(trace.id, "embed")
+        [file] = (folder / "tensors").glob(f"{trace.id}.*")
+        data = bytearray(file.read_bytes())
+        at = data.find(wanted.tobytes())
+        data[at + 1] ^= 1
+        file.write_bytes(data)
+        seen = _seen(lambda: client.read_tensor(trace.id, "embed"))
+        client.read_tensor(other.id, "embed")
+        client.create_trace(_request(1))
+        assert np.array_equal(client.read_tensor(trace.id, "embed"), wanted)
+    return Row("a flipped byte in a tensor", seen, "other traces served; the same CreateTrace made it again, bit-equal")
+
+
+def _models() -> Registry:
+    models = Registry.installed()
+    models.add_file(MODEL)
+    return models
+
+
+def _request(seed: int) -> TraceRequest:
+    return TraceRequest("tiny", seed=seed)
+
+
+def _seen(call: Callable[[], object]) -> str:
+    try:
+        call()
+    except FxtraceError as error:
+        return f"{error.reason}: {re.sub('[0-9a-f]{32}', '…', error.message)}"
+    raise AssertionError("there was no error")
+
+
+def _limit_files(pid: int, nbytes: int) -> None:
+    import resource
+
+    resource.prlimit(pid, resource.RLIMIT_FSIZE, (nbytes, -1))
+
+
+@contextmanager
+def _server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    command = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--model", str(MODEL), "--store", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0], process
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    start = time.monotonic()
+    print("| fault | the client saw | afterwards |")
+    print("| --- | --- | --- |")
+    for row in rows():
+        print(row.markdown(), flush=True)
+    print(f"\n{time.monotonic() - start:.0f} s")
