@@ -178,8 +178,8 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
     norm gave it; a residual sum where some module took it, or one with modules inside gave it. A sum that another
-    residual sum adds to, with no module between, is seen by no module: it is untold. Refused are those that the model
-    has, see `true_parts`, and that no role of the part found.
+    residual sum adds to, with no module between, is seen by no module, nor is an expert that is none: they are untold.
+    Refused are those that the model has, see `true_parts`, and that no role of the part found.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
@@ -198,7 +198,9 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
             scores[part].right += right
             readers = [graph.by_name[name] for name in graph.users[node.name]]
             summed_on = all(any(r.part == "residual_sum" for r in reader.roles) for reader in readers)
-            untold = part == "residual" and summed_on and not right
+            seen = any(each.came_out and each.tensor.shape == values[node.name].shape for each in it.passed)
+            alone = part == "feed_forward" and not seen  # an expert that is no module
+            untold = not right and (alone or (part == "residual" and summed_on))
             scores[part].untold += untold
             scores[part].wrong += not (right or untold)
     for part, missed in left.items():
