@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
     from fxtrace.service.engine import Engine
+    from fxtrace.tls import Tls
     from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
@@ -39,6 +40,7 @@ _HOME = {
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
     "TensorSpec": "fxtrace.graph",
+    "Tls": "fxtrace.tls",
     "Trace": "fxtrace.trace",
     "TraceRequest": "fxtrace.trace",
 }
@@ -55,6 +57,7 @@ __all__ = [
     "Role",
     "Snapshot",
     "TensorSpec",
+    "Tls",
     "Trace",
     "TraceRequest",
 ]

@@ -13,30 +13,25 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
 
 import grpc
 import numpy as np
-from google.rpc.status_pb2 import Status
-from grpc_status import rpc_status
 from numpy.typing import NDArray
 
 from fxtrace import wire
+from fxtrace.connection import Connection
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
-    Busy,
-    DeadlineExceeded,
     DependencyMissing,
-    FxtraceError,
     NameInvalid,
     OptionInvalid,
     ServerUnavailable,
 )
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.remote import RemoteTensor
-from fxtrace.status import from_status
+from fxtrace.tls import Tls
 from fxtrace.trace import (
     ImageFormat,
     ModelInfo,
@@ -44,6 +39,7 @@ from fxtrace.trace import (
     Progress,
     QueryResult,
     RenderOptions,
+    ServerInfo,
     Trace,
     TraceRequest,
 )
@@ -54,42 +50,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Array = TypeVar("Array")
-Q = TypeVar("Q")
-R = TypeVar("R")
-
-MAX_REPLY_BYTES = 64 << 20  # the largest page of a graph is some 10 MiB
-
-_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_REPLY_BYTES),
-    ("grpc.max_send_message_length", -1),  # the server says what is too much
-    # A server that is gone without a word is found out while a call waits for it.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-)
-_NO_SERVER = {
-    grpc.StatusCode.UNAVAILABLE: "is gone",
-    grpc.StatusCode.UNIMPLEMENTED: "is none of fxtrace's, or of another version",
-}
-_LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
 class Client(Generic[Array]):
     """A connection to an fxtrace server.
 
     Every method raises the `fxtrace.errors.FxtraceError` that the server's engine raised, with the same message;
-    besides, ServerUnavailable when no server answers, and DeadlineExceeded after `timeout`. Safe to use from several
-    threads. Close it, or use it in a `with` statement.
+    besides, ServerUnavailable when no server answers, DeadlineExceeded after `timeout`, and Unauthenticated or
+    PermissionDenied where the key does not do. The error's `request_id` is that of the call in the server's log. Safe
+    to use from several threads. Close it, or use it in a `with` statement.
 
     Args:
         address: the server's `host:port`.
         timeout: seconds that one call may take as a whole; None waits as long as it takes.
         connect_timeout: seconds to wait for the server to answer at first.
+        tls: whether, or how, calls are encrypted. True trusts the authorities that gRPC brings along.
+        token: the key that is shown to the server, as `fxtrace keys new` printed it.
+        insecure: whether to send the key unencrypted, also to another machine.
         arrays: what tensors come back as. `numpy` gives NumPy arrays, of `ml_dtypes` types for what NumPy lacks
             (bfloat16, the float8s). `torch` gives PyTorch tensors. `auto` gives PyTorch tensors where PyTorch is
             installed, else NumPy arrays.
 
     Raises:
         ServerUnavailable: no server answers at the address.
+        TlsFailed: one side does not trust the other's certificate, or does not encrypt.
+        OptionInvalid: a certificate's file cannot be used, or the key would be sent unencrypted to another machine.
         DependencyMissing: `arrays="torch"`, and PyTorch is not installed.
 
     Example:
@@ -105,6 +90,9 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        tls: Tls | bool = False,
+        token: str = "",
+        insecure: bool = False,
         arrays: Literal["auto"] = "auto",
     ) -> None: ...
 
@@ -115,6 +103,9 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        tls: Tls | bool = False,
+        token: str = "",
+        insecure: bool = False,
         arrays: Literal["numpy"],
     ) -> None: ...
 
@@ -125,6 +116,9 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        tls: Tls | bool = False,
+        token: str = "",
+        insecure: bool = False,
         arrays: Literal["torch"],
     ) -> None: ...
 
@@ -134,39 +128,26 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        tls: Tls | bool = False,
+        token: str = "",
+        insecure: bool = False,
         arrays: Literal["auto", "numpy", "torch"] = "auto",
     ) -> None:
         self.address = address
-        self._timeout = timeout
         self._as_torch = _as_torch(arrays)
-        # A proxy for the world outside cannot reach this machine's own addresses.
-        options = (*_OPTIONS, *((("grpc.enable_http_proxy", 0),) if address.startswith(_LOOPBACK) else ()))
-        self._channel = grpc.insecure_channel(address, options)
-        self._stub = TraceServiceStub(self._channel)
+        self._connection = Connection(
+            address, timeout=timeout, connect_timeout=connect_timeout, tls=tls, token=token, insecure=insecure
+        )
+        self._stub = TraceServiceStub(self._connection.channel)
         # The stream of a tensor's bytes is parsed by hand, see `fxtrace.frames`.
-        self._read_tensor: grpc.UnaryStreamMultiCallable[rpc.ReadTensorRequest, bytes] = self._channel.unary_stream(
+        self._read_tensor: grpc.UnaryStreamMultiCallable[rpc.ReadTensorRequest, bytes]
+        self._read_tensor = self._connection.channel.unary_stream(
             "/fxtrace.v1.TraceService/ReadTensor", request_serializer=rpc.ReadTensorRequest.SerializeToString
         )
-        self._wait_until_answered(connect_timeout)
-
-    def _wait_until_answered(self, seconds: float) -> None:
-        # A call is answered as soon as it can be; gRPC's own wait for a channel looks only every 0.2 s.
-        health: grpc.UnaryUnaryMultiCallable[bytes, bytes] = self._channel.unary_unary("/grpc.health.v1.Health/Check")
-        try:
-            health(b"", timeout=seconds, wait_for_ready=True)
-        except grpc.RpcError as error:
-            if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-                return  # some answer; whether it is a server of ours will show
-            self._channel.close()
-            raise ServerUnavailable(
-                f"no fxtrace server answers at {self.address} within {seconds:g} s; check the address, or start a "
-                "server with `fxtrace serve`",
-                address=self.address,
-            ) from None
 
     def close(self) -> None:
         """Closes the connection; calls under way are cancelled."""
-        self._channel.close()
+        self._connection.close()
 
     def __enter__(self) -> Self:
         return self
@@ -175,6 +156,19 @@ class Client(Generic[Array]):
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def is_serving(self) -> bool:
+        """Whether the server says that it is healthy; it says so to anybody. While it stops, it is not."""
+        return self._connection.is_serving()
+
+    def get_server(self) -> ServerInfo:
+        """What the server is, and what may be done there with this client's key.
+
+        Example:
+            >>> client.get_server().scope
+            'write'
+        """
+        return wire.SERVER.decode(self._connection.call(self._stub.GetServer, rpc.GetServerRequest()).server)
 
     def list_models(self) -> tuple[ModelInfo, ...]:
         """The models that the server offers, sorted by name.
@@ -186,7 +180,7 @@ class Client(Generic[Array]):
         models: list[ModelInfo] = []
         token = ""
         while True:
-            page = self._call(self._stub.ListModels, rpc.ListModelsRequest(page_token=token))
+            page = self._connection.call(self._stub.ListModels, rpc.ListModelsRequest(page_token=token))
             models += map(wire.MODEL.decode, page.models)
             token = page.next_page_token
             if not token:
@@ -203,7 +197,7 @@ class Client(Generic[Array]):
             >>> {field.name: field.default for field in client.get_model("reference").fields}["n_heads"]
             4
         """
-        reply = self._call(self._stub.GetModel, rpc.GetModelRequest(name=wire.model_name(name)))
+        reply = self._connection.call(self._stub.GetModel, rpc.GetModelRequest(name=wire.model_name(name)))
         return wire.MODEL.decode(reply.model)
 
     def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> Trace:
@@ -232,7 +226,7 @@ class Client(Generic[Array]):
                 field="model",
                 name=request.model,
             )
-        with self._stream(self._stub.CreateTrace, wire.encode_trace_request(request)) as events:
+        with self._connection.stream(self._stub.CreateTrace, wire.encode_trace_request(request)) as events:
             for event in events:
                 if event.WhichOneof("event") == "trace":
                     return wire.TRACE.decode(event.trace)
@@ -246,7 +240,7 @@ class Client(Generic[Array]):
         Raises:
             TraceNotFound, NameInvalid
         """
-        reply = self._call(self._stub.GetTrace, rpc.GetTraceRequest(name=wire.trace_name(trace_id)))
+        reply = self._connection.call(self._stub.GetTrace, rpc.GetTraceRequest(name=wire.trace_name(trace_id)))
         return wire.TRACE.decode(reply.trace)
 
     def list_traces(self) -> Iterator[Trace]:
@@ -265,7 +259,7 @@ class Client(Generic[Array]):
             PageInvalid: the size is negative or above 1000, or the token is none that a page gave.
         """
         request = rpc.ListTracesRequest(page_size=wire.fit(page_size, 32, "page_size"), page_token=page_token)
-        page = self._call(self._stub.ListTraces, request)
+        page = self._connection.call(self._stub.ListTraces, request)
         return tuple(map(wire.TRACE.decode, page.traces)), page.next_page_token
 
     def delete_trace(self, trace_id: str) -> None:
@@ -274,7 +268,7 @@ class Client(Generic[Array]):
         Raises:
             TraceNotFound, NameInvalid
         """
-        self._call(self._stub.DeleteTrace, rpc.DeleteTraceRequest(name=wire.trace_name(trace_id)))
+        self._connection.call(self._stub.DeleteTrace, rpc.DeleteTraceRequest(name=wire.trace_name(trace_id)))
 
     def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
         """A trace's labelled graph, whole or filtered.
@@ -296,7 +290,7 @@ class Client(Generic[Array]):
         request = rpc.GetGraphRequest(trace=wire.trace_name(trace_id), module=module, role=role)
         pages = []
         while True:
-            page = self._call(self._stub.GetGraph, request)
+            page = self._connection.call(self._stub.GetGraph, request)
             pages.append(page.graph)
             request.page_token = page.next_page_token
             if not request.page_token:
@@ -320,7 +314,7 @@ class Client(Generic[Array]):
         request = rpc.QueryNodesRequest(trace=wire.trace_name(trace_id), query=wire.NODE_QUERY.encode(query))
         pages = []
         while True:
-            page = self._call(self._stub.QueryNodes, request)
+            page = self._connection.call(self._stub.QueryNodes, request)
             pages.append(page)
             request.page_token = page.next_page_token
             if not request.page_token:
@@ -340,7 +334,7 @@ class Client(Generic[Array]):
         request = rpc.ListSnapshotsRequest(
             trace=wire.trace_name(trace_id), numbers=[wire.fit(number, 32, "numbers") for number in numbers]
         )
-        return tuple(map(wire.SNAPSHOT.decode, self._call(self._stub.ListSnapshots, request).snapshots))
+        return tuple(map(wire.SNAPSHOT.decode, self._connection.call(self._stub.ListSnapshots, request).snapshots))
 
     def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array:  # noqa: A002
         """A tensor, or a part of one, as an array of its own.
@@ -381,7 +375,7 @@ class Client(Generic[Array]):
             trace=wire.trace_name(trace_id),
             reads=[rpc.TensorRead(tensor=name, slice=rpc.TensorSlice(expression=part)) for name, part in reads],
         )
-        reply = self._call(self._stub.BatchReadTensors, request)
+        reply = self._connection.call(self._stub.BatchReadTensors, request)
         return [
             self._array(
                 np.frombuffer(bytearray(result.data), np.uint8), result.header.spec.dtype, tuple(result.header.shape)
@@ -402,7 +396,7 @@ class Client(Generic[Array]):
         request = rpc.ReadTensorRequest(
             trace=wire.trace_name(trace_id), tensor=tensor, slice=rpc.TensorSlice(expression=slice)
         )
-        return RemoteTensor(self._read_tensor(request, timeout=self._timeout), self._errors)
+        return RemoteTensor(*self._connection.begin(self._read_tensor, request))
 
     def render_graph(
         self,
@@ -434,53 +428,13 @@ class Client(Generic[Array]):
             format=wire.IMAGE_FORMAT.encode(format),
             options=wire.RENDER_OPTIONS.encode(options or RenderOptions()),
         )
-        with self._stream(self._stub.RenderGraph, request) as parts:
+        with self._connection.stream(self._stub.RenderGraph, request) as parts:
             picture = bytearray()
             for part in parts:
                 if progress is not None and part.HasField("progress"):
                     progress(wire.PROGRESS.decode(part.progress))
                 picture += part.chunk
             return bytes(picture)
-
-    def _call(self, method: grpc.UnaryUnaryMultiCallable[Q, R], request: Q) -> R:
-        with self._errors():
-            return method(request, timeout=self._timeout)
-
-    @contextmanager
-    def _stream(self, method: grpc.UnaryStreamMultiCallable[Q, R], request: Q) -> Iterator[Iterator[R]]:
-        """The replies to a request; the call is cancelled when the block is left before their end."""
-        with self._errors():
-            call = method(request, timeout=self._timeout)
-            try:
-                yield iter(call)
-            finally:
-                call.cancel()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise self._error(error) from None
-
-    def _error(self, error: grpc.RpcError) -> FxtraceError:
-        status = rpc_status.from_call(error)
-        if status is not None:
-            return from_status(status)
-        # Not from TraceService, but from gRPC on one side or the other.
-        code, details = error.code(), error.details() or ""
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and self._timeout is not None:
-            return DeadlineExceeded(
-                f"no whole answer from {self.address} within {self._timeout:g} s; give the client a longer timeout",
-                address=self.address,
-                timeout=self._timeout,
-            )
-        if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("Concurrent RPC limit"):
-            message = f"the server at {self.address} has as many calls as it takes; try again in a moment"
-            return Busy.until(message, 1, address=self.address)
-        if what := _NO_SERVER.get(code, ""):
-            return ServerUnavailable(f"the server at {self.address} {what}: {details}", address=self.address)
-        return from_status(Status(code=code.value[0], message=f"{self.address}: {details}"))
 
     def _array(self, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Array:
         if not self._as_torch:

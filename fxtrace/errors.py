@@ -27,8 +27,12 @@ FxtraceError
 ├── Cancelled                     the caller gave up
 ├── DeadlineExceeded              the caller's time ran out
 │   └── TimeLimit                 the work takes longer than a call may
+├── Unauthenticated               the server wants a key, and got none that it knows
+├── PermissionDenied              the key's scope does not allow the call
 ├── StoreDamaged                  stored data cannot be read back as it was written
 ├── ServerUnavailable             no server answers at the address
+│   ├── ShuttingDown              the server stopped before the call was done
+│   └── TlsFailed                 the two sides do not trust each other's certificates, or one does not encrypt
 └── InternalError                 a defect in fxtrace
 
 Each class carries a machine-readable `reason`; each instance carries the dynamic values of its message in `metadata`
@@ -52,6 +56,9 @@ class FxtraceError(Exception):
         message: one sentence or two: what was expected, what came, where, and what to do.
         field: path of the request field to blame, such as `configuration.d_model`; empty where there is none.
         metadata: the message's dynamic values; each is kept as text.
+
+    Attributes:
+        request_id: of the call that a server answered so, under which its log tells of it; empty without a server.
     """
 
     reason: ClassVar[str] = "UNSPECIFIED"
@@ -60,6 +67,7 @@ class FxtraceError(Exception):
         super().__init__(message)
         self.message = message
         self.field = field
+        self.request_id = ""
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
 
@@ -242,6 +250,18 @@ class TimeLimit(DeadlineExceeded):
     reason = "TIME_LIMIT"
 
 
+class Unauthenticated(FxtraceError):  # noqa: N818
+    """The server wants a key, and got none that it knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(FxtraceError):  # noqa: N818
+    """The key's scope does not allow the call."""
+
+    reason = "PERMISSION_DENIED"
+
+
 class StoreDamaged(FxtraceError):  # noqa: N818
     """Stored data cannot be read back as it was written."""
 
@@ -252,6 +272,18 @@ class ServerUnavailable(FxtraceError):  # noqa: N818
     """No server answers at the address."""
 
     reason = "SERVER_UNAVAILABLE"
+
+
+class ShuttingDown(ServerUnavailable):
+    """The server stopped before the call was done; ask again when it is back."""
+
+    reason = "SHUTTING_DOWN"
+
+
+class TlsFailed(ServerUnavailable):
+    """The two sides do not trust each other's certificates, or only one of them encrypts."""
+
+    reason = "TLS_FAILED"
 
 
 class InternalError(FxtraceError):

@@ -1,18 +1,19 @@
 """Errors as gRPC statuses and back: one table, used both ways.
 
 An error travels as a `google.rpc.Status`: its class as the code and as `ErrorInfo.reason`, its dynamic values as
-`ErrorInfo.metadata`, the field to blame in `BadRequest`, and a time to wait in `RetryInfo`. The client raises the same
-class with the same message, field and metadata. All of it goes into HTTP/2 trailers, which peers refuse beyond 8 KiB,
-so very long texts are cut.
+`ErrorInfo.metadata`, the field to blame in `BadRequest`, a time to wait in `RetryInfo`, and the call's id in
+`RequestInfo`. The client raises the same class with the same message, field, metadata and request id. All of it goes
+into HTTP/2 trailers, which peers refuse beyond 8 KiB, so very long texts are cut.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from traceback import format_exception
 
 from google.protobuf.any_pb2 import Any
 from google.rpc import code_pb2
-from google.rpc.error_details_pb2 import BadRequest, ErrorInfo, RetryInfo
+from google.rpc.error_details_pb2 import BadRequest, DebugInfo, ErrorInfo, RequestInfo, RetryInfo
 from google.rpc.status_pb2 import Status
 
 from fxtrace.errors import (
@@ -23,9 +24,11 @@ from fxtrace.errors import (
     InternalError,
     InvalidRequest,
     NotFound,
+    PermissionDenied,
     ServerUnavailable,
     StoreDamaged,
     TooLarge,
+    Unauthenticated,
     Unmet,
 )
 
@@ -40,6 +43,8 @@ CODES: dict[type[FxtraceError], int] = {
     Busy: code_pb2.RESOURCE_EXHAUSTED,
     Cancelled: code_pb2.CANCELLED,
     DeadlineExceeded: code_pb2.DEADLINE_EXCEEDED,
+    Unauthenticated: code_pb2.UNAUTHENTICATED,
+    PermissionDenied: code_pb2.PERMISSION_DENIED,
     StoreDamaged: code_pb2.DATA_LOSS,
     ServerUnavailable: code_pb2.UNAVAILABLE,
     InternalError: code_pb2.INTERNAL,
@@ -63,7 +68,17 @@ def to_status(error: FxtraceError) -> Status:
         retry = RetryInfo()
         retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
         details.append(_packed(retry))
+    if error.request_id:
+        details.append(_packed(RequestInfo(request_id=error.request_id)))
     return Status(code=code, message=message, details=details)
+
+
+def with_stack(error: FxtraceError) -> Status:
+    """The error as a status for a process of the same server, which may know the stack: where it has another cause."""
+    status = to_status(error)
+    if error.__cause__ is not None or isinstance(error, StoreDamaged | InternalError):
+        status.details.append(_packed(DebugInfo(detail="".join(format_exception(error)))))
+    return status
 
 
 def from_status(status: Status) -> FxtraceError:
@@ -72,14 +87,17 @@ def from_status(status: Status) -> FxtraceError:
     A reason that this version does not know gives the base class of the code; a code that fxtrace does not use gives
     an InternalError.
     """
-    info, bad = ErrorInfo(), BadRequest()
+    info, bad, call, debug = ErrorInfo(), BadRequest(), RequestInfo(), DebugInfo()
     for detail in status.details:
-        detail.Unpack(info)
-        detail.Unpack(bad)
+        for message in (info, bad, call, debug):
+            detail.Unpack(message)
     bases = [base for base, code in CODES.items() if code == status.code] or [InternalError]
     kind = next((kind for base in bases for kind in _family(base) if kind.reason == info.reason), bases[0])
     error = kind(status.message, field=bad.field_violations[0].field if bad.field_violations else "")
     error.metadata.update(info.metadata)
+    error.request_id = call.request_id
+    if debug.detail:
+        error.add_note(debug.detail)
     return error
 
 
@@ -98,7 +116,7 @@ def _family(base: type[FxtraceError]) -> Iterator[type[FxtraceError]]:
         yield from _family(child)
 
 
-def _packed(detail: ErrorInfo | BadRequest | RetryInfo) -> Any:
+def _packed(detail: ErrorInfo | BadRequest | RetryInfo | RequestInfo | DebugInfo) -> Any:
     packed = Any()
     packed.Pack(detail)
     return packed

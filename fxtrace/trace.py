@@ -26,6 +26,9 @@ SYMBOLIC_TIMEOUT = 60.0
 Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""
 
+Scope = Literal["read", "write"]
+"""What a server's key allows: every call but CreateTrace and DeleteTrace, or every call."""
+
 
 @dataclass(frozen=True, slots=True)
 class ConfigField:
@@ -49,6 +52,18 @@ class ModelInfo:
     summary: str
     fields: tuple[ConfigField, ...]
     schema: Mapping[str, Json]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """A server: the version of fxtrace that it runs, what the caller may do there, and the id of the caller's key.
+
+    `key_id` is empty where the server has no keys.
+    """
+
+    version: str
+    scope: Scope
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

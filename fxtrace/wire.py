@@ -34,6 +34,7 @@ from fxtrace.trace import (
     QueryResult,
     RenderOptions,
     Rung,
+    ServerInfo,
     TensorData,
     Trace,
     TraceRequest,
@@ -234,6 +235,7 @@ RENDER_OPTIONS = Record(
     path="options.",
     fold_layers=("unfold_layers", Codec(lambda fold: not fold, lambda unfold: not unfold)),
 )
+SERVER = Record(ServerInfo, rpc.Server, _BY_TYPE)
 SNAPSHOT = Record(Snapshot, pb.Snapshot, _BY_TYPE)
 SPEC = Record(TensorSpec, pb.TensorSpec, _BY_TYPE)
 TENSOR = Record(TensorData, rpc.TensorData, _BY_TYPE)

@@ -17,15 +17,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph", "dtypes", "slices"),
     ("trace",),
     ("v1", "records"),
-    ("dims", "query", "render", "wire", "status", "frames", "api"),
+    ("dims", "query", "render", "wire", "status", "frames", "api", "tls"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),
     ("tensorfile",),
     ("store",),
-    ("client", "remote", "service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
+    ("client", "connection", "remote", "service.engine", "service.inputs", "service.paging"),
+    ("service.tracing", "service.witness"),
     ("service",),
-    ("cli", "__main__"),
+    ("cli", "doctor", "__main__"),
 )
 
 

@@ -42,10 +42,11 @@ _FUNCTIONS: dict[str, str] = {
         "sub": "sub subtract isub rsub",
         "mul": "mul multiply imul",
         "div": "div divide truediv itruediv true_divide",
-        "mask": "masked_fill masked_scatter where setitem index_put",
+        "mask": "masked_fill masked_scatter where setitem index_put index_add index_copy scatter scatter_add",
         "view": "view view_as reshape reshape_as transpose swapaxes swapdims permute movedim t mT adjoint flatten "
         "unflatten squeeze unsqueeze contiguous expand expand_as repeat repeat_interleave tile broadcast_to clone "
-        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh lift_fresh_copy numpy_T matrix_H mH",
+        "detach copy roll flip alias identity unsafe_view reshape_alias lift_fresh "
+        "lift_fresh_copy numpy_T matrix_H mH",
         "join": "cat concat concatenate stack hstack vstack dstack written",
         "select": "getitem select narrow slice chunk split tensor_split unbind gather index_select take_along_dim "
         "diagonal masked_select index split_with_sizes unsafe_split unsafe_split_with_sizes unsafe_chunk",
@@ -56,7 +57,8 @@ _FUNCTIONS: dict[str, str] = {
         "cast": "to to_copy type type_as float half bfloat16 double long int bool cpu cuda",
         "elementwise": "abs neg exp log sqrt rsqrt pow sin cos erf clamp clip reciprocal square sign round floor ceil "
         "minimum maximum eq ne lt le gt ge logical_and logical_or logical_not logical_xor and or xor invert "
-        "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod",
+        "bitwise_and bitwise_or bitwise_not bitwise_xor addcmul addcdiv lerp floor_divide floordiv remainder mod "
+        "polar view_as_complex view_as_real",
     }.items()
     for name in names.split()
 }

@@ -16,7 +16,10 @@ import typer
 
 import fxtrace
 from fxtrace.cli.common import Commands
+from fxtrace.cli.connection import AskingCommand
 from fxtrace.cli.demo import demo
+from fxtrace.cli.doctor import doctor
+from fxtrace.cli.keys import keys
 from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
 from fxtrace.cli.query import query
@@ -34,9 +37,11 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, demo):
-    app.command()(command)
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, doctor):
+    app.command(cls=AskingCommand)(command)
+app.command()(demo)
 app.command(cls=ServeCommand)(serve)
+app.add_typer(keys)
 app.add_typer(store_app)
 
 

@@ -61,6 +61,8 @@ class Commands(TyperGroup):
         except FxtraceError as error:
             if ctx.meta.get(_JSON):
                 told = {"reason": error.reason, "message": error.message, "field": error.field}
+                if error.request_id:
+                    told["request_id"] = error.request_id
                 echo_json({**told, "metadata": error.metadata}, err=True)
             else:
                 error_line(error.message)
@@ -76,10 +78,9 @@ def connect(server: str | None, store: str | None) -> Iterator[Api]:
     if server is not None:
         if store is not None:
             raise typer.BadParameter("a server has a store of its own; give one of the two", param_hint="--store")
-        from fxtrace.client import Client
+        from fxtrace.cli.connection import client_of
 
-        # No time limit: whoever waits at a terminal can interrupt.
-        with Client(server, timeout=None, arrays="numpy") as client:
+        with client_of(server) as client:
             yield client
     else:
         from fxtrace.service.engine import Engine

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from inspect import Parameter, Signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin
 
 import typer
 from typer.core import TyperCommand
 
 from fxtrace.cli.common import Json, StorePlace
+from fxtrace.cli.options import given, make_options, option
 
 _OWN = ("host", "port", "models", "hf", "store")  # settings that are parameters of `serve` below
-_FLAGS = "fxtrace.serve.flags"
+_UNITS: dict[Any, str] = {int: "NUMBER", float: "SECONDS", int | None: "NUMBER", Path | None: "FILE"}
 
 
 class ServeCommand(TyperCommand):
@@ -28,44 +28,27 @@ class ServeCommand(TyperCommand):
 
 
 def _flags() -> list[Any]:
-    """A flag for each setting, as Typer makes them of a function's parameters."""
+    """An option for each setting."""
     from fxtrace.service.settings import Settings
 
-    def limits() -> None: ...
-
     fields = {name: field for name, field in Settings.model_fields.items() if name not in _OWN}
-    limits.__annotations__ = {name: _option(name, field) for name, field in fields.items()}
-    limits.__signature__ = Signature(  # type: ignore[attr-defined]
-        [
-            Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-            for name, annotation in limits.__annotations__.items()
-        ]
-    )
-    app = typer.Typer(add_completion=False)
-    app.command()(limits)
-    return [flag for flag in typer.main.get_command(app).params if flag.name in fields]
+    return make_options({name: _option(name, field) for name, field in fields.items()})
 
 
 def _option(name: str, field: Any) -> Any:
-    unit = {int: "NUMBER", float: "SECONDS"}.get(field.annotation, "SIZE")
-    default = ""
-    if field.default is not None and field.default_factory is None:
-        human = getattr(field.default, "human_readable", lambda: f"{field.default:g}")
+    flag, default = f"--{name.replace('_', '-')}", ""
+    if field.default is not None and field.default_factory is None and field.annotation is not bool:
+        human = getattr(field.default, "human_readable", lambda: _number(field.default))
         default = f" By default {human()}."
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        metavar=unit,
-        help=f"{field.description}{default}",
-        expose_value=False,
-        callback=_note,
-        rich_help_panel="Limits",
-    )
-    return Annotated[str | None, option]
+    how = {"help": f"{field.description}{default}", "show_default": False, "rich_help_panel": "Settings"}
+    if field.annotation is bool:
+        return option(bool | None, flag, **how)
+    unit = "NAME" if get_origin(field.annotation) is Literal else _UNITS.get(field.annotation, "SIZE")
+    return option(str | None, flag, metavar=unit, **how)
 
 
-def _note(context: typer.Context, parameter: typer.CallbackParam, value: str | None) -> None:
-    if value is not None:
-        context.meta.setdefault(_FLAGS, {})[parameter.name] = value
+def _number(value: object) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def serve(
@@ -77,7 +60,10 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str | None, typer.Option(help="A loopback address. By default 127.0.0.1.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Beyond this machine only with TLS and known callers. By default 127.0.0.1.", show_default=False
+        ),
     ] = None,
     models: Annotated[
         list[str] | None,
@@ -94,7 +80,7 @@ def serve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve the traces of a folder over gRPC, until Ctrl-C."""
+    """Serve the traces of a folder over gRPC, until Ctrl-C or SIGTERM."""
     from fxtrace.cli.output import echo_json
     from fxtrace.errors import DependencyMissing
     from fxtrace.models import Registry
@@ -102,14 +88,16 @@ def serve(
 
     try:
         from fxtrace.service import server
+        from fxtrace.service.logs import set_up_logs
         from fxtrace.service.settings import Settings
     except ModuleNotFoundError as error:
         raise DependencyMissing(
             f"serving needs {error.name}; install it with: pip install 'fxtrace[server]'", package=error.name
         ) from error
 
-    flags = context.meta.get(_FLAGS, {})
-    settings = Settings.load(config, host=host, port=port, models=models or None, hf=hf or None, store=store, **flags)
+    own = {"host": host, "port": port, "models": models or None, "hf": hf or None, "store": store}
+    settings = Settings.load(config, **own, **given(context))
+    set_up_logs(settings.log_level, settings.log_format)
     offered = Registry.installed()
     for reference in settings.models:
         offered.offer(reference)  # imported in a worker

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxtrace.errors import ConfigurationError, DependencyMissing, ModelInvalid, ModelNotFound, unknown
+from fxtrace.errors import ConfigurationError, DependencyMissing, FxtraceError, ModelInvalid, ModelNotFound, unknown
 from fxtrace.models.base import Model
 from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields, shrunk
 from fxtrace.trace import ConfigField, Json, ModelInfo
@@ -98,14 +98,14 @@ class HuggingFaceModel(Model):
         added = {name: self._added(name, overrides.get(name, default)) for name, (default, _) in _FIELDS.items()}
         given: dict[str, Any] = {}
         with _needing_packages(self.name):
-            defaults = self._kind()
-            for name, value in overrides.items():
-                if name not in _FIELDS:
-                    _place(given, self._path(defaults, name), value)
             try:
+                defaults = self._kind()
+                for name, value in overrides.items():
+                    if name not in _FIELDS:
+                        _place(given, self._path(defaults, name), value)
                 shrink = self._fit.shrink if added["preset"] == "small" else AS_IT_IS
                 config = self._kind(**arguments(self._kind, given, shrink))
-            except (DependencyMissing, ImportError):
+            except (FxtraceError, ImportError):
                 raise
             except Exception as error:
                 raise self._refused(overrides, error) from error

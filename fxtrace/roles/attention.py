@@ -410,6 +410,11 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
                 attention.sources[part] = source
             continue
         if len(linears) != 1 or not complete:
+            several = _several(flow, heads)
+            if several is not None:
+                names, attention.sources[part] = several
+                attention.refused[part] = f"{len(names)} projections each give a part of it: {', '.join(names)}"
+                continue
             attention.refused[part] = f"'{heads.name}' does not come from one projection" + (
                 f" but from {len(linears)}: " + ", ".join(f"'{each.name}'" for each in linears) if linears else ""
             )
@@ -436,12 +441,20 @@ def _trace_heads(flow: Flow, attention: Attention) -> None:
             attention.refused[f"{part}_heads"] = f"'{heads.name}' has no dimension for heads"
 
 
+def _several(flow: Flow, heads: Node) -> tuple[list[str], Node] | None:
+    """(the projections behind heads, what all of them read), where each gives a part: some rows, or some features."""
+    linears, complete = flow.nearest(heads, PROJECTIONS, ADJUSTS | {"mask"})
+    ends = [list(flow.back(source, MOVES))[-1] for each in linears if (source := flow.data_input(each)) is not None]
+    if not complete or len(linears) < 2 or len(ends) < len(linears) or len({end.name for end in ends}) > 1:
+        return None
+    return [f"'{each.name}'" for each in linears], ends[0]
+
+
 def latent_of(flow: Flow, up: Node) -> tuple[Node, Node] | None:
     """(the latent that a projection reads, the projection that makes it) of a low-rank pair, where it is one.
 
     Nothing but moves and a norm lies between the two, and the latent is narrower than what it is made of.
-    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs
-    for queries, and for keys and values together.)
+    (DeepSeek-AI 2024, "DeepSeek-V2", section 2.1.2, has such pairs for queries, and for keys and values together.)
     """
     latent = flow.data_input(up)
     nodes = list(flow.back(latent, MOVES | {"norm"})) if latent is not None else []
@@ -480,7 +493,12 @@ def _trace_output(flow: Flow, attention: Attention) -> None:
         attention.refused["concat"] = "no projection follows the heads' outputs"
         attention.refused["output"] = attention.refused["concat"]
         return
-    *_, last, attention.output = path
+    *_, last, output = path
+    if not mixes and numel(last) != numel(attention.head_outputs):
+        reason = f"'{output.name}' projects '{last.name}', a part of the heads' outputs"
+        attention.refused |= {"concat": reason, "output": reason}
+        return
+    attention.output = output
     if mixes:
         attention.refused["concat"] = (
             f"'{mixes[0].name}' {'joins' if mixes[0].kind == 'join' else 'adds'} other results to the heads' outputs"

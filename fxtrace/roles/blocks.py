@@ -23,6 +23,7 @@ Core = Attention | FeedForward | Mixture | Unknown
 """What a branch does."""
 Outputs = dict[str, list[Attention | Mixture]]
 """Attentions and mixtures by the name of the node that ends them."""
+_CARRIES = MOVES | PROJECTIONS | {"mul", "add", "join", "mask"}
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Block:
     normed: Node | None
     pre_norm: bool
     parallel: bool = False
+    unadded: str = ""
+    """Why there is no sum of the stream and the core's own result, where there is none."""
 
     @property
     def result(self) -> Node:
@@ -76,13 +79,66 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
             if position is None and isinstance(core, Attention) and _past_latents(flow, core, left_at):
                 source = core.sources["query"]
                 position = _enters(flow, left_at, source)
-            if position is None and not isinstance(core, Unknown):
-                core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
+            unadded = ""
+            if position is None or isinstance(core, Unknown):
+                inside = _inside(flow, attentions, blocks, left_at, branch)
+                if inside is not None:
+                    core, position, unadded = inside
+                    source = core.sources["query"]
+                elif not isinstance(core, Unknown):
+                    core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
             pre_norm = position == "pre"
-            block = Block(core, source, skip, branch, node, normed, pre_norm, parallel=len(branches) > 1)
+            block = Block(core, source, skip, branch, node, normed, pre_norm, len(branches) > 1, unadded)
             blocks.append(block)
             totals[node.name] = block
-    return blocks
+    return sorted((*_starting(flow, attentions, blocks), *blocks), key=lambda block: flow.index[block.total.name])
+
+
+def _starting(flow: Flow, attentions: list[Attention], blocks: list[Block]) -> Iterator[Block]:
+    """The attentions whose results residual streams start from, with nothing added to them, as blocks."""
+    taken = {id(block.core) for block in blocks}
+    skips = {block.skip.name for block in blocks}
+    for attention in attentions:
+        source = attention.sources.get("query")
+        if id(attention) in taken or attention.output is None or source is None:
+            continue
+        end = attention.output
+        if end.name in skips or flow.forward(end, MOVES, lambda user: user.name in skips) is not None:
+            unadded = "nothing is added to the attention's result: a stream starts from it"
+            yield Block(attention, source, source, end, end, None, pre_norm=True, unadded=unadded)
+
+
+def _inside(
+    flow: Flow, attentions: list[Attention], blocks: list[Block], left_at: tuple[Node, ...], branch: Node
+) -> tuple[Attention, str, str] | None:
+    """The one attention of a branch that does more, how its input comes from the stream, and what comes after.
+
+    More before it is something that is joined with the stream; more after it is anything but another projection, as of
+    experts that work on some tokens each.
+    """
+    first, last = min(flow.index[node.name] for node in left_at), flow.index[branch.name]
+    taken = {id(block.core) for block in blocks}
+    there = [
+        each
+        for each in attentions
+        if id(each) not in taken
+        and first < flow.index[each.core.name] < last
+        and each.head_outputs is not None
+        and flow.is_ancestor(each.head_outputs, branch)
+    ]
+    if len(there) != 1 or "query" not in there[0].sources or there[0].head_outputs is None:
+        return None
+    names, source = {node.name for node in left_at}, there[0].sources["query"]
+    left, _ = flow.nearest(source, lambda node: node.name in names, MOVES | {"norm", "join"})
+    if not left:
+        return None
+    position = "pre" if any(node.kind == "norm" for node in flow.path_back(source, left[0])) else "post"
+    after = [node.kind for node in flow.path_back(branch, there[0].head_outputs)[1:]]
+    goes_on = not set(after) <= _CARRIES
+    if goes_on and sum(kind in PROJECTIONS for kind in after) < 2:
+        return None  # not another step, but something unknown done to the attention's own result
+    unadded = f"the branch goes on after the attention: '{branch.name}' is what is added to the stream"
+    return there[0], position, unadded if goes_on else ""
 
 
 def _residual_operands(
@@ -98,12 +154,20 @@ def _residual_operands(
         return None
     first, second = sorted(operands, key=lambda each: flow.index[each.name])
     if flow.is_ancestor(first, second):
+        if _is_stream(flow, second, totals) and not _is_stream(flow, first, totals):
+            return None  # positions added to the stream, which were added to it before
         return first, _split(flow, second, first, by_output), (first,)
     for skip, branch in ((first, second), (second, first)):
         before = totals.get(skip.name)
         if before is not None and flow.is_ancestor(before.skip, branch):
             return skip, (branch,), (skip, before.skip)
     return None
+
+
+def _is_stream(flow: Flow, node: Node, totals: dict[str, Block]) -> bool:
+    """Whether a tensor is what a residual block reads or gives, or a norm of that."""
+    ends = totals.keys() | {block.skip.name for block in totals.values()}
+    return any(each.name in ends for each in flow.back(node, MOVES | {"norm"}))
 
 
 def _split(flow: Flow, branch: Node, skip: Node, by_output: Outputs) -> tuple[Node, ...]:

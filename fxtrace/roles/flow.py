@@ -21,6 +21,8 @@ PROJECTIONS = frozenset({"linear", "convolution"})
 _OF_ITS_SHAPE = frozenset(
     {"new_empty", "new_zeros", "new_ones", "empty_like", "zeros_like", "ones_like", "rand_like", "randn_like"}
 )
+# Ops that take nothing but that of their second.
+_AS_ANOTHER = frozenset({"view_as", "reshape_as", "expand_as", "type_as"})
 
 
 class Flow:
@@ -72,20 +74,31 @@ class Flow:
     def _learned_starts(self) -> frozenset[str]:
         """Constants that a branch which leaves from them is added back to: there a residual stream starts.
 
-        (Carion et al. 2020, "End-to-End Object Detection with Transformers": the decoder reads learned queries.)
+        So it does where a constant is projected to the queries of what is computed. (Carion et al. 2020, "End-to-End
+        Object Detection with Transformers", reads learned queries; Zhai et al. 2022, "Scaling Vision Transformers",
+        section 2, pools with one.)
         """
         found = set()
         for node in self.graph.nodes:
             inputs = self._inputs[node.name]
+            if node.kind in ("matmul", "attention") and [self.computed(each) for each in inputs[:2]] == [False, True]:
+                query = self._through(inputs[0], MOVES | {"mul", "div"})
+                learned = self._through(self._inputs[query.name][0], MOVES) if query.kind == "linear" else None
+                if learned is not None and learned.kind == "constant":
+                    found.add(learned.name)
             if node.kind != "add" or len(inputs) != 2 or shape_of(inputs[0]) != shape_of(inputs[1]):
                 continue
             first, second = sorted(inputs, key=lambda each: self.index[each.name])
-            end = second
-            while end.kind in MOVES and self._inputs[end.name]:
-                end = self._inputs[end.name][0]
+            end = self._through(second, MOVES)
             if end.kind in PROJECTIONS and not self.computed(first) and self.is_ancestor(first, end):
                 found.add(first.name)
         return frozenset(found)
+
+    def _through(self, node: Node, kinds: Collection[str]) -> Node:
+        """Back by first inputs, computed or not, as long as nodes are of one of the kinds."""
+        while node.kind in kinds and self._inputs[node.name]:
+            node = self._inputs[node.name][0]
+        return node
 
     def inputs(self, node: Node) -> tuple[Node, ...]:
         """The nodes whose tensors a node reads, in the order of its arguments."""
@@ -239,6 +252,8 @@ def _read(node: Node) -> tuple[str, ...]:
     name = node.target.rpartition(".")[2]
     if name in _OF_ITS_SHAPE:
         return ()
+    if name in _AS_ANOTHER:
+        return node.inputs[:1]
     return node.inputs[1:] if name == "copy_" else node.inputs
 
 

@@ -210,6 +210,10 @@ class _Labels:
 
     def _residual(self, stack: str, number: int, kind: str, block: Block) -> None:
         at = _Place(stack, number, kind)
+        if block.unadded:
+            self._give(block.source, at("input"), "what the block's projections read")
+            self._refuse(at, dict.fromkeys(("residual_a", "residual_b", "residual_sum", "norm_output"), block.unadded))
+            return
         checks = []
         if not block.parallel:
             statement = "residual_sum = residual_a + residual_b"

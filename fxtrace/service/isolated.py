@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,22 @@ class IsolatedEngine:
         self._captures.close()
         self._pictures.close()
 
+    def gauges(self) -> dict[str, tuple[str, Callable[[], float]]]:
+        """What to watch: name, description and what gives the number."""
+        return {
+            "fxtrace_captures_waiting": ("Captures that wait for a worker.", lambda: self._captures.waiting),
+            "fxtrace_pictures_waiting": ("Pictures that wait for a worker.", lambda: self._pictures.waiting),
+            "fxtrace_capture_workers": (
+                "Workers for captures that are ready, or at work.",
+                lambda: self._captures.alive,
+            ),
+            "fxtrace_picture_workers": (
+                "Workers for pictures that are ready, or at work.",
+                lambda: self._pictures.alive,
+            ),
+            "fxtrace_store_bytes": ("Bytes of the traces' files.", lambda: self._engine.store.nbytes),
+        }
+
     def __enter__(self) -> IsolatedEngine:
         self.start()
         return self
@@ -140,7 +156,7 @@ class IsolatedEngine:
         """Tells the operator which models cannot be used; after this, a list waits for nothing."""
         for info in self.list_models():
             if not info.schema and not self._closed:
-                _log.warning("model %s %s", info.name, info.summary)
+                _log.warning("model %(model)s %(problem)s", {"model": info.name, "problem": info.summary})
 
     def _model_or_reason(self, name: str) -> ModelInfo:
         reason, until = self._reasons.get(name, ("", 0.0))

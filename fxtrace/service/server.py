@@ -1,16 +1,14 @@
-"""The server: TraceService with health and reflection, on a loopback address, until it is told to stop."""
+"""The server: TraceService with health and reflection, until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import re
+import logging
 import signal
-import socket
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import grpc
@@ -18,14 +16,18 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from fxtrace.api import TraceApi
-from fxtrace.errors import OptionInvalid, Unmet
+from fxtrace.service.access import Gate
+from fxtrace.service.address import check_exposure, check_free, split_address
 from fxtrace.service.engine import Engine
-from fxtrace.service.interceptors import Edge
+from fxtrace.service.interceptors import Edge, Observer
 from fxtrace.service.isolated import IsolatedEngine
+from fxtrace.service.keys import KeyFile
 from fxtrace.service.servicer import SERVICE, TraceServicer
 from fxtrace.service.settings import Settings
+from fxtrace.service.tls import certificates
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
+_TELLING_SECONDS = 1.0  # that calls have to hear that the server stops
+_log = logging.getLogger("fxtrace.service")
 
 
 def serve(
@@ -41,13 +43,15 @@ def serve(
 
     Args:
         engine: answers the calls; it stays open.
-        address: `host:port` on this machine; by default that of the settings. Port 0 picks a free one.
+        address: `host:port`; by default that of the settings. Port 0 picks a free one.
         settings: limits; by default those of the environment.
         on_ready: called with the actual address once calls are answered.
 
     Raises:
-        OptionInvalid: the address is malformed or not a loopback address.
+        OptionInvalid: the address is malformed, or the settings allow no other than a loopback address; a certificate
+            or a file of keys cannot be used.
         Unmet: the port is taken.
+        DependencyMissing: for metrics or spans.
     """
     settings = settings or Settings.load()
     address = address or f"{settings.host}:{settings.port}"
@@ -78,7 +82,7 @@ def serving(
 
     Args:
         engine: answers the calls; it stays open.
-        address: `host:port` on this machine. Port 0 picks a free one.
+        address: `host:port`. Port 0 picks a free one.
         settings: limits; by default those of the environment.
         isolated: whether models and pictures are worked on in processes of their own, as `serve` has it. Without,
             captures run in this process, one at a time.
@@ -91,7 +95,7 @@ def serving(
         The actual address.
 
     Raises:
-        OptionInvalid, Unmet: as `serve`.
+        OptionInvalid, Unmet, DependencyMissing: as `serve`.
     """
     settings = settings or Settings.load()
     ready: Future[tuple[str, Callable[[], object]]] = Future()
@@ -121,34 +125,66 @@ def serving(
 @asynccontextmanager
 async def _running(engine: TraceApi[Any], address: str, settings: Settings, *, isolated: bool) -> AsyncIterator[str]:
     """A server that answers, and its actual address."""
-    host, port = _loopback(address)
-    _check_free(host, port)
+    host, port = split_address(address)
+    check_exposure(host, settings)
+    check_free(host, port)
+    tls = certificates(settings)
+    gate = None if settings.keys is None else Gate(KeyFile(settings.keys))
     if isinstance(engine, Engine):
         engine = IsolatedEngine(engine, settings) if isolated else engine.restricted()
-    servicer = TraceServicer(engine, settings)
-    server = grpc.aio.server(
-        interceptors=(Edge(),), options=_options(settings), maximum_concurrent_rpcs=settings.concurrent_calls
-    )
-    handlers = servicer.handlers()
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
-    server.add_registered_method_handlers(SERVICE.full_name, handlers)
-    healthy = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
-    reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
-    port = server.add_insecure_port(address)
-    await server.start()
-    try:
-        for name in ("", SERVICE.full_name):
-            await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
-        if isinstance(engine, IsolatedEngine):
-            engine.start()  # when calls are answered: reads need no worker
-        yield f"{host}:{port}"
-    finally:
-        await healthy.enter_graceful_shutdown()
-        await server.stop(settings.stop_grace)
-        servicer.close()
-        if isinstance(engine, IsolatedEngine):
-            engine.close()
+    with ExitStack() as closing:
+        edge = Edge(gate, _observers(engine, settings, closing))
+        servicer = TraceServicer(engine, settings)
+        closing.callback(servicer.close)
+        server = grpc.aio.server(
+            interceptors=(edge,), options=_options(settings), maximum_concurrent_rpcs=settings.concurrent_calls
+        )
+        handlers = servicer.handlers()
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+        server.add_registered_method_handlers(SERVICE.full_name, handlers)
+        healthy = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(healthy, server)
+        reflection.enable_server_reflection((SERVICE.full_name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+        port = server.add_secure_port(address, tls.credentials()) if tls else server.add_insecure_port(address)
+        await server.start()
+        try:
+            for name in ("", SERVICE.full_name):
+                await healthy.set(name, health_pb2.HealthCheckResponse.SERVING)
+            if isinstance(engine, IsolatedEngine):
+                closing.callback(engine.close)
+                engine.start()  # when calls are answered: reads need no worker
+            yield f"{host}:{port}"
+        finally:
+            await healthy.enter_graceful_shutdown()
+            await _stop(server, edge, settings.stop_grace)
+
+
+async def _stop(server: grpc.aio.Server, edge: Edge, grace: float) -> None:
+    """Takes no more calls, lets those under way end for a while, and tells those that do not."""
+    stopping = asyncio.create_task(server.stop(grace + _TELLING_SECONDS))
+    with suppress(TimeoutError):
+        await asyncio.wait_for(edge.idle(), grace)
+    edge.dismiss()
+    await stopping
+
+
+def _observers(engine: TraceApi[Any], settings: Settings, closing: ExitStack) -> list[Observer]:
+    """Who watches the calls; their packages are imported only where the settings want them."""
+    observers: list[Observer] = []
+    if settings.metrics_port is not None:
+        from fxtrace.service.metrics import Metrics
+
+        metrics = Metrics(settings.metrics_port, engine.gauges() if isinstance(engine, IsolatedEngine) else {})
+        closing.callback(metrics.close)
+        observers.append(metrics)
+        _log.warning("metrics at http://%(address)s/metrics", {"address": metrics.address})
+    if settings.spans:
+        from fxtrace.service.spans import Spans
+
+        spans = Spans()
+        closing.callback(spans.close)
+        observers.append(spans)
+    return observers
 
 
 def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
@@ -165,40 +201,3 @@ def _options(settings: Settings) -> tuple[tuple[str, int], ...]:
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _loopback(address: str) -> tuple[str, int]:
-    """Host and port of an address, where it is this machine's own."""
-    match = re.fullmatch(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[^:\[\]]+):(?P<port>[0-9]{1,5})", address)
-    if match is None or int(match["port"]) > 65535:
-        raise OptionInvalid(
-            f"address: expected host:port, such as {DEFAULT_ADDRESS}; got '{address}'", field="address", address=address
-        )
-    host = match["host"]
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
-        raise OptionInvalid(
-            f"address: expected a loopback address (127.0.0.1, [::1] or localhost), since this version has no TLS and "
-            f"no log-in; got '{host}'. To reach it from elsewhere, forward the port over SSH",
-            field="address",
-            address=address,
-        )
-    return host, int(match["port"])
-
-
-def _check_free(host: str, port: int) -> None:
-    """Raises Unmet where the port cannot be listened on; gRPC itself would only say that it could not."""
-    family, *_, where = socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)[0]
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(where)
-        except OSError as error:
-            raise Unmet(
-                f"cannot listen on {host}:{port}: {(error.strerror or str(error)).lower()}. Choose another port, or "
-                "port 0 for a free one",
-                address=f"{host}:{port}",
-            ) from None

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, ParamSpec, TypeAlias, TypeVar
 
@@ -18,15 +19,18 @@ import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
-from fxtrace import wire
+from fxtrace import __version__, wire
 from fxtrace.api import TensorReader, TraceApi
 from fxtrace.errors import Cancelled, OptionInvalid, TooLarge
 from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, chunk_frame, crc32
 from fxtrace.records import enum_codec
+from fxtrace.service.access import caller
+from fxtrace.service.interceptors import stages
 from fxtrace.service.paging import page_size, page_start, page_token
+from fxtrace.service.redact import without_paths
 from fxtrace.service.replies import ReplyCache
 from fxtrace.service.settings import Settings
-from fxtrace.trace import ImageFormat, Progress
+from fxtrace.trace import ImageFormat, ModelInfo, Progress, ServerInfo
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 SERVICE = rpc.DESCRIPTOR.services_by_name["TraceService"]
@@ -75,12 +79,17 @@ class TraceServicer:
         for pool in (self._works, self._reads):
             pool.shutdown(wait=False, cancel_futures=True)
 
+    async def GetServer(self, _: rpc.GetServerRequest, __: Context) -> rpc.GetServerResponse:
+        key = caller.get()
+        info = ServerInfo(__version__, "write" if key is None else key.scope, "" if key is None else key.id)
+        return rpc.GetServerResponse(server=wire.SERVER.encode(info))
+
     async def ListModels(self, request: rpc.ListModelsRequest, _: Context) -> rpc.ListModelsResponse:
         size = self._page_size(request.page_size, 100, self._settings.page_items)
         start = page_start(request.page_token, "models")
         models = await _in(self._works, self._engine.list_models)
         return rpc.ListModelsResponse(
-            models=map(wire.MODEL.encode, models[start : start + size]),
+            models=map(wire.MODEL.encode, map(_shown, models[start : start + size])),
             next_page_token=page_token(start + size, "models") if start + size < len(models) else "",
         )
 
@@ -200,8 +209,12 @@ class TraceServicer:
         news = _News()
         done = self._works.submit(work, progress=news.report)
         done.add_done_callback(lambda _: news.end())
+        stage, on_stage = "", stages.get()
         try:
             async for progress in news:
+                if on_stage is not None and progress.stage != stage:
+                    stage = progress.stage
+                    on_stage(stage)
                 yield progress
             yield done.result()
         finally:
@@ -214,6 +227,10 @@ class TraceServicer:
 
     async def _read(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await _in(self._reads, work, *args, **kwargs)
+
+
+def _shown(model: ModelInfo) -> ModelInfo:
+    return model if model.schema else replace(model, summary=without_paths(model.summary))
 
 
 class _News:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
 
     host: str = "127.0.0.1"
-    """A loopback address to listen on."""
+    """The address to listen on; beyond this machine only with TLS and known callers."""
     port: int = Field(default=50051, ge=0, le=65535)
     """The port to listen on; 0 picks a free one."""
     store: str | None = None
@@ -50,6 +50,26 @@ class Settings(BaseSettings):
     """Models to offer: model files, package.module:factory, hf:<architecture>. In a variable, with commas between."""
     hf: bool = False
     """Whether every architecture of transformers is offered, as hf:..."""
+
+    tls_certificate: Path | None = None
+    """The server's certificate and those between it and its authority's, PEM: calls are encrypted."""
+    tls_key: Path | None = None
+    """The certificate's private key, PEM."""
+    tls_client_ca: Path | None = None
+    """Authorities, PEM: callers must show a certificate of one of them."""
+    keys: Path | None = None
+    """The keys of `fxtrace keys`: callers must show one."""
+    insecure: bool = False
+    """Whether to listen beyond this machine without TLS, or for callers whom nobody knows."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
+    """What is logged on stderr: debug, info (a line for each call), warning or error."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines of text, or of json."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """A port of 127.0.0.1 where Prometheus finds metrics, under /metrics."""
+    spans: bool = False
+    """Whether calls and their stages are spans of OpenTelemetry, exported as its OTEL_ variables say."""
 
     workers: int = Field(default=2, ge=1, le=256)
     """Captures that run at once, each in a process of its own. One more process is kept."""

@@ -24,7 +24,7 @@ from fxtrace import wire
 from fxtrace.errors import FxtraceError
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.status import to_status
+from fxtrace.status import with_stack
 from fxtrace.store import Store
 from fxtrace.trace import ImageFormat, Progress, RenderOptions, TraceRequest
 
@@ -168,7 +168,7 @@ def _answer(engine: Engine, caller: _Caller, method: str, args: tuple[object, ..
 
 
 def _failure(error: FxtraceError) -> bytes:
-    status: bytes = to_status(error).SerializeToString()
+    status: bytes = with_stack(error).SerializeToString()
     return ERROR + status
 
 

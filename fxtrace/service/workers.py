@@ -182,6 +182,18 @@ class Workers:
         with self._changed:
             self._refuse(_stopping())
 
+    @property
+    def waiting(self) -> int:
+        """How many calls wait."""
+        with self._changed:
+            return len(self._waiting)
+
+    @property
+    def alive(self) -> int:
+        """How many workers are ready, or at work."""
+        with self._changed:
+            return self._up
+
     def submit(self, job: Job) -> None:
         """Puts a job into the queue.
 
@@ -249,7 +261,7 @@ class Workers:
                 started.bury()
                 problem = error
         if not self._closing.is_set():
-            _log.error("worker cannot start: %s", problem.message)
+            _log.error("worker cannot start: %(problem)s", {"problem": problem.message})
             with self._changed:
                 if not self._up:
                     self._refuse(problem)
@@ -317,7 +329,8 @@ class Workers:
                 f"{job.what} ended the process that did it: {cause}; nothing else was harmed", cause=cause
             )
             level = logging.INFO if isinstance(outcome, Cancelled | ServerUnavailable) else logging.WARNING
-            _log.log(level, "worker pid=%s ended cause=%s: %s", doing.process.pid, cause, outcome.message)
+            values = {"pid": doing.process.pid, "cause": cause, "problem": outcome.message}
+            _log.log(level, "worker pid=%(pid)s ended cause=%(cause)s: %(problem)s", values)
         if outcome is not None:
             job.end(outcome)
         return not cause and run.verdict is None  # with a verdict, it was killed in its last moment

@@ -48,6 +48,16 @@ def reported() -> Iterator[None]:
         raise _unusable(error.strerror or error, full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
 
 
+@contextmanager
+def reported_of_index() -> Iterator[None]:
+    """The same around what asks the index: a value of another kind than was written, or no text at all, is damage."""
+    try:
+        with reported():
+            yield
+    except (ValueError, TypeError, ArithmeticError, LookupError) as error:
+        raise damaged_index(error) from error
+
+
 def damaged_index(problem: object) -> StoreDamaged:
     """The error for an index that cannot be read."""
     return StoreDamaged(

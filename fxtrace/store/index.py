@@ -36,7 +36,7 @@ from sqlalchemy import (
 from zlib_ng.zlib_ng import crc32
 
 from fxtrace.errors import DependencyMissing, StoreDamaged
-from fxtrace.store.faults import damaged_index, damaged_trace, reported
+from fxtrace.store.faults import damaged_index, damaged_trace, reported_of_index
 
 SCHEMA_VERSION = 2
 
@@ -112,13 +112,17 @@ class Index:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that only looks."""
-        with reported(), self._engine.connect() as connection:
+        with reported_of_index(), self._engine.connect() as connection:
             yield connection
 
     @contextmanager
     def locked(self) -> Iterator[Connection]:
         """A transaction that holds the lock of the writers from its start."""
-        with reported(), self._engine.connect() as connection, connection.execution_options(write=True).begin():
+        with (
+            reported_of_index(),
+            self._engine.connect() as connection,
+            connection.execution_options(write=True).begin(),
+        ):
             yield connection
 
     def prepare(self, migrate: Callable[[Index], None]) -> None:

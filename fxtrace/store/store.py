@@ -157,6 +157,19 @@ class Store:
         self._discard(row.blob)
         return parse(kept.id, trace_from_bytes, kept.trace)
 
+    def check_writable(self) -> None:
+        """Returns if the store can be written to: writes a small file, and removes it.
+
+        Raises:
+            Unmet: it cannot.
+        """
+        name = new_name("0" * 32)
+        with reported():
+            self._blobs.write(name, [memoryview(b"fxtrace")])
+            self._blobs.delete(name)
+        with self._index.locked():
+            pass
+
     def pin(self, trace_id: str, pinned: bool = True) -> None:
         """Keeps a trace from being pushed out, or no longer.
 
@@ -288,6 +301,12 @@ class Store:
             )
             for row in rows
         ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all traces' files together."""
+        with self._index.reading() as connection:
+            return sum(self._index.sizes(connection).values())
 
     def read(self, trace_id: str, specs: Mapping[str, TensorSpec]) -> dict[str, NDArray[Any]]:
         """The numbers of these tensors of a trace with values.

@@ -23,6 +23,29 @@ else:
 
 DESCRIPTOR: descriptor.FileDescriptor
 
+class _Scope:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ScopeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
+    """Not said."""
+    SCOPE_READ: _Scope.ValueType  # 1
+    """Every RPC but CreateTrace and DeleteTrace."""
+    SCOPE_WRITE: _Scope.ValueType  # 2
+    """Every RPC."""
+
+class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
+    """What a key allows."""
+
+SCOPE_UNSPECIFIED: Scope.ValueType  # 0
+"""Not said."""
+SCOPE_READ: Scope.ValueType  # 1
+"""Every RPC but CreateTrace and DeleteTrace."""
+SCOPE_WRITE: Scope.ValueType  # 2
+"""Every RPC."""
+
 class _Rung:
     ValueType = typing.NewType("ValueType", builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -248,6 +271,71 @@ class Model(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["schema", b"schema"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["fields", b"fields", "name", b"name", "schema", b"schema", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Server(message.Message):
+    """A server, as the caller of it sees it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    SCOPE_FIELD_NUMBER: builtins.int
+    KEY_ID_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """The version of fxtrace that it runs."""
+    scope: Scope.ValueType
+    """What the caller may do."""
+    key_id: builtins.str
+    """The id of the caller's key; empty where the server has no keys."""
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        scope: Scope.ValueType = ...,
+        key_id: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["key_id", b"key_id", "scope", b"scope", "version", b"version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetServerRequest(message.Message):
+    """Asks what the server is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetServerResponse(message.Message):
+    """What the server is."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SERVER_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def server(self) -> Server:
+        """The server."""
+
+    def __init__(
+        self,
+        *,
+        server: Server | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["server", b"server"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

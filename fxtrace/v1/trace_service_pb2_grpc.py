@@ -30,9 +30,15 @@ class TraceServiceStub:
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
     def __init__(self, channel):
@@ -41,6 +47,11 @@ class TraceServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.GetServer = channel.unary_unary(
+                '/fxtrace.v1.TraceService/GetServer',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetServerRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetServerResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/fxtrace.v1.TraceService/ListModels',
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ListModelsRequest.SerializeToString,
@@ -108,10 +119,25 @@ class TraceServiceServicer:
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
+
+    def GetServer(self, request, context):
+        """What this server is, and what the caller may do there.
+
+        Errors: none of its own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
         """The models this server offers, in the order of their names, paged.
@@ -235,6 +261,11 @@ class TraceServiceServicer:
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'GetServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServer,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetServerRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetServerResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.ListModelsRequest.FromString,
@@ -308,10 +339,43 @@ class TraceService:
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
+
+    @staticmethod
+    def GetServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/GetServer',
+            fxtrace_dot_v1_dot_trace__service__pb2.GetServerRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.GetServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def ListModels(request,

@@ -31,15 +31,26 @@ class TraceServiceStub:
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TraceServiceAsyncStub: ...
+    GetServer: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetServerRequest, _trace_service_pb2.GetServerResponse]
+    """What this server is, and what the caller may do there.
+
+    Errors: none of its own.
+    """
     ListModels: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]
     """The models this server offers, in the order of their names, paged.
 
@@ -118,12 +129,23 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    GetServer: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetServerRequest, _trace_service_pb2.GetServerResponse]  # type: ignore[assignment]
+    """What this server is, and what the caller may do there.
+
+    Errors: none of its own.
+    """
     ListModels: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]  # type: ignore[assignment]
     """The models this server offers, in the order of their names, paged.
 
@@ -201,10 +223,27 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
-    google.rpc.RetryInfo. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server, CANCELLED,
-    DEADLINE_EXCEEDED, UNAVAILABLE (SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when
-    too many calls are under way. Limits that are given as "at most" are a server's defaults.
+    google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
+    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
+    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
+    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
+    defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    PERMISSION_DENIED (PERMISSION_DENIED).
     """
+
+    @_abc_1.abstractmethod
+    def GetServer(
+        self,
+        request: _trace_service_pb2.GetServerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.GetServerResponse, _abc.Awaitable[_trace_service_pb2.GetServerResponse]]:
+        """What this server is, and what the caller may do there.
+
+        Errors: none of its own.
+        """
 
     @_abc_1.abstractmethod
     def ListModels(

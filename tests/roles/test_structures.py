@@ -18,7 +18,7 @@ WALL = torch.zeros(LENGTH, LENGTH).masked_fill(HIDDEN, -math.inf)
 
 
 def cut(x: Tensor) -> Tensor:
-    return torch.unflatten(x, -1, (-1, SIZE)).transpose(1, 2)
+    return x.view(*x.shape[:-1], -1, SIZE).transpose(1, 2)
 
 
 def side_by_side(x: Tensor) -> Tensor:
@@ -49,7 +49,11 @@ class Attend(nn.Module):
         copies = HEADS // k.shape[1]
         k, v = (each.repeat_interleave(copies, 1) for each in (k, v)) if copies > 1 else (k, v)
         w = self.tell("weights", self.weights(self.tell("scores", q @ k.transpose(2, 3) * SIZE**-0.5)))
-        return self.o(self.tell("concat", side_by_side(self.tell("head_outputs", w @ v))))
+        return self.project(self.tell("concat", side_by_side(self.tell("head_outputs", w @ v))))
+
+    def project(self, x: Tensor) -> Tensor:
+        y: Tensor = self.o(x)
+        return y
 
 
 class Sink(Attend):
@@ -82,6 +86,19 @@ class Floored(Attend):
     def weights(self, scores: Tensor) -> Tensor:
         lowest = torch.tensor(torch.finfo(scores.dtype).min)
         return self.tell("masked_scores", torch.max(scores + WALL, lowest)).softmax(-1)
+
+
+class Turned(Attend):
+    """Rotations by complex numbers."""
+
+    def turn(self, x: Tensor) -> Tensor:
+        angles = torch.outer(torch.arange(LENGTH), torch.tensor([1.0, 0.1]))
+        pairs = torch.view_as_complex(torch.unflatten(x, -1, (-1, 2)))
+        return torch.view_as_real(pairs * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = super().heads(x)
+        return self.turn(q), self.turn(k), v
 
 
 class OneKeyHead(Attend):
@@ -118,6 +135,45 @@ class Latent(Attend):
         k[..., : SIZE - 1].copy_(own)
         k[..., SIZE - 1 :].copy_(shared)
         return cut(q), k, v
+
+
+class Routed(Attend):
+    """Each token has its queries and its results projected by one of two experts. (Shen et al. 2024, "JetMoE".)"""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(WIDTH, 2)
+        self.asks, self.says = (nn.ModuleList(nn.Linear(WIDTH, WIDTH) for _ in range(2)) for _ in range(2))
+
+    def routed(self, x: Tensor, experts: nn.ModuleList) -> Tensor:
+        flat = x.reshape(-1, WIDTH)
+        rows = [torch.nonzero(self.choice == i)[:, 0] for i in range(2)]
+        parts = torch.cat([expert(flat[each]) for expert, each in zip(experts, rows, strict=True)])
+        return torch.zeros_like(flat).index_add(0, torch.cat(rows), parts).view_as(x)
+
+    def heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return cut(self.routed(x, self.asks)), cut(self.k(x)), cut(self.v(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.choice = self.router(x).argmax(-1).flatten()
+        return super().forward(x)
+
+    def project(self, x: Tensor) -> Tensor:
+        return self.routed(x, self.says)
+
+
+class GoesOn(Attend):
+    """The branch has a feed-forward after the attention, and reads the embeddings beside the stream."""
+
+    def __init__(self, after: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(2 * WIDTH, WIDTH) for _ in range(3))
+        self.first, self.second = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.after = after
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(torch.cat((x, x.flip(1)), -1))
+        return self.after(y) if self.after else self.second(self.first(y).relu())
 
 
 class Decoder(nn.Module):
@@ -166,6 +222,7 @@ STRUCTURES: dict[str, tuple[Callable[[], Attend], set[str]]] = {
     "sink, shifted by the largest score": (lambda: Sink(shifted=True), set()),
     "gate and wall": (Gated, {"mask"}),
     "floor": (Floored, set()),
+    "rotations by complex numbers": (Turned, set()),
     "one key head": (OneKeyHead, set()),
     "latent": (Latent, {"key", "value"}),
     "latent, keys written in place": (lambda: Latent(written=True), {"key", "value"}),
@@ -231,6 +288,91 @@ def test_an_attention_beside_something_else_is_found() -> None:
         weights = graph.by_role[f"decoder.{i}.masked_self_attention.weights"]
         assert torch.equal(values[weights.name], attention.told["weights"])
     assert [refusal for refusal in graph.refusals if "neither an attention nor a feed-forward" in refusal.reason]
+
+
+def test_an_attention_between_experts_is_found_and_its_query_refused() -> None:
+    torch.manual_seed(4)
+    model = Decoder(Routed).eval()
+    graph, values = labelled(model)
+    for i, attention in enumerate(model.attentions):
+        assert isinstance(attention, Attend)
+        at = f"decoder.{i}.masked_self_attention"
+        for part in ("query_heads", "key_heads", "value_heads", "weights", "head_outputs"):
+            assert torch.equal(values[graph.by_role[f"{at}.{part}"].name], attention.told[part])
+        assert f"{at}.residual_sum" in graph.by_role
+        reasons = {refusal.role: refusal.reason for refusal in graph.refusals}
+        assert "2 projections each give a part" in reasons[f"{at}.query"]
+        assert "a part of the heads' outputs" in reasons[f"{at}.output"]
+
+
+def test_an_attention_whose_branch_goes_on_is_found_without_a_residual_of_its_own() -> None:
+    model = Decoder(GoesOn).eval()
+    graph, values = labelled(model)
+    at = "decoder.0.masked_self_attention"
+    attention = model.attentions[0]
+    assert isinstance(attention, Attend)
+    assert torch.equal(values[graph.by_role[f"{at}.weights"].name], attention.told["weights"])
+    assert not [role for role in graph.by_role if role.startswith(f"{at}.residual")]
+    reasons = {refusal.role: refusal.reason for refusal in graph.refusals}
+    assert "goes on after the attention" in reasons[f"{at}.residual_sum"]
+
+
+def test_an_unknown_op_on_an_attentions_result_is_no_further_step() -> None:
+    graph, _ = labelled(Decoder(lambda: GoesOn(after=torch.sin)).eval())
+    assert not [role for role in graph.by_role if "attention" in role]
+
+
+class Pool(nn.Module):
+    """An encoder whose result a learned query pools."""
+
+    def __init__(self, probes: int = 1, residual: bool = True) -> None:
+        super().__init__()
+        self.see = nn.Linear(5, WIDTH)
+        self.look, self.pool = Bare(), nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+        self.norm, self.wide, self.narrow = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 32), nn.Linear(32, WIDTH)
+        self.probe = nn.Parameter(torch.randn(1, probes, WIDTH))
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.see(x)
+        x = x + self.look(x)
+        y, _ = self.pool(self.probe.repeat(len(x), 1, 1), x, x)
+        z = self.narrow(torch.relu(self.wide(self.norm(y))))
+        return y + z if self.residual else z
+
+
+class Bare(Attend):
+    """Attention without a mask."""
+
+    def weights(self, scores: Tensor) -> Tensor:
+        return scores.softmax(-1)
+
+
+@pytest.mark.parametrize("probes", [1, 3])
+def test_a_stream_may_start_from_an_attention_by_a_learned_query(probes: int) -> None:
+    torch.manual_seed(5)
+    model, x = Pool(probes).eval(), torch.randn(2, LENGTH, 5)
+    captured = capture(model, {"x": x})
+    graph, _ = label(captured.graph, captured.values, model.state_dict())
+    attentions = {role.rpartition(".")[0] for role in graph.by_role if "attention" in role}
+    assert attentions == {"encoder.0.self_attention", "decoder.0.cross_attention"}
+    with torch.no_grad():
+        seen = model.see(x)
+        seen = seen + model.look(seen)
+        _, weights = model.pool(model.probe.repeat(2, 1, 1), seen, seen, average_attn_weights=False)
+    found = captured.values[graph.by_role["decoder.0.cross_attention.weights"].name]
+    assert torch.allclose(found.view_as(weights), weights)
+    reasons = {refusal.role: refusal.reason for refusal in graph.refusals}
+    assert "a stream starts from it" in reasons["decoder.0.cross_attention.residual_sum"]
+    assert "decoder.0.feed_forward.residual_sum" in graph.by_role
+
+
+def test_a_learned_query_whose_result_starts_no_stream_is_refused() -> None:
+    model = Pool(residual=False).eval()
+    captured = capture(model, {"x": torch.randn(2, LENGTH, 5)})
+    graph, _ = label(captured.graph, captured.values, model.state_dict())
+    assert {role.rpartition(".")[0] for role in graph.by_role if "attention" in role} == {"encoder.0.self_attention"}
+    assert any("not added back" in refusal.reason for refusal in graph.refusals)
 
 
 class Capped(Decoder):

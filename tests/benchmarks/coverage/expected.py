@@ -13,14 +13,16 @@ _HEADS = ("num_attention_heads", "n_head", "n_heads", "num_heads", "encoder_atte
 
 
 def configured_attentions(model: type, config: Any) -> dict[str, int]:
-    """Attentions by kind, for a configuration and those inside it that its model has parts for."""
+    """Attentions by kind, of a configuration and those inside it that its model has parts for; {} if none says."""
     counts = dict.fromkeys(KINDS, 0)
     for kind, number in _counted(model, config):
+        if number is None:
+            return {}
         counts[kind] += number
     return counts
 
 
-def _counted(model: type, config: Any) -> Iterator[tuple[str, int]]:
+def _counted(model: type, config: Any) -> Iterator[tuple[str, int | None]]:
     if config.sub_configs and _first(config, _LAYERS) is None:
         for name in config.sub_configs:
             if (inner := getattr(config, name, None)) is not None:
@@ -39,8 +41,8 @@ def _counted(model: type, config: Any) -> Iterator[tuple[str, int]]:
         yield "cross_attention", _attention_layers(config)
 
 
-def _attention_layers(config: Any) -> int:
-    """The layers that have an attention, where a list or a period says which; else all."""
+def _attention_layers(config: Any) -> int | None:
+    """The layers that have an attention, where a list or a period says which; else all. None where nothing says."""
     layers = _first(config, _LAYERS)
     if isinstance(depths := getattr(config, "depths", None), list | tuple):
         return sum(depths)
@@ -51,7 +53,7 @@ def _attention_layers(config: Any) -> int:
             return sum(("attention" in kind and "linear" not in kind) or kind == "hybrid" for kind in kinds)
     if isinstance(chosen := getattr(config, "attn_layer_indices", None), list | tuple):
         return len(chosen)
-    return int(layers) if isinstance(layers, int) else sum(layers or ())
+    return layers if layers is None or isinstance(layers, int) else sum(layers)
 
 
 def _looks_back_only(model: type, config: Any) -> bool:

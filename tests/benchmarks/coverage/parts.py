@@ -1,9 +1,10 @@
 """The feed-forwards, norms and residual sums that a model has, told by what its modules take and give.
 
-Nothing here reads a graph. A model's layers are the members of its module lists; within a call of one, a residual sum
-is a tensor some module takes or gives that is a tensor of the stream plus what a module gave (or two gave), a
-feed-forward is an activation between two linear modules, and a norm is a module that takes a residual sum and gives
-numbers of size one. Sums that no module takes, and feed-forwards that are no modules, are not seen.
+Nothing here reads a graph. A model's layers are the members of its module lists, or itself. Within a call of one, a
+residual sum is a tensor some module takes or gives that is a tensor of the stream plus what a module gave (or two
+gave), a feed-forward is an activation between two linear modules, and a norm is a module that takes a residual sum and
+gives numbers of size one. Sums that no module takes, feed-forwards that are no modules, and experts, which take some of
+the tokens, are not seen.
 """
 
 from __future__ import annotations
@@ -44,8 +45,10 @@ def true_parts(module: nn.Module, inputs: Mapping[str, Any]) -> dict[str, list[T
     """The output of each feed-forward and norm and each residual sum of one run, in order."""
     calls = _calls(module, inputs)
     found: dict[str, list[Tensor]] = {part: [] for part in PARTS}
-    for layer in calls:
-        if layer.path.rpartition(".")[2].isdigit() and not layer.is_leaf and layer.taken:
+    layers = [call for call in calls if not call.path or call.path.rpartition(".")[2].isdigit()]
+    layers = [layer for layer in layers if not layer.is_leaf and layer.taken]
+    for layer in layers:
+        if not _is_expert(layer, calls):
             inside = [call for call in calls if layer.began < call.began and call.ended < layer.ended]
             forwards = list(_feed_forwards(inside, layer.taken[0]))
             _add(found["feed_forward"], forwards)
@@ -156,13 +159,23 @@ _ACTIVATIONS: tuple[Callable[[Tensor], Tensor], ...] = (
 def _feed_forwards(calls: list[_Call], stream: Tensor) -> Iterator[Tensor]:
     """The outputs of linear modules that take an activation of what a linear module before them gave."""
     linear = [c for c in calls if c.is_leaf and len(c.taken) == 1 == len(c.given) and _is_linear(c.module)]
-    rows = stream.numel() // stream.shape[-1]
     for number, down in enumerate(linear):
         taken = down.taken[0].reshape(-1)
         before = [each for call in linear[:number] for each in _halves(call.given[0]) if each.numel() == taken.numel()]
-        of_stream = down.given[0].numel() == stream.numel() or down.taken[0].numel() // down.taken[0].shape[-1] == rows
+        of_stream = down.given[0].numel() == stream.numel() or _rows(down.taken[0]) == _rows(stream)
         if of_stream and any(_is_activated(taken, up, before) for up in before):
             yield down.given[0]
+
+
+def _is_expert(layer: _Call, calls: list[_Call]) -> bool:
+    """Whether a member of a list takes fewer tokens than the module that has the list gives."""
+    owner = layer.path.rpartition(".")[0].rpartition(".")[0]
+    around = (call for call in calls if call.path == owner and call.began < layer.began and layer.ended < call.ended)
+    return any(call.given and _rows(call.given[0]) > _rows(layer.taken[0]) for call in around)
+
+
+def _rows(tensor: Tensor) -> int:
+    return tensor.numel() // max(1, tensor.shape[-1])
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -1,0 +1,79 @@
+"""`fxtrace keys`: the keys that callers of a server show."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fxtrace.cli.common import Commands, Json
+
+keys = typer.Typer(
+    name="keys",
+    help="Make, list and revoke the keys of a server's callers. A running server takes notice at once.",
+    cls=Commands,
+    no_args_is_help=True,
+)
+
+KeyFileOption = Annotated[
+    Path,
+    typer.Option("--keys", metavar="FILE", envvar="FXTRACE_KEYS", help="The file of keys, as for `fxtrace serve`."),
+]
+
+
+class ScopeName(StrEnum):
+    """What a key allows."""
+
+    read = "read"
+    write = "write"
+
+
+@keys.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Whose key it is, or what for.")],
+    scope: Annotated[ScopeName, typer.Option(help="`write` may also make and delete traces.")],
+    file: KeyFileOption,
+    as_json: Json = False,
+) -> None:
+    """Make a key, and print it. It is shown this once: the file has only a hash of it."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.service.keys import new_key
+
+    key, text = new_key(file, name, scope.value)
+    if as_json:
+        echo_json({"id": key.id, "name": key.name, "scope": key.scope, "key": text})
+    else:
+        typer.echo(text)
+
+
+@keys.command("ls")
+def list_keys(file: KeyFileOption, as_json: Json = False) -> None:
+    """List the keys: id, scope, when they were made, and whose they are."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.service.keys import read_keys
+
+    listed = read_keys(file)
+    if as_json:
+        echo_json([{"id": k.id, "name": k.name, "scope": k.scope, "created": k.created} for k in listed])
+    else:
+        for key in listed:
+            typer.echo(f"{key.id}  {key.scope:<5}  {key.created:%Y-%m-%d %H:%M}  {key.name}")
+
+
+@keys.command()
+def revoke(
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, as `fxtrace keys ls` has it.")],
+    file: KeyFileOption,
+    as_json: Json = False,
+) -> None:
+    """Revoke a key: no further call is let in with it."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.service.keys import revoke_key
+
+    key = revoke_key(file, key_id)
+    if as_json:
+        echo_json({"id": key.id, "name": key.name})
+    else:
+        typer.echo(f"revoked {key.id}, the key of {key.name}")
