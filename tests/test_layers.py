@@ -23,8 +23,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("capture",),
     ("tensorfile",),
     ("store",),
-    ("client", "connection", "remote", "service.engine", "service.inputs", "service.paging"),
-    ("service.tracing", "service.witness"),
+    ("client", "connection", "remote"),
+    ("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
     ("service",),
     ("cli", "doctor", "__main__"),
 )

@@ -7,7 +7,7 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from tests.benchmarks.coverage.row import FULL, Row
+from tests.benchmarks.coverage.row import FULL, ONE_IN, Row
 from tests.benchmarks.coverage.score import MIXTURE
 from tests.benchmarks.coverage.truth import KINDS
 
@@ -71,7 +71,7 @@ def full(rows: Rows) -> Iterator[str]:
     yield "tools run on eager models."
     yield ""
     yield "A capture runs the module by itself, records a second run with every value, argument and source line, and"
-    yield "then runs the graph to check it. Against it: `torchlens.trace(model, inputs)`; the same, full, with"
+    yield f"then runs the graph to check it. Against it: `torchlens.trace(model, inputs)`; on one model in {ONE_IN}, full, with"
     yield f"`CaptureOptions({', '.join(f'{name}={value}' for name, value in FULL.items())})`; and"
     yield "`torchview.draw_graph(model, inputs, depth=100)`."
     yield ""
