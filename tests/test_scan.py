@@ -38,6 +38,7 @@ MAY_TOUCH_FILES = {
     "service/workers.py": "a temporary folder's name, made by the system",
     "service/engine.py": "the store, by an id that was checked",
     "store/blobs.py": "names that the store makes of checked ids: see NAME there",
+    "store/files.py": "names that the store makes of checked ids: see NAME there",
     "store/migrate.py": "the store's place",
     "store/place.py": "the operator's place",
     "store/store.py": "the store's place",

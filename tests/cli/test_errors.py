@@ -157,6 +157,7 @@ def test_errors_are_json_where_json_is_asked_for(run: Run, served: Served) -> No
         result = run(*args, "--json")
         assert (result.exit_code, result.stdout) == (1, "")
         told = json.loads(result.stderr)
+        assert bool(told.pop("request_id", "")) == ("--server" in args)
         assert set(told) == {"reason", "message", "field", "metadata"}
         assert (told["reason"], told["field"]) == ("SLICE_INVALID", "slice")
         assert told["metadata"]["dimension"] == "0"

@@ -45,7 +45,7 @@ def totals(rows: Rows) -> Iterator[str]:
     for part, head in _PART_HEADS.items():
         counts = {each: sum(getattr(row.scores[part], each) for row in traced) for each in _COUNTS}
         yield f"| {head} | " + ", ".join(f"{n} {each}" for each, n in counts.items()) + " |"
-    ours = statistics.median(row.capture / row.eager for row in traced)
+    ours = statistics.median(row.capture / row.eager for row in traced if row.eager)
     yield f"| a capture with every value ÷ an eager run, median | {ours:.1f} |"
     for tool, name in _TOOLS.items():
         ratios = [seconds / row.capture for row in traced if isinstance(seconds := getattr(row, tool), float)]
@@ -71,7 +71,8 @@ def full(rows: Rows) -> Iterator[str]:
     yield "tools run on eager models."
     yield ""
     yield "A capture runs the module by itself, records a second run with every value, argument and source line, and"
-    yield f"then runs the graph to check it. Against it: `torchlens.trace(model, inputs)`; on one model in {ONE_IN}, full, with"
+    yield "then runs the graph to check it. Against it: `torchlens.trace(model, inputs)`; on one model in"
+    yield f"{ONE_IN}, full, with"
     yield f"`CaptureOptions({', '.join(f'{name}={value}' for name, value in FULL.items())})`; and"
     yield "`torchview.draw_graph(model, inputs, depth=100)`."
     yield ""
@@ -126,7 +127,7 @@ def _cells(group: str, row: Row) -> Iterator[str]:
         return
     equal = {True: "equal", False: "not equal: " + _cell(row.notes[-1] if row.notes else ""), None: "—"}
     yield from (row.rung, str(row.nodes), f"{row.with_shape:.0%}", equal[row.output_equal])
-    yield f"{row.capture / row.eager:.1f}"
+    yield f"{row.capture / row.eager:.1f}" if row.eager else ""
     for seconds in (getattr(row, tool) for tool in _TOOLS):
         yield f"{seconds / row.capture:.1f}" if isinstance(seconds, float) else _cell(seconds)
 

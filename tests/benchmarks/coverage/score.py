@@ -183,8 +183,8 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
 
     A feed-forward is right where some module that is no attention's gave its output; a norm where a module called a
     norm gave it; a residual sum where some module took it, or one with modules inside gave it. A sum that another
-    residual sum adds to, with no module between, is seen by no module: it is untold. Refused are those that the model
-    has, see `true_parts`, and that no role of the part found.
+    residual sum adds to, with no module between, is seen by no module: it is untold.
+    Refused are those that the model has, see `true_parts`, and that no role of the part found.
     """
     tests: Mapping[str, Callable[[Passed], object]] = {
         "feed_forward": lambda each: each.came_out and not re.search("attn|attention", each.path + each.type, re.I),
@@ -212,6 +212,6 @@ def score_parts(graph: Graph, values: Mapping[str, Tensor], it: Subject) -> dict
 
 
 def _part(role: Role) -> str | None:
-    if role.block == "feed_forward" and role.part == "output":
-        return "feed_forward"
+    if (role.block == "feed_forward" and role.part == "output") or role.part == "shared_expert.output":
+        return "feed_forward"  # experts that see some of the tokens are none
     return {"norm_output": "norm", "residual_sum": "residual"}.get(role.part)
