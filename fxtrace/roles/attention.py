@@ -10,15 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from fxtrace.graph import Arg, Node, Ref, SliceArg
+from fxtrace.graph import Arg, Node, Ref
 from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
-from fxtrace.roles.products import Order, Product, read_product, transposed
-
-Factor = tuple[str, float | str]
-"""A scaling: `mul` or `div`, and by what number or by which node's value, one or one for each head; or `tanh`, which
-caps the scores."""
+from fxtrace.roles.products import Order, read_product, transposed
+from fxtrace.roles.scores import Factor, applies, cuts_off, keeps_rows, to_product, unscaled, without_sink
 
 
 @dataclass
@@ -65,19 +62,6 @@ class Attention:
     refused: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """The way from the product to the softmax: scalings, then masks, in execution order."""
-
-    node: Node
-    product: Product
-    scores: Node | None
-    factors: tuple[Factor, ...] = ()
-    masks: tuple[tuple[Node, Node], ...] = ()
-    """(the op that applies it, the mask)."""
-    rescalings: tuple[tuple[int, Factor], ...] = ()
-
-
 def find_attentions(flow: Flow) -> tuple[list[Attention], dict[str, str]]:
     """Every attention in execution order, and for each softmax or fused call that is none, its name and why."""
     found: list[Attention] = []
@@ -107,14 +91,14 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     if path is None or mixing is None or mixing.left_order is not None:
         return _not_mixed(flow, softmax)
     entry, value = flow.data_input(softmax), flow.graph.by_name[mixing.right]
-    scores, sink, sink_first = _without_sink(flow, entry, value) if entry is not None else (None, None, False)
-    chain = _to_product(flow, scores, value) if scores is not None else None
+    scores, sink, sink_first = without_sink(flow, entry, value) if entry is not None else (None, None, False)
+    chain = to_product(flow, scores, value) if scores is not None else None
     if chain is None:
         return _not_scores(flow, softmax)
     weights = softmax if sink is None else next((node for node in path if node.kind == "select"), softmax)
-    if sink is not None and not _cuts_off(flow, weights, softmax, sink, first=sink_first):
+    if sink is not None and not cuts_off(flow, weights, softmax, sink, first=sink_first):
         return f"the columns that '{sink.name}' adds to the scores are not cut off the weights again"
-    if not all(_keeps_rows(node) or node is weights for node in path[1:-1]):
+    if not all(keeps_rows(node) or node is weights for node in path[1:-1]):
         return _not_mixed(flow, softmax)
     attention = Attention(softmax, fused=False, weights=weights, mixing=path[-2], scores=chain.scores)
     attention.masks, attention.rescalings = chain.masks, chain.rescalings
@@ -124,11 +108,11 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
     masks = [mask for op, mask in chain.masks if applies(op) != "floors"]
     if len(masks) > 1:
         attention.refused["mask"] = f"{len(masks)} masks or biases are applied to the scores, one after the other"
-    elif masks and _to_product(flow, masks[0], value) is not None:
+    elif masks and to_product(flow, masks[0], value) is not None:
         attention.refused["mask"] = f"what is added to the scores, '{masks[0].name}', are other scores, no mask"
     by_name = flow.graph.by_name
-    query, query_factors = _unscaled(flow, by_name[chain.product.left])
-    key, key_factors = _unscaled(flow, by_name[chain.product.right])
+    query, query_factors = unscaled(flow, by_name[chain.product.left])
+    key, key_factors = unscaled(flow, by_name[chain.product.right])
     # An einsum reads the keys as they are laid out; any other product has them as d_head × length.
     key_order = transposed(chain.product.right_order)
     before = key if chain.product.right_order else _untransposed(flow, key)
@@ -138,9 +122,9 @@ def _explicit(flow: Flow, softmax: Node) -> Attention | str:
             f"'{key.name}' lays the keys out transposed in one step: no tensor has them as length × d_head"
         )
     else:
-        key, more = _unscaled(flow, before if key_order else _unmerged(flow, before))
+        key, more = unscaled(flow, before if key_order else _unmerged(flow, before))
         key_factors += more
-    query, more = _unscaled(flow, _unmerged(flow, query))
+    query, more = unscaled(flow, _unmerged(flow, query))
     query_factors += more
     attention.entering = {"query": query, "key": key, "value": _unmerged(flow, value)}
     attention.head_outputs = _split_again(flow, path[-1], attention.entering["value"])
@@ -156,7 +140,7 @@ def _not_mixed(flow: Flow, softmax: Node) -> str:
     here = softmax
     while users := flow.users(here):
         here = users[0]
-        if here.kind not in MOVES or not _keeps_rows(here):
+        if here.kind not in MOVES or not keeps_rows(here):
             break
     return f"no product has this softmax's output as its left factor: '{here.name}' reads it{_windows(flow, softmax)}"
 
@@ -204,151 +188,6 @@ def _fused(flow: Flow, call: Node) -> Attention | str:
     return attention
 
 
-def _to_product(flow: Flow, node: Node, value: Node) -> _Chain | None:
-    """Follows the scores back from a softmax's input to the product they come from.
-
-    Where the scores of two products are added, that is the one whose keys come from where the values come from.
-    """
-    if node.kind == "matmul":
-        product = read_product(flow, node)
-        if product is None or not all(
-            flow.computed(flow.graph.by_name[each]) for each in (product.left, product.right)
-        ):
-            return None
-        if node.target.rpartition(".")[2] == "baddbmm":
-            # One op scales the product and adds a bias: there are no scores without it.
-            alpha = node.kwargs.get("alpha", 1)
-            scale: Factor = ("mul", float(alpha) if isinstance(alpha, int | float) else 1.0)
-            return _Chain(node, product, None, (scale,), ((node, flow.inputs(node)[0]),))
-        return _Chain(node, product, node)
-    inputs = [each for each in flow.inputs(node) if each.spec is not None]
-    if node.kind in MOVES and _keeps_rows(node) and inputs:
-        chain = _to_product(flow, inputs[0], value)
-        return chain and _extend(chain, node)
-    factor = scaling(flow, node)
-    if factor is None and node.target.rpartition(".")[2] == "tanh" and inputs:
-        factor = inputs[0], ("tanh", 1.0)
-    if factor is not None:
-        chain = _to_product(flow, factor[0], value)
-        return chain and _extend(chain, node, factor=factor[1])
-    if node.kind == "add" and len(inputs) == 1 and 0 in node.args:
-        chain = _to_product(flow, inputs[0], value)
-        return chain and _extend(chain, node)
-    if applies(node) in ("adds", "gates", "floors") and len(inputs) == 2:
-        chains = [(_to_product(flow, each, value), other) for each, other in (inputs, reversed(inputs))]
-        ways = [(chain, other) for chain, other in chains if chain is not None]
-        if len(ways) == 2:
-            keys = [_source(flow, flow.graph.by_name[chain.product.right]) for chain, _ in ways]
-            ways = [way for way, key in zip(ways, keys, strict=True) if key and key == _source(flow, value)]
-        return _extend(ways[0][0], node, mask=ways[0][1]) if len(ways) == 1 else None
-    if applies(node) == "subtracts" and len(inputs) == 2:
-        chain = _to_product(flow, inputs[0], value)
-        return chain and _extend(chain, node, mask=inputs[1])
-    if applies(node) in ("hides", "keeps") and len(inputs) >= 2:
-        # masked_fill(scores, mask, value) and where(mask, scores, value)
-        scores, mask = inputs[:2] if applies(node) == "hides" else inputs[1::-1]
-        chain = _to_product(flow, scores, value)
-        return chain and _extend(chain, node, mask=mask)
-    return None
-
-
-_APPLIES = {"masked_fill": "hides", "where": "keeps", "max": "floors", "maximum": "floors"}
-
-
-def applies(op: Node) -> str:
-    """What an op does with a mask.
-
-    It `adds` or `subtracts` a bias, `gates` the scores with factors, `floors` them at a number, or `hides` or `keeps`
-    those where the mask is true; the empty string where it is another op.
-    """
-    by_kind = {"add": "adds", "sub": "subtracts", "mul": "gates"}.get(op.kind)
-    return by_kind or _APPLIES.get(op.target.rpartition(".")[2].rstrip("_"), "")
-
-
-def _without_sink(flow: Flow, entry: Node, value: Node) -> tuple[Node, Node | None, bool]:
-    """(the scores, the sink beside them, whether it comes first) of what a softmax reads.
-
-    A number subtracted from a whole row changes no softmax, and so is passed.
-    """
-    for here in flow.back(entry, MOVES | {"sub"}):
-        inputs = [each for each in flow.inputs(here) if each.spec is not None]
-        if here.kind == "sub":
-            if len(inputs) != 2 or (shape_of(inputs[1]) or (0,))[-1] != 1:
-                break
-            entry = inputs[0]
-        elif here.kind == "join":
-            dim = here.kwargs.get("dim", here.args[1] if len(here.args) > 1 else 0)
-            sinks = [each for each in inputs if _to_product(flow, each, value) is None]
-            if len(inputs) == 2 and len(sinks) == 1 and dim in (-1, len(shape_of(here) or ()) - 1):
-                return inputs[inputs[0] is sinks[0]], sinks[0], inputs[0] is sinks[0]
-        elif not _keeps_rows(here):
-            break
-    return entry, None, False
-
-
-def _cuts_off(flow: Flow, node: Node, softmax: Node, sink: Node, *, first: bool) -> bool:
-    """Whether a node is a softmax without the columns of a sink, the first or the last."""
-    whole, part, columns = ((shape_of(each) or (0,)) for each in (softmax, node, sink))
-    if flow.data_input(node) is not softmax or part != (*whole[:-1], whole[-1] - columns[-1]):
-        return False
-    index = node.args[1] if len(node.args) > 1 else None
-    if isinstance(index, tuple):  # tensor[..., start:stop]
-        last = index[-1] if index else None
-        start = last.start if isinstance(last, SliceArg) else 1
-    else:  # slice(tensor, dimension, start, stop)
-        start = node.args[2] if len(node.args) > 2 else 1
-    return (start in (None, 0)) is not first
-
-
-_REORDERS = frozenset(
-    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "t", "T", "H", "mT", "mH", "adjoint", "getattr", "flip"}
-    | {"roll"}
-)
-
-
-def _keeps_rows(node: Node) -> bool:
-    """Whether a move leaves the rows and columns of the scores what they are: it neither reorders nor cuts them."""
-    return node.kind != "select" and node.target.rpartition(".")[2] not in _REORDERS
-
-
-def _extend(chain: _Chain, node: Node, *, factor: Factor | None = None, mask: Node | None = None) -> _Chain:
-    if mask is not None:
-        return replace(chain, masks=(*chain.masks, (node, mask)))
-    if chain.masks:  # the scores are what there is before the first mask
-        return replace(chain, rescalings=(*chain.rescalings, (len(chain.masks), factor))) if factor else chain
-    return replace(chain, scores=node, factors=(*chain.factors, factor) if factor else chain.factors)
-
-
-def scaling(flow: Flow, node: Node) -> tuple[Node, Factor] | None:
-    """(what is scaled, by what) where a node multiplies or divides a tensor by a number, or by one for each head."""
-    if node.kind not in ("mul", "div") or len(node.args) != 2:
-        return None
-    left, right = node.args
-    for tensor, other in ((left, right), (right, left)):
-        if not isinstance(tensor, Ref) or (tensor is right and node.kind == "div"):
-            continue
-        base = flow.graph.by_name[tensor.node]
-        if not flow.computed(base):
-            continue
-        if isinstance(other, int | float) and not isinstance(other, bool):
-            return base, (node.kind, float(other))
-        constant = flow.graph.by_name[other.node] if isinstance(other, Ref) else None
-        if constant is not None and not flow.computed(constant):
-            if constant.kind == "size":
-                return base, (node.kind, float(constant.values[0].text))
-            if numel(constant) == 1 or (shape_of(constant) or ())[-2:] == (1, 1):
-                return base, (node.kind, constant.name)
-    return None
-
-
-def _unscaled(flow: Flow, node: Node) -> tuple[Node, list[Factor]]:
-    factors: list[Factor] = []
-    while (found := scaling(flow, node)) is not None:
-        node, factor = found
-        factors.insert(0, factor)
-    return node, factors
-
-
 def _unmerged(flow: Flow, node: Node) -> Node:
     """A factor before its batch and head dimensions were merged into one, where they were."""
     before = flow.data_input(node)
@@ -384,13 +223,6 @@ def _untransposed(flow: Flow, node: Node) -> Node | None:
         if tuple(d % rank for d in order if isinstance(d, int)) == swapped:
             return before
     return None
-
-
-def _source(flow: Flow, factor: Node) -> str | None:
-    """The name of what the one projection behind a factor reads."""
-    projections, complete = flow.nearest(factor, PROJECTIONS, ADJUSTS)
-    source = flow.data_input(projections[0]) if len(projections) == 1 and complete else None
-    return source.name if source is not None else None
 
 
 def _trace_heads(flow: Flow, attention: Attention) -> None:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, latent_of, scaling
+from fxtrace.roles.attention import Attention, latent_of
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
 from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, shape_of
+from fxtrace.roles.scores import scaling
 
 Core = Attention | FeedForward | Mixture | Unknown
 """What a branch does."""

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from fxtrace.graph import Node, SliceArg, Symbol
-from fxtrace.roles.attention import scaling
 from fxtrace.roles.feed_forward import (
     INNER,
     FeedForward,
@@ -29,6 +28,7 @@ from fxtrace.roles.feed_forward import (
 )
 from fxtrace.roles.flow import MOVES, Flow, numel, shape_of
 from fxtrace.roles.router import ROUTING, SELECTIONS, STILL, Router, name_of
+from fxtrace.roles.scores import scaling
 
 _ALL, _REST = SliceArg(None, None, None), Symbol("Ellipsis")
 _MERGES = frozenset(

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from fxtrace.graph import Check, Node, Ref
-from fxtrace.roles.attention import Attention, Factor, applies
+from fxtrace.roles.attention import Attention
 from fxtrace.roles.products import Order, product_operands
+from fxtrace.roles.scores import Factor, applies
 from fxtrace.roles.stacks import Head
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING
 from fxtrace.graph import Check, Graph, Node, Refusal, Role, Snapshot, show_shape
 from fxtrace.roles import expert_identities
 from fxtrace.roles import identities as identity
-from fxtrace.roles.attention import Attention, applies, find_attentions
+from fxtrace.roles.attention import Attention, find_attentions
 from fxtrace.roles.blocks import Block, find_blocks
 from fxtrace.roles.experts import Mixture, find_mixtures
 from fxtrace.roles.feed_forward import FeedForward, Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
 from fxtrace.roles.identities import Values
+from fxtrace.roles.scores import applies
 from fxtrace.roles.snapshots import take_snapshots
 from fxtrace.roles.stacks import (
     UNKNOWN,

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from networkx.utils import UnionFind
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, Factor, scaling
+from fxtrace.roles.attention import Attention
 from fxtrace.roles.blocks import Block
 from fxtrace.roles.feed_forward import Unknown
 from fxtrace.roles.flow import MOVES, Flow, shape_of
+from fxtrace.roles.scores import Factor, scaling
 
 _PASSES = frozenset({"norm", "cast", "dropout"})
 
