@@ -33,9 +33,9 @@ class TraceServiceStub:
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
+    UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
+    many calls are under way. Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -131,9 +131,9 @@ class TraceServiceAsyncStub(TraceServiceStub):
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
+    UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
+    many calls are under way. Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -225,9 +225,9 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
+    UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
+    many calls are under way. Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with

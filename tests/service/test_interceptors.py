@@ -10,9 +10,10 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from grpc_status import rpc_status
 
-from fxtrace.errors import InternalError, SliceInvalid
+from fxtrace.errors import InternalError, InvalidRequest, SliceInvalid
 from fxtrace.service.interceptors import REQUEST_ID, Edge
 from fxtrace.status import from_status
 
@@ -50,6 +51,13 @@ async def gather(requests: AsyncIterator[bytes], context: Context) -> bytes:
     return await unary(b"".join([request async for request in requests]), context)
 
 
+def decode(data: bytes) -> bytes:
+    """What protobuf does with bytes that are no message."""
+    if data == b"garbled":
+        Empty.FromString(data)
+    return data
+
+
 @pytest.fixture(scope="module")
 def channel() -> Iterator[grpc.Channel]:
     ready = threading.Event()
@@ -58,11 +66,11 @@ def channel() -> Iterator[grpc.Channel]:
     async def run() -> None:
         server = grpc.aio.server(interceptors=(Edge(),))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Unary": grpc.unary_unary_rpc_method_handler(unary),
-            "Stream": grpc.unary_stream_rpc_method_handler(stream),
-            "Write": grpc.unary_stream_rpc_method_handler(write),
-            "Both": grpc.stream_stream_rpc_method_handler(both),
-            "Gather": grpc.stream_unary_rpc_method_handler(gather),
+            "Unary": grpc.unary_unary_rpc_method_handler(unary, decode),
+            "Stream": grpc.unary_stream_rpc_method_handler(stream, decode),
+            "Write": grpc.unary_stream_rpc_method_handler(write, decode),
+            "Both": grpc.stream_stream_rpc_method_handler(both, decode),
+            "Gather": grpc.stream_unary_rpc_method_handler(gather, decode),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", handlers),))
         state["port"] = server.add_insecure_port("127.0.0.1:0")
@@ -115,6 +123,16 @@ def test_errors_become_their_statuses(channel: grpc.Channel, kind: str) -> None:
     error = from_status(rpc_status.from_call(e.value))
     assert type(error) is SliceInvalid
     assert (error.message, error.field, error.metadata) == ("expected a, got b", "slice", {"at": "3"})
+
+
+@KINDS
+def test_bytes_that_are_no_message_are_the_callers_mistake(channel: grpc.Channel, kind: str) -> None:
+    with pytest.raises(grpc.RpcError) as e:
+        call(channel, kind, b"garbled", metadata=((REQUEST_ID, "my-request.1"),))
+    error = from_status(rpc_status.from_call(e.value))
+    assert type(error) is InvalidRequest
+    assert "not a message of this call's" in error.message
+    assert error.request_id == "my-request.1"
 
 
 @KINDS
