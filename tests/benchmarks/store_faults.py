@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.store import Store
 from fxtrace.trace import TraceRequest
-from tests.benchmarks.measure import temporary_folder
+from tests.benchmarks.measure import serve, temporary_folder
 
 MODEL = Path(__file__).parent.parent / "service" / "tiny.py"
 KILLS = 50
@@ -180,14 +177,11 @@ def _limit_files(pid: int, nbytes: int) -> None:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--model", str(MODEL), "--store", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with serve(folder, MODEL) as (process, address):
         try:
-            yield re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0], process
+            yield address, process
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+            process.kill()
 
 
 if __name__ == "__main__":

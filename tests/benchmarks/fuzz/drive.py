@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 
 from fxtrace.api import TraceApi
 from fxtrace.client import Client
+from fxtrace.errors import Busy, TimeLimit
 from fxtrace.service.servicer import SERVICE
 from fxtrace.status import DOMAIN
 from fxtrace.trace import TraceRequest
@@ -254,7 +256,12 @@ class Slice(NamedTuple):
 def run(part: Slice) -> Tally:
     """Draws a slice's requests and sends them."""
     with Client(part.address, timeout=None) as client:
-        make_traces(client)  # those that were deleted
+        while True:
+            try:
+                make_traces(client)  # those that were deleted
+                break
+            except (Busy, TimeLimit) as error:  # what the other process asks for is done first
+                time.sleep(getattr(error, "retry_after", 1))
     drawn = draw_requests(requests(SERVICES, part.vocabulary), part.size, part.seed)
     tally = Driver(part.address, (part.folder,)).run(drawn)
     tally.distinct = len({(request.method, request.payload) for request in drawn})
