@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Protocol, TypeAlias
@@ -156,17 +156,20 @@ class Edge(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _name(context.code())  # by a standard service, which has said why
             raise
+        except grpc.aio.InternalError:  # it could not be sent: the caller is gone
+            code = "CANCELLED"
+            raise asyncio.CancelledError from None
         except (Exception, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and not self._dismissed:
                 code = "CANCELLED"  # by the caller, or its time ran out
                 raise
             if isinstance(raised, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
                 code = "UNIMPLEMENTED"  # by a standard service, which does not have all of its methods
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server has no {method}", trailers)
+                await _abort(context, grpc.StatusCode.UNIMPLEMENTED, f"this server has no {method}", trailers)
             error = self._told(raised, request_id, method)
             sent = rpc_status.to_status(status.to_status(error))
             code = sent.code.name
-            await context.abort(sent.code, sent.details, (*sent.trailing_metadata, *trailers))
+            await _abort(context, sent.code, sent.details, (*sent.trailing_metadata, *trailers))
         finally:
             self._calls.discard(under_way)
             self._ended.set()
@@ -203,6 +206,14 @@ class Edge(grpc.aio.ServerInterceptor):
         redact(error)
         error.request_id = request_id
         return error
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, text: str, trailers: tuple[tuple[str, str | bytes], ...]
+) -> None:
+    with suppress(grpc.aio.InternalError):  # the caller is gone
+        await context.abort(code, text, trailers)
+    raise asyncio.CancelledError
 
 
 def _decoded(decode: Decode, data: bytes) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -21,12 +22,21 @@ Context = Any
 SECRET = "/home/someone/secret.py"
 
 
+ENTERED, GONE = threading.Event(), threading.Event()
+
+
 async def unary(request: bytes, context: Context) -> bytes:
     if request == b"ours":
         raise SliceInvalid("expected a, got b", field="slice", at=3)
     if request == b"defect":
         raise RuntimeError(SECRET)
-    if request == b"abort":
+    if request.startswith(b"late"):
+        ENTERED.set()
+        GONE.wait()  # and no task of this loop's hears that the caller is gone
+        time.sleep(0.2)
+        if request == b"late":
+            raise SliceInvalid("too late")
+    if request.endswith(b"abort"):
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who?")
     return request
 
@@ -150,6 +160,17 @@ def test_a_defect_is_told_to_the_log_and_not_to_the_caller(
     assert "request=my-request.1" in record.getMessage()
     assert record.exc_text is not None
     assert SECRET in record.exc_text
+
+
+@pytest.mark.parametrize("request_", [b"late", b"late abort"])
+def test_a_caller_who_is_gone_is_no_defect(channel: Any, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    ENTERED.clear(), GONE.clear()
+    under_way = channel.unary_unary("/t/Unary").future(request_)
+    ENTERED.wait()
+    under_way.cancel()
+    GONE.set()
+    assert call(channel, "Unary", b"hello") == [b"hello"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @KINDS

@@ -210,7 +210,8 @@ class Driver:
         if code is grpc.StatusCode.DEADLINE_EXCEEDED and not info.reason:
             slow = request.deadline == DEADLINE_SECONDS and request.method != _WATCH and not reports_progress(method)
             return "", f"no answer within {DEADLINE_SECONDS:g} s" if slow else ""
-        if method.containing_service is SERVICE and code is not grpc.StatusCode.CANCELLED:
+        is_too_long = code is grpc.StatusCode.RESOURCE_EXHAUSTED and "message larger than max" in text  # says gRPC
+        if method.containing_service is SERVICE and code is not grpc.StatusCode.CANCELLED and not is_too_long:
             if info.domain != DOMAIN:
                 return "", f"an error without a reason: {text}"
             if info.reason not in self._reasons[method.name]:
