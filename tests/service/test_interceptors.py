@@ -33,7 +33,7 @@ async def unary(request: bytes, context: Context) -> bytes:
     if request.startswith(b"late"):
         ENTERED.set()
         GONE.wait()  # and no task of this loop's hears that the caller is gone
-        time.sleep(0.2)
+        time.sleep(0.2)  # noqa: ASYNC251 - it is to hold the loop
         if request == b"late":
             raise SliceInvalid("too late")
     if request.endswith(b"abort"):
@@ -164,7 +164,8 @@ def test_a_defect_is_told_to_the_log_and_not_to_the_caller(
 
 @pytest.mark.parametrize("request_", [b"late", b"late abort"])
 def test_a_caller_who_is_gone_is_no_defect(channel: Any, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
-    ENTERED.clear(), GONE.clear()
+    ENTERED.clear()
+    GONE.clear()
     under_way = channel.unary_unary("/t/Unary").future(request_)
     ENTERED.wait()
     under_way.cancel()
