@@ -1,4 +1,4 @@
-"""What a client of a server sees of the store's faults, and that its next call works: `python -m` this module."""
+"""What a client of a server sees of the store's faults, and that its next call works; printed by `faults`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Row:
 
     def markdown(self) -> str:
         """As a row of the README's table."""
-        return f"| {self.fault} | {self.seen} | {self.after} |"
+        return f"| {self.fault} | {self.seen} | yes: {self.after} |"
 
 
 def rows() -> Iterator[Row]:
@@ -89,7 +89,7 @@ def killed() -> Row:
             client.create_trace(_request(10**6))
     return Row(
         f"server killed (SIGKILL) at {KILLS} random moments of mixed writes",
-        ", ".join(sorted(seen)),
+        ", ".join(f"`{reason}`" for reason in sorted(seen)),
         f"of {checked} acknowledged traces looked for after a restart all there and bit-equal; no file left over",
     )
 
@@ -165,7 +165,7 @@ def _seen(call: Callable[[], object]) -> str:
     try:
         call()
     except FxtraceError as error:
-        return f"{error.reason}: {re.sub('[0-9a-f]{32}', '…', error.message)}"
+        return f"`{error.reason}`: {re.sub('[0-9a-f]{32}', '…', error.message)}"
     raise AssertionError("there was no error")
 
 
@@ -182,12 +182,3 @@ def _server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
             yield address, process
         finally:
             process.kill()
-
-
-if __name__ == "__main__":
-    start = time.monotonic()
-    print("| fault | the client saw | afterwards |")
-    print("| --- | --- | --- |")
-    for row in rows():
-        print(row.markdown(), flush=True)
-    print(f"\n{time.monotonic() - start:.0f} s")
