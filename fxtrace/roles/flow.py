@@ -215,6 +215,24 @@ def pads(node: Node) -> bool:
     return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
+_SAME_ROWS = frozenset(
+    {"view", "reshape", "flatten", "unflatten", "unsqueeze", "squeeze", "contiguous", "_unsafe_view"}
+)
+
+
+def keeps_rows(flow: Flow, node: Node) -> bool:
+    """Whether a node hands on a tensor with the same rows in the same order: cast, dropped out, or laid out anew."""
+    if node.kind in ("cast", "dropout"):
+        return True
+    before = flow.data_input(node)
+    sizes, those_before = shape_of(node), shape_of(before) if before is not None else None
+    return (
+        node.target.rpartition(".")[2] in _SAME_ROWS
+        and bool(sizes and those_before)
+        and (sizes or ())[-1:] == (those_before or ())[-1:]
+    )
+
+
 def _with_changes(graph: Graph) -> Graph:
     """The graph with every read of a tensor after an op changed it in place read from that op.
 

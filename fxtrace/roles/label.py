@@ -95,7 +95,7 @@ class _Labels:
         in_blocks = {id(block.core) for block in blocks}
         for attention in attentions:
             if id(attention) not in in_blocks:
-                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention, attentions)
         alone = "its output is not added back to a residual stream"
         for mixture in mixtures:
             if id(mixture) not in in_blocks:
@@ -158,10 +158,12 @@ class _Labels:
         for number, layer in enumerate(stack.layers):
             self._layer(stack.name, number, layer)
             for kind, block in layer.blocks.items():
-                if kind.startswith(UNKNOWN):
+                if kind.startswith(UNKNOWN_ATTENTION):
                     continue
                 self._residual(stack.name, number, kind, block)
-                if isinstance(block.core, Attention):
+                if kind.startswith(UNKNOWN):
+                    self._give(block.branch, _Place(stack.name, number, kind)("output"), "what the branch ends in")
+                elif isinstance(block.core, Attention):
                     self._attention(stack.name, number, kind, block.core)
                 elif isinstance(block.core, FeedForward):
                     self._feed_forward(_Place(stack.name, number, kind), block.core)
@@ -218,8 +220,9 @@ class _Labels:
         checks = []
         if not block.parallel:
             statement = "residual_sum = residual_a + residual_b"
-            checks = [identity.total(self.value, block.skip, block.branch, block.total, statement)]
-        self._give(block.skip, at("residual_a"), "the stream, past the block", checks)
+            checks = [identity.total(self.value, block.kept, block.branch, block.total, statement)]
+        scaled = "" if block.kept is block.skip else ", scaled"
+        self._give(block.kept, at("residual_a"), f"the stream, past the block{scaled}", checks)
         self._give(block.branch, at("residual_b"), "the block's own result", checks)
         together = "the stream plus all parallel branches" if block.parallel else "the sum of the two"
         self._give(block.total, at("residual_sum"), together, checks)
@@ -233,6 +236,9 @@ class _Labels:
                 f"the norm of the residual sum, {where}",
                 [self._norm(block.total, block.normed)],
             )
+        if isinstance(block.core, Unknown) and block.core.entry is None:
+            self._refuse(at, {"input": "the branch reads the stream in several places, or in none that is known"})
+            return
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
         if block.source.kind == "add" and block.source is not block.skip:
             opened += ", and what is added to it for the queries"
@@ -428,8 +434,11 @@ class _Labels:
 _NOT_ADDED = "its output is not added back to a residual stream"
 
 
-def _no_block(flow: Flow, attention: Attention) -> str:
+def _no_block(flow: Flow, attention: Attention, attentions: list[Attention]) -> str:
     """Why an attention is in no residual block."""
+    output = attention.output
+    if output is not None and sum(each.output is output for each in attentions) > 1:
+        return f"its result is one of several that '{output.name}' projects at once: a part of a block"
     path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
     if path:
         return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"
