@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, latent_of
+from fxtrace.roles.attention import Attention, in_segments, latent_of
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
-from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, keeps_rows, pads, shape_of
+from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, same_rows, shape_of
 from fxtrace.roles.scores import scaling
 
 Core = Attention | FeedForward | Mixture | Unknown
@@ -213,10 +213,12 @@ def _core(flow: Flow, by_output: Outputs, branch: Node) -> Core:
     cores = by_output.get(here.name)
     if cores is None:
         return feed_forward(flow, here)
-    if len(cores) > 1:
-        names = ", ".join(f"'{each.core.name}'" for each in cores if isinstance(each, Attention))
+    several = [each for each in cores if isinstance(each, Attention)] if len(cores) > 1 else []
+    together = in_segments(several) if several else None
+    if together is None and len(cores) > 1:
+        names = ", ".join(f"'{each.core.name}'" for each in several)
         return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once ({names})")
-    core = cores[0]
+    core = together or cores[0]
     if isinstance(core, Attention) and "query" not in core.sources:
         return Unknown(here, core.refused.get("query", "its queries come from no projection"))
     return core
@@ -280,5 +282,5 @@ def _past_moves(flow: Flow, node: Node) -> list[Node]:
     return [
         reached
         for user in flow.users(node)
-        for reached in (_past_moves(flow, user) if keeps_rows(flow, user) else [user])
+        for reached in (_past_moves(flow, user) if same_rows(flow, user) else [user])
     ]

@@ -10,7 +10,7 @@ from fxtrace.capture import capture
 from fxtrace.graph import Graph
 from fxtrace.roles import label
 
-WIDTH, LENGTH = 8, 6
+WIDTH, LENGTH = 8, 7
 X = torch.randn(2, LENGTH, WIDTH, generator=torch.Generator().manual_seed(2))
 
 
@@ -158,3 +158,49 @@ class Written(nn.Module):
 def test_sums_without_norms_are_no_stack() -> None:
     graph, _ = labelled(Written())
     assert not graph.by_role
+
+
+class Packed(Attention):
+    """The tokens of several sequences in one row: each attends within its own."""
+
+    lengths = (2, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (cut(each(x)).split(self.lengths, 2) for each in (self.q, self.k, self.v))
+        outputs = [
+            ((a @ b.transpose(2, 3) / 2).softmax(-1) @ c).transpose(1, 2) for a, b, c in zip(q, k, v, strict=True)
+        ]
+        y: Tensor = self.o(torch.cat(outputs, 1).reshape(x.shape))
+        return y
+
+
+class ByHead(Attention):
+    """One head after the other: those are not sequences of their own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (cut(each(x)) for each in (self.q, self.k, self.v))
+        heads = [(q[:, [h]] @ k[:, [h]].transpose(2, 3) / 2).softmax(-1) @ v[:, [h]] for h in range(q.shape[1])]
+        y: Tensor = self.o(torch.cat(heads, 1).transpose(1, 2).reshape(x.shape))
+        return y
+
+
+def cut(x: Tensor) -> Tensor:
+    return x.view(*x.shape[:2], 2, WIDTH // 2).transpose(1, 2)
+
+
+def test_packed_sequences_are_segments_of_one_attention() -> None:
+    model = Blocks(Packed, FeedForward, Packed, FeedForward)
+    graph, values = labelled(model)
+    assert blocks(graph)[:2] == ["encoder.0.self_attention", "encoder.0.feed_forward"]
+    for i, length in enumerate(Packed.lengths):
+        weights = values[graph.by_role[f"encoder.1.self_attention.segment_{i}.weights"].name]
+        assert weights.shape == (2, 2, length, length)
+        assert f"encoder.1.self_attention.segment_{i}.query_heads" in graph.by_role
+    assert graph.by_role["encoder.1.self_attention.output"].module == "branches.2.o"
+    assert "encoder.1.self_attention.weights" not in graph.by_role
+
+
+def test_heads_computed_one_by_one_are_no_segments() -> None:
+    graph, _ = labelled(Blocks(ByHead, FeedForward, ByHead, FeedForward))
+    assert not [role for role in graph.by_role if "segment" in role]
+    assert any("at once" in refusal.reason for refusal in graph.refusals)
