@@ -49,7 +49,7 @@ METHODS = {f"/{each.containing_service.full_name}/{each.name}": each for s in SE
 _WATCH = "/grpc.health.v1.Health/Watch"  # goes on until the caller ends it
 _LEAKS = re.compile(r"Traceback \(most|site-packages|File \"|\.py\b|0x[0-9a-f]{8}|/proc/|/home/|/usr/|/var/|/tmp/")
 _ANY_RPC = {"INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED", "SHUTTING_DOWN", "SERVER_UNAVAILABLE", "REQUEST_INVALID"}
-_TRACES = (
+TRACES = (
     *(TraceRequest("reference"), TraceRequest("reference", values=False), TraceRequest("tiny")),
     *(TraceRequest("tiny", seed=seed) for seed in (1, 2)),
     TraceRequest("dtypes", {"megabytes": 1}),
@@ -58,15 +58,15 @@ _TRACES = (
 _SPARE = (3, 4)  # which of them drawn requests may delete
 
 
-def make_traces(api: TraceApi[Any]) -> list[str]:
+def make_traces(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> list[str]:
     """The ids of the traces that drawn requests ask for, made where they are not there."""
-    return [api.create_trace(request).id for request in _TRACES]
+    return [api.create_trace(request).id for request in traces]
 
 
-def vocabulary(api: TraceApi[Any]) -> Vocabulary:
+def vocabulary(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> Vocabulary:
     """What makes sense to ask this server."""
-    ids = make_traces(api)
-    traces = [f"traces/{each}" for each in ids]
+    ids = make_traces(api, traces)
+    names = [f"traces/{each}" for each in ids]
     models = api.list_models()
     graph, *others = (api.get_graph(trace_id) for trace_id in ids)
     roles = [name for each in (graph, *others) for name in list(each.by_role)[::7]]
@@ -79,10 +79,10 @@ def vocabulary(api: TraceApi[Any]) -> Vocabulary:
         *("role.matches('.*scores$')", "'batch' in symbolic", "dims.src_len * 2 == nbytes / 4", "parameter_count > 1"),
     )
     known: dict[str, Sequence[str | int | float]] = {
-        "trace": traces,
-        "name": traces,
+        "trace": names,
+        "name": names,
         "GetModelRequest.name": [f"models/{each.name}" for each in models],
-        "DeleteTraceRequest.name": [traces[number] for number in _SPARE],
+        "DeleteTraceRequest.name": [names[number] for number in _SPARE],
         "model": [f"models/{each.name}" for each in models],
         "FieldsEntry.key": [each.name for model in models for each in model.fields],
         "Value.number_value": (1, 2, 3, 4, 6, 8, 12, 16, 0, -1, 1.5),
@@ -263,7 +263,7 @@ def run(part: Slice) -> Tally:
                 break
             except (Busy, TimeLimit) as error:  # what the other process asks for is done first
                 time.sleep(getattr(error, "retry_after", 1))
-    drawn = draw_requests(requests(SERVICES, part.vocabulary), part.size, part.seed)
+    drawn = draw_requests(requests(list(METHODS.values()), part.vocabulary), part.size, part.seed)
     tally = Driver(part.address, (part.folder,)).run(drawn)
     tally.distinct = len({(request.method, request.payload) for request in drawn})
     return tally

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, MethodDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from hypothesis import HealthCheck, Phase, given, seed, settings
@@ -104,9 +104,8 @@ def draw_requests(strategy: SearchStrategy[Request], count: int, number: int) ->
     return made
 
 
-def requests(services: Iterable[ServiceDescriptor], vocabulary: Vocabulary) -> SearchStrategy[Request]:
-    """Calls of all RPCs of these services."""
-    methods = [method for service in services for method in service.methods]
+def requests(methods: Sequence[MethodDescriptor], vocabulary: Vocabulary) -> SearchStrategy[Request]:
+    """Calls of these RPCs."""
     # Work that reports progress costs a process's time, so that there is less of it.
     often = [each for each in methods for _ in range(1 if reports_progress(each) or each.name in _SELDOM else 5)]
     messages = _Messages(vocabulary)
