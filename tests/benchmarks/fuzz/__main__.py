@@ -18,7 +18,7 @@ from pathlib import Path
 
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from tests.benchmarks.fuzz.drive import Slice, Tally, run, vocabulary
+from tests.benchmarks.fuzz.drive import Slice, Tally, run, vocabularies
 from tests.benchmarks.measure import Memory, serve, temporary_folder
 
 MODELS = [Path(__file__).parents[2] / "service" / f"{name}.py" for name in ("tiny", "dtypes")]
@@ -45,7 +45,7 @@ def main(count: int, seed: int) -> int:
         for model in MODELS:
             models.add_file(model)
         with Engine.open(folder / "store", models) as engine:  # a server would not have the time
-            words = vocabulary(engine)
+            words = vocabularies(engine)
         with serve(folder / "store", *MODELS, log=log, **SETTINGS) as (server, address):
             slices = [
                 Slice(address, str(folder), words, min(SLICE, count - done), seed + number)
