@@ -34,7 +34,8 @@ class TraceServiceStub:
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -123,7 +124,8 @@ class TraceServiceServicer:
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -181,7 +183,7 @@ class TraceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListTraces(self, request, context):
-        """The stored traces, newest first, paged.
+        """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
@@ -343,7 +345,8 @@ class TraceService:
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with

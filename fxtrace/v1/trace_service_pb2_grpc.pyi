@@ -35,7 +35,8 @@ class TraceServiceStub:
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -77,7 +78,7 @@ class TraceServiceStub:
     Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
     """
     ListTraces: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
@@ -133,7 +134,8 @@ class TraceServiceAsyncStub(TraceServiceStub):
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -172,7 +174,7 @@ class TraceServiceAsyncStub(TraceServiceStub):
     Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
     """
     ListTraces: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]  # type: ignore[assignment]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
@@ -227,7 +229,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
     INVALID_ARGUMENT (REQUEST_INVALID) where the request's bytes are not its message, CANCELLED, DEADLINE_EXCEEDED,
     UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without details RESOURCE_EXHAUSTED when too
-    many calls are under way. Limits that are given as "at most" are a server's defaults.
+    many calls are under way or the request has too many bytes. Limits that are given as "at most" are a server's
+    defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
     UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
@@ -300,7 +303,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.ListTracesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_service_pb2.ListTracesResponse, _abc.Awaitable[_trace_service_pb2.ListTracesResponse]]:
-        """The stored traces, newest first, paged.
+        """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
