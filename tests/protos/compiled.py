@@ -1,0 +1,61 @@
+"""The protos as protoc reads them, with their comments, and the errors that those list."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_tools import protoc
+
+PROTOS = Path(__file__).parent.parent.parent / "protos"
+WELL_KNOWN = Path(protoc.__file__).parent / "_proto"
+
+# Paths in a file's description are rows of field numbers and indices: see SourceCodeInfo in descriptor.proto.
+ENUM, MESSAGE, SERVICE, SYNTAX = 5, 4, 6, 12
+METHOD = 2  # of a service
+
+_LISTED = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*) \(([^()]*)\)")
+_REASON = re.compile(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b")
+
+
+def compiled(root: Path = PROTOS) -> list[FileDescriptorProto]:
+    """Every proto under a folder, as protoc describes it.
+
+    Raises:
+        ValueError: protoc refuses one; it prints why.
+    """
+    with tempfile.NamedTemporaryFile() as out:
+        files = [str(file.relative_to(root)) for file in sorted(root.rglob("*.proto"))]
+        options = [f"-I{root}", f"-I{WELL_KNOWN}", "--include_source_info", f"--descriptor_set_out={out.name}"]
+        if protoc.main(["protoc", *options, *files]):
+            raise ValueError(f"protoc refuses a proto in {root}")
+        return list(FileDescriptorSet.FromString(Path(out.name).read_bytes()).file)
+
+
+def comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
+    """The comment before each element, by the element's path; empty where there is none."""
+    return {tuple(each.path): each.leading_comments.strip() for each in file.source_code_info.location}
+
+
+@cache
+def listed() -> Mapping[str, frozenset[tuple[str, str]]]:
+    """The (status, reason) pairs that the comments list, by RPC; those of any RPC under an empty name."""
+    found = {}
+    for file in compiled():
+        texts = comments(file)
+        for i, service in enumerate(file.service):
+            found[""] = frozenset(_errors(texts[SERVICE, i]))
+            for j, method in enumerate(service.method):
+                found[method.name] = frozenset(_errors(texts[SERVICE, i, METHOD, j]))
+    return found
+
+
+def _errors(comment: str) -> Iterator[tuple[str, str]]:
+    """What follows "Errors": each status with its reasons in parentheses, perhaps with words on when it is given."""
+    for status, reasons in _LISTED.findall(" ".join(comment.partition("\n Errors")[2].split())):
+        for reason in _REASON.findall(reasons):
+            yield status, reason
