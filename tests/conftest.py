@@ -1,4 +1,4 @@
-"""For all tests: property tests take no notice of the clock, a server that many tests share, and that no server gives an
+"""For all tests: property tests take no notice of the clock, a server that many tests share, and no server may give an
 error that the protos do not list.
 """
 

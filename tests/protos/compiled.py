@@ -30,7 +30,13 @@ def compiled(root: Path = PROTOS) -> list[FileDescriptorProto]:
     """
     with tempfile.NamedTemporaryFile() as out:
         files = [str(file.relative_to(root)) for file in sorted(root.rglob("*.proto"))]
-        options = [f"-I{root}", f"-I{WELL_KNOWN}", "--include_source_info", f"--descriptor_set_out={out.name}"]
+        options = [
+            f"-I{root}",
+            f"-I{WELL_KNOWN}",
+            "--include_source_info",
+            "--fatal_warnings",
+            f"--descriptor_set_out={out.name}",
+        ]
         if protoc.main(["protoc", *options, *files]):
             raise ValueError(f"protoc refuses a proto in {root}")
         return list(FileDescriptorSet.FromString(Path(out.name).read_bytes()).file)
