@@ -22,14 +22,14 @@ _LISTED = re.compile(r"\b([A-Z]+(?:_[A-Z]+)*) \(([^()]*)\)")
 _REASON = re.compile(r"\b[A-Z]{2,}(?:_[A-Z]+)*\b")
 
 
-def compiled(root: Path = PROTOS) -> list[FileDescriptorProto]:
-    """Every proto under a folder, as protoc describes it.
+def compiled(root: Path = PROTOS, pattern: str = "**/*.proto") -> list[FileDescriptorProto]:
+    """The protos of a folder, as protoc describes them.
 
     Raises:
         ValueError: protoc refuses one; it prints why.
     """
     with tempfile.NamedTemporaryFile() as out:
-        files = [str(file.relative_to(root)) for file in sorted(root.rglob("*.proto"))]
+        files = [str(file.relative_to(root)) for file in sorted(root.glob(pattern))]
         options = [
             f"-I{root}",
             f"-I{WELL_KNOWN}",

@@ -13,7 +13,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeAlias
 
-from google.protobuf.descriptor_pb2 import DescriptorProto, FieldDescriptorProto, FileDescriptorProto
+from google.protobuf.descriptor_pb2 import (
+    DescriptorProto,
+    EnumDescriptorProto,
+    FieldDescriptorProto,
+    FileDescriptorProto,
+)
 
 from tests.protos.compiled import ENUM, MESSAGE, METHOD, SERVICE, SYNTAX, comments
 
@@ -53,7 +58,7 @@ def _messages(files: Files) -> Iterator[tuple[DescriptorProto, Path]]:
 
 def _elements(file: File) -> Iterator[tuple[str, Any, Path]]:
     """(kind, description, path) of everything in a file that can have a comment; numbers are descriptor.proto's."""
-    enums = [(enum, (ENUM, i)) for i, enum in enumerate(file.enum_type)]
+    enums: list[tuple[EnumDescriptorProto, Path]] = [(enum, (ENUM, i)) for i, enum in enumerate(file.enum_type)]
     for message, path in _messages([file]):
         yield "MESSAGE", message, path
         protocs = {field.oneof_index for field in message.field if field.proto3_optional}
@@ -102,6 +107,10 @@ def _folder(file: File) -> str:
 
 def _package(file: File) -> str:
     return file.package
+
+
+def _option(name: str) -> Callable[[File], object]:
+    return lambda file: getattr(file.options, name)
 
 
 # --------------------------------------------------------------------------------------------- rules of their own
@@ -157,12 +166,7 @@ RULES: dict[str, Callable[[Files], Iterable[str]]] = {
     "PACKAGE_VERSION_SUFFIX": partial(
         _files_that, lambda file: file.package and not _VERSION(file.package.rpartition(".")[2])
     ),
-    **{
-        f"PACKAGE_SAME_{option.upper()}": partial(
-            _differing, _package, lambda file, option=option: getattr(file.options, option)
-        )
-        for option in _OPTIONS
-    },
+    **{f"PACKAGE_SAME_{option.upper()}": partial(_differing, _package, _option(option)) for option in _OPTIONS},
     "FILE_LOWER_SNAKE_CASE": partial(
         _files_that, lambda file: not _SNAKE(file.name.rpartition("/")[2].removesuffix(".proto"))
     ),
