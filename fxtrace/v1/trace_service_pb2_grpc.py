@@ -150,7 +150,7 @@ class TraceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models this server offers, in the order of their names, paged.
+        """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
@@ -161,10 +161,10 @@ class TraceServiceServicer:
     def GetModel(self, request, context):
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-        (WORKER_CRASHED where importing it ended the process; DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot
-        be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS
-        (STORE_DAMAGED).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
+        default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -57,17 +57,17 @@ class TraceServiceStub:
     Errors: none of its own.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]
-    """The models this server offers, in the order of their names, paged.
+    """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-    (WORKER_CRASHED where importing it ended the process; DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot
-    be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS
-    (STORE_DAMAGED).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
+    default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     CreateTrace: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
@@ -171,17 +171,17 @@ class TraceServiceAsyncStub(TraceServiceStub):
     Errors: none of its own.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """The models this server offers, in the order of their names, paged.
+    """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-    (WORKER_CRASHED where importing it ended the process; DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot
-    be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS
-    (STORE_DAMAGED).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
+    default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     CreateTrace: _aio.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]  # type: ignore[assignment]
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
@@ -294,7 +294,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_service_pb2.ListModelsResponse, _abc.Awaitable[_trace_service_pb2.ListModelsResponse]]:
-        """The models this server offers, in the order of their names, paged.
+        """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
@@ -307,10 +307,10 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.GetModelResponse, _abc.Awaitable[_trace_service_pb2.GetModelResponse]]:
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-        (WORKER_CRASHED where importing it ended the process; DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot
-        be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS
-        (STORE_DAMAGED).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
+        default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
