@@ -161,8 +161,8 @@ class TraceServiceServicer:
     def GetModel(self, request, context):
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
-        default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+        a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
         DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
         DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """

@@ -64,8 +64,8 @@ class TraceServiceStub:
     GetModel: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
-    default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+    a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
     DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
     DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
@@ -178,8 +178,8 @@ class TraceServiceAsyncStub(TraceServiceStub):
     GetModel: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
-    default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+    a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
     DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
     DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
@@ -307,8 +307,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.GetModelResponse, _abc.Awaitable[_trace_service_pb2.GetModelResponse]]:
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where a
-        default is no JSON number), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+        a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
         DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
         DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
