@@ -50,18 +50,22 @@ def comments(file: FileDescriptorProto) -> dict[tuple[int, ...], str]:
 @cache
 def listed() -> Mapping[str, frozenset[tuple[str, str]]]:
     """The (status, reason) pairs that the comments list, by RPC; those of any RPC under an empty name."""
-    found = {}
+    said = {}
     for file in compiled():
         texts = comments(file)
         for i, service in enumerate(file.service):
-            found[""] = frozenset(_errors(texts[SERVICE, i]))
-            for j, method in enumerate(service.method):
-                found[method.name] = frozenset(_errors(texts[SERVICE, i, METHOD, j]))
-    return found
+            said[""] = texts[SERVICE, i]
+            said |= {method.name: texts[SERVICE, i, METHOD, j] for j, method in enumerate(service.method)}
+    said = {name: " ".join(text.partition("\n Errors")[2].split()) for name, text in said.items()}
+
+    def errors(name: str) -> frozenset[tuple[str, str]]:
+        return frozenset(_errors(said[name])).union(*map(errors, re.findall(r"\bthose of (\w+)", said[name])))
+
+    return {name: errors(name) for name in said}
 
 
-def _errors(comment: str) -> Iterator[tuple[str, str]]:
-    """What follows "Errors": each status with its reasons in parentheses, perhaps with words on when it is given."""
-    for status, reasons in _LISTED.findall(" ".join(comment.partition("\n Errors")[2].split())):
+def _errors(text: str) -> Iterator[tuple[str, str]]:
+    """What is said after "Errors": each status with its reasons in parentheses, perhaps with words on when."""
+    for status, reasons in _LISTED.findall(text):
         for reason in _REASON.findall(reasons):
             yield status, reason
