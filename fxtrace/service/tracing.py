@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -148,7 +148,7 @@ class Tracing:
             created=datetime.now(UTC),
             seconds=seconds,
             weightless=request.weightless,
-            state=Path(request.state).name,
+            state=PurePath(request.state).name,
             state_sha256=self._state_sha256,
         )
 
