@@ -198,6 +198,24 @@ def test_an_interrupt_cancels_the_call_on_the_server(
         time.sleep(0.01)  # until the server has heard of it
 
 
+def test_a_signal_that_has_fired_cancels_every_kind_of_call(served: Served) -> None:
+    trace = f"traces/{served.reference.id}"
+    told = script(
+        served.address,
+        f"""
+        const signal = AbortSignal.abort();
+        const calls = [
+          client.listSnapshots("{trace}", {{ signal }}),
+          client.readTensor("{trace}", "{WEIGHTS}", {{ signal }}),
+          client.renderGraph("{trace}", "dot", {{ signal }}).next(),
+          client.listTraces({{ signal }}).next(),
+        ];
+        return (await Promise.allSettled(calls)).map(({{ reason }}) => [reason.name, reason.status, reason.reason]);
+        """,
+    )
+    assert told == [["FxtraceError", "CANCELLED", ""]] * 4
+
+
 def test_errors_say_their_reason(served: Served) -> None:
     done = run(served.address, "trace", "reference", "--set", "d_modl=4")
     first, *rest = done.stderr.splitlines()
