@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,7 +179,15 @@ class HuggingFaceModel(Model):
                 model=self.name,
             )
         sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
-        return example_inputs(lambda: self.build(config), self._class, config.config, sizes, self._fit.layout)
+        return example_inputs(lambda: self._counting(config), self._class, config.config, sizes, self._fit.layout)
+
+    def _counting(self, config: _Configuration) -> Iterator[PreTrainedModel]:
+        """Models that make as many features of an image or a sound: copies with less in each, then the model itself."""
+        for derived in (True, False):
+            with suppress(Exception):  # sizes that do not fit together
+                fields = shrunk(config.config, replace(self._fit.shrink, extents=False), derived=derived)
+                yield self.build(_Configuration(self._kind(**fields), config.added))
+        yield self.build(config)
 
     def smaller(self, config: _Configuration) -> Iterator[_Configuration]:
         least = {name: default for name, (default, _) in _FIELDS.items() if isinstance(default, int)}

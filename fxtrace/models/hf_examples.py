@@ -44,16 +44,23 @@ class Layout:
         words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
             sounds are words.
         companions: whether everything is given that a rule knows, or what is needed alone.
+        without: of what is given besides what is needed, what is left out.
+        beside: what is given besides all this.
+        resized: (input, axis, size) of sizes that no field has.
     """
 
     images: str = ""
     sounds: str = ""
     words: str = ""
     companions: bool = True
+    without: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    resized: tuple[tuple[str, int, int], ...] = ()
 
 
 # Special tokens stand at either end of a vocabulary: words are drawn from between.
 _FIRST_WORD, _LAST_WORDS, _CHARACTERS = 5, 20, 128
+_BINS = 80  # of a sound's spectrum, where no field says
 _GRID = 2  # patches of an image in either direction, where images come cut into patches
 
 
@@ -67,7 +74,7 @@ class Maker:
     def __init__(self, config: PreTrainedConfig, sizes: Sizes, parameters: frozenset[str], layout: Layout) -> None:
         self.config, self.sizes, self.parameters, self.layout = config, sizes, parameters, layout
         self.made: dict[str, Tensor] = {}
-        self.text = part(config, "vocab_size")
+        self.text = part(config, "vocab_size", "text_encoder_vocab_size")
         self.books = part(config, "num_codebooks", "num_vq", "num_channels")
         self.vision = part(
             config, "patch_size", "image_size", "num_channels", "in_channels", "spatial_patch_size", "backbone_config"
@@ -78,6 +85,13 @@ class Maker:
 
     def make(self, name: str) -> Tensor | None:
         """A tensor for the parameter of that name."""
+        tensor = self._tensor(name)
+        sizes = {axis: size for each, axis, size in self.layout.resized if each == name}
+        if tensor is None or not sizes:
+            return tensor
+        return torch.randn([sizes.get(axis, size) for axis, size in enumerate(tensor.shape)])
+
+    def _tensor(self, name: str) -> Tensor | None:
         method: Callable[[], Tensor | None] | None = getattr(self, f"_{name}", None)
         if method is not None:
             return method()
@@ -96,13 +110,14 @@ class Maker:
         return next((value for name in names if (value := getattr(self.config, name, None)) is not None), default)
 
     def _vectors(self) -> Tensor | None:
-        width = self._field("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "model_in_dim", "num_mel_bins")
+        names = ("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "model_in_dim", "num_mel_bins")
+        width = self._field(*names) or part(self.config, *names)(*names)
         return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if isinstance(width, int) else None
 
     # -------------------------------------------------------------------------------------------------------- text
 
     def _words(self, *shape: int) -> Tensor | None:
-        size = self.text("vocab_size", default=None if self._has_media() else _CHARACTERS)
+        size = self.text("vocab_size", "text_encoder_vocab_size", default=None if self._has_media() else _CHARACTERS)
         if not isinstance(size, int):
             return None
         first = min(_FIRST_WORD, size - 1)
@@ -153,7 +168,7 @@ class Maker:
         return one(self.vision("patch_size", "spatial_patch_size", default=16))
 
     def _pixel_values(self) -> Tensor | None:
-        if not self.vision():
+        if not self.vision() and "input_ids" in self.parameters:
             return None
         layout = self.layout.images
         if not layout:
@@ -270,7 +285,9 @@ class Maker:
             "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim"
         )
         if not isinstance(bins, int):
-            return None
+            if "input_ids" in self.parameters:
+                return None
+            bins = _BINS
         positions = self.sound("max_source_positions")
         time = 2 * positions if positions and self.sound("num_mel_bins") else 4 * self.sizes.seq_len
         step = 2 * self.sound("n_window", default=1)
