@@ -26,7 +26,7 @@ class Sizes:
 
 # Models of one medium take it in different layouts, and nothing but the code of their forward says which.
 IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "padded")
-SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave")
+SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave", "samples")
 WORDS = ("", "codes_last", "codes_first", "codes_as_rows")
 
 
@@ -40,7 +40,7 @@ class Layout:
             beside it; `cut` into patches that are all in one row, `cut_images` likewise and the patches not flattened;
             `padded`, patches of each example.
         sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel`
-            (with an axis of one channel before these), or `wave` (batch, 1, time).
+            (with an axis of one channel before these), `wave` (batch, 1, time), or `samples` (batch, time).
         words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
             sounds are words.
         companions: whether everything is given that a rule knows, or what is needed alone.
@@ -89,13 +89,14 @@ class Maker:
         sizes = {axis: size for each, axis, size in self.layout.resized if each == name}
         if tensor is None or not sizes:
             return tensor
-        return torch.randn([sizes.get(axis, size) for axis, size in enumerate(tensor.shape)])
+        shape = [sizes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+        return torch.randn(shape) if tensor.is_floating_point() else self._words(*shape)
 
     def _tensor(self, name: str) -> Tensor | None:
         method: Callable[[], Tensor | None] | None = getattr(self, f"_{name}", None)
         if method is not None:
             return method()
-        if re.fullmatch(r".*(embeds|hidden_states|_features|_spectrogram|spectrogram)", name):
+        if re.fullmatch(r".*(embeds|latents|hidden_states|_features|_spectrogram|spectrogram)", name):
             return self._vectors()
         if name.endswith("input_ids"):
             return self._words(self.sizes.batch, self.sizes.seq_len)
@@ -157,7 +158,7 @@ class Maker:
     # ------------------------------------------------------------------------------------------------------- vision
 
     def _merge(self) -> int:
-        merge = self.vision("spatial_merge_size", "merge_size", "downsample_factor", default=1)
+        merge = self.vision("spatial_merge_size", "merge_size", "downsample_factor", "pooling_kernel_size", default=1)
         return one(merge) * one(self._field("downsample_factor", "pixel_shuffle_factor", default=1))
 
     def _grid_thw(self) -> Tensor:
@@ -273,7 +274,7 @@ class Maker:
 
     def _input_values(self) -> Tensor | None:
         bins = self.sound("num_mel_bins")
-        if bins is not None and self.layout.sounds != "wave":
+        if bins is not None and self.layout.sounds not in ("wave", "samples"):
             return torch.randn(self.sizes.batch, self.sound("max_length", default=64), bins)
         steps = self.sound("conv_stride", "upsampling_ratios", "downsampling_ratios", default=(320,))
         length = (math.prod(steps) if isinstance(steps, list | tuple) else int(steps)) * (self.sizes.seq_len + 2)
@@ -308,7 +309,7 @@ class Maker:
         if features is None:
             return None
         bins = self.sound("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim")
-        return torch.ones(len(features), features.shape[1 if features.shape[-1] == bins else -1], dtype=torch.long)
+        return torch.ones(len(features), features.shape[-1 if features.shape[1] == bins != features.shape[-1] else 1], dtype=torch.long)
 
     _feature_attention_mask = _input_features_mask
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from fxtrace.models.hf_examples import Layout, Sizes
-from fxtrace.models.hf_inputs import MEDIA, Shapes, example_inputs, layouts, missing_inputs, repaired
+from fxtrace.models.hf_inputs import MEDIA, Shapes, example_inputs, layouts, missing_inputs, repaired, shapes
 from fxtrace.models.shrink import SHRINKS, Shrink, arguments
 
 if TYPE_CHECKING:
@@ -24,18 +24,20 @@ if TYPE_CHECKING:
 _LARGEST, _LARGEST_AT_ALL = 100_000_000, 500_000_000
 """Parameters of the largest model that is tried where widths are the class's own, and of any."""
 
-_LARGEST_INPUT = 400_000
+_LARGEST_INPUT = 1_000_000
 """Elements of the largest input that is tried."""
 
 
 GIVEN = (Layout(), *(Layout(without=(each,)) for each in MEDIA), Layout(companions=False))
 """What is given: everything that a rule knows, all but one medium, or words alone."""
 
+BROKEN = "transformers' own default configuration does not build"
+
 _LINES = 3
 """How many lines of code are looked at for the names of what a model misses."""
 
-_REPAIRED = 2
-"""How many of the layouts that got furthest are varied."""
+_REPAIRED, _STEPS, _CHANGES = 2, 3, 400
+"""How many of the layouts that got furthest are changed, in how many steps, and how many changes are tried in all."""
 
 Build = Callable[["type[PreTrainedModel]", "PreTrainedConfig"], "PreTrainedModel"]
 """Makes a model with random weights."""
@@ -73,7 +75,7 @@ def fit(kind: type[PreTrainedConfig], model: type[PreTrainedModel], build: Build
             else:
                 if layout is not None:
                     return Fit(shrink, layout)
-    trials.need()
+    trials.try_default()
     return Fit(SHRINKS[0], Layout(), trials.problem or "even made small it is too large to be tried")
 
 
@@ -87,7 +89,7 @@ class _Trials:
         self._kind, self._model, self._build = kind, model, build
         self._unbuilt: set[Shrink] = set()
         self._tried: set[tuple[Shrink, Shapes]] = set()
-        self._furthest = -2
+        self._furthest, self._changes = -2, 0
         self.problem = ""
 
     def failed(self, said: str, got: int) -> None:
@@ -102,20 +104,50 @@ class _Trials:
         if missing := missing_inputs(self._model, [name for name, _ in next(iter(ways))]):
             self.failed(f"no example is known for {', '.join(missing)}", 0)
             return None
-        ways = {shapes: way for shapes, way in ways.items() if self._is_new(shrink, shapes)}
+        ways = {inputs: way for inputs, way in ways.items() if self._is_new(shrink, inputs)}
         if not ways or (module := self._made(shrink, config)) is None:
             return None
         returned = _Returned(module)
-        failures: list[tuple[int, str, Shapes, Layout]] = []
-        for shapes, way in ways.items():
+        failures: list[tuple[int, str, Layout]] = []
+        for way in ways.values():
             said, got = self._run(module, config, way, returned)
             if not said:
                 return way
-            failures.append((got, said, shapes, way))
-        for _, said, shapes, way in sorted(failures, key=lambda each: -each[0])[:_REPAIRED]:
-            for other in repaired(self._model, way, shapes, said):
-                if not self._run(module, config, other, returned)[0]:
-                    return other
+            failures.append((got, said, way))
+        for got, said, way in sorted(failures, key=lambda each: -each[0])[:_REPAIRED]:
+            found = self._repaired(module, config, way, said, got, returned, _STEPS)
+            if found is not None:
+                return found
+        return None
+
+    def _repaired(
+        self,
+        module: PreTrainedModel,
+        config: PreTrainedConfig,
+        layout: Layout,
+        problem: str,
+        reached: int,
+        returned: _Returned,
+        steps: int,
+    ) -> Layout | None:
+        """A layout with which the model runs, so many changes from one with which it does not; None if there is none.
+
+        A change is built upon where the model gets as far with it, and says another thing.
+        """
+        inputs = shapes(self._model, config, Sizes(), layout)
+        for other in repaired(self._model, layout, inputs, problem):
+            self._changes += 1
+            if self._changes > _CHANGES:
+                return None
+            if _elements(shapes(self._model, config, Sizes(), other)) > _LARGEST_INPUT:
+                continue
+            said, got = self._run(module, config, other, returned)
+            if not said:
+                return other
+            if steps > 1 and got >= reached and said != problem:
+                found = self._repaired(module, config, other, said, got, returned, steps - 1)
+                if found is not None:
+                    return found
         return None
 
     def _made(self, shrink: Shrink, config: PreTrainedConfig) -> PreTrainedModel | None:
@@ -129,8 +161,8 @@ class _Trials:
         self._unbuilt.discard(shrink)
         return module
 
-    def need(self) -> None:
-        """Tells of a package that the class's own configuration needs, and the small ones did without.
+    def try_default(self) -> None:
+        """Builds the class's own configuration: it may want a package, which the small ones do without, or be broken.
 
         Raises:
             ImportError: there is one, and it is not installed.
@@ -140,13 +172,15 @@ class _Trials:
                 self._build(self._model, self._kind())
         except ImportError:
             raise
-        except Exception as error:  # noqa: BLE001 - its code reads numbers while it builds, or what else it says
-            self.failed(_said(error), -1)
+        except (RuntimeError, NotImplementedError):  # its code reads numbers while it builds
+            pass
+        except Exception as error:  # noqa: BLE001 - whatever it says of its own configuration
+            self.problem = f"{BROKEN}: {_said(error)}"
 
-    def _is_new(self, shrink: Shrink, shapes: Shapes) -> bool:
-        if (shrink, shapes) in self._tried or _elements(shapes) > _LARGEST_INPUT:
+    def _is_new(self, shrink: Shrink, inputs: Shapes) -> bool:
+        if (shrink, inputs) in self._tried or _elements(inputs) > _LARGEST_INPUT:
             return False
-        self._tried.add((shrink, shapes))
+        self._tried.add((shrink, inputs))
         return True
 
     def _run(
@@ -187,10 +221,11 @@ class _Returned:
         self.count += 1
 
 
-def _elements(shapes: Shapes) -> int:
-    return max((math.prod(shape) for _, shape in shapes), default=0)
+def _elements(inputs: Shapes) -> int:
+    return max((math.prod(shape) for _, shape in inputs), default=0)
 
 
 def _said(error: Exception) -> str:
-    lines: Iterator[str] = (line.strip() for line in str(error).splitlines())
-    return f"{type(error).__name__}: {next(filter(None, lines), '')}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    headed = len(lines) > 1 and lines[0].endswith(":")  # what follows says it
+    return f"{type(error).__name__}: {lines[headed] if lines else ''}"

@@ -53,6 +53,9 @@ _COMPANIONS = (
 MEDIA = ("pixel_values", "input_features", "input_values")
 """Inputs that are images or sounds, where a model may take several."""
 
+# How inputs end that have words, places and sizes, not features.
+_NO_FEATURES = ("ids", "mask", "sizes", "shapes", "thw", "labels", "bbox")
+
 # Input, the method that makes features of it, and the fields that have the token that stands for one of them.
 _FEATURES = (
     ("pixel_values", "get_image_features", ("image_token_id", "image_token_index")),
@@ -118,12 +121,16 @@ def layouts(
     found: dict[Shapes, Layout] = {}
     for images, sounds, words in itertools.product(IMAGES, SOUNDS, WORDS):
         layout = replace(given, images=images, sounds=sounds, words=words)
-        made = _made(model, config, sizes, layout)
-        found.setdefault(tuple((name, tuple(each.shape)) for name, each in made.items()), layout)
+        found.setdefault(shapes(model, config, sizes, layout), layout)
     return found
 
 
-def repaired(model: type[PreTrainedModel], layout: Layout, shapes: Shapes, problem: str) -> Iterator[Layout]:
+def shapes(model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout) -> Shapes:
+    """What inputs laid out so are there, and their shapes."""
+    return tuple((name, tuple(each.shape)) for name, each in _made(model, config, sizes, layout).items())
+
+
+def repaired(model: type[PreTrainedModel], layout: Layout, inputs: Shapes, problem: str) -> Iterator[Layout]:
     """Layouts near one that a model does not run with, by what it said.
 
     With an input that it names; with a size that it names in place of another; without an input that it can spare.
@@ -131,18 +138,19 @@ def repaired(model: type[PreTrainedModel], layout: Layout, shapes: Shapes, probl
     Args:
         model: the class.
         layout: the layout.
-        shapes: of the inputs that it gives.
+        inputs: what it gives.
         problem: what the model said, and the line where it did.
     """
-    given, needed = dict(shapes), _needed(model)
+    given, needed = dict(inputs), _needed(model)
     words, numbers = set(re.findall(r"[A-Za-z_]\w*", problem)), {int(each) for each in re.findall(r"\d+", problem)}
-    asked = [name for name in inspect.signature(model.forward).parameters if name in words and name not in given]
+    parameters = inspect.signature(model.forward).parameters
+    asked = [name for name in parameters if name in words and name not in (*given, *layout.beside, "self")]
     if asked:
         yield replace(layout, beside=(*layout.beside, *asked))
-    for name, shape in shapes:
-        if name in MEDIA or name.endswith(("embeds", "states", "features")):
+    for name, shape in inputs:
+        if not name.endswith(_NO_FEATURES) or (name == "input_ids" and len(shape) > 2):
             for axis, size in enumerate(shape):
-                for other in sorted(numbers - {0, 1, size}) if axis and size in numbers else ():
+                for other in sorted(numbers - {0, size}, reverse=True) if axis and size in numbers else ():
                     yield replace(layout, resized=(*layout.resized, (name, axis, other)))
     for name in given:
         if name not in needed and name not in MEDIA:

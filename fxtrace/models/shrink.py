@@ -32,7 +32,8 @@ class Shrink:
         head_dim: features of a head, by which widths go; 0 for as many as the class has.
         factor: widths are the class's divided by it, and heads as many, in place of what goes by `head_dim`: sizes that
             hang together by sums and products still do.
-        patches: of an image in either direction.
+        patches: of an image in either direction; 0 divides images by the factor, too.
+        derived: whether what the class derives from other fields, where it is left open, is made small, too.
         open_fields: fields that the class leaves open get a value that others have: a padding token, the parts of the
             rotary half for time, height and width.
     """
@@ -43,6 +44,7 @@ class Shrink:
     head_dim: int = HEAD_DIM
     factor: int = 1
     patches: int = 2
+    derived: bool = False
     open_fields: bool = False
 
     @property
@@ -61,6 +63,7 @@ SHRINKS: tuple[Shrink, ...] = (
     Shrink(patches=8),
     Shrink(factor=8, head_dim=0),
     Shrink(extents=False),
+    Shrink(factor=8, head_dim=0, patches=0),
     Shrink(factor=8, head_dim=0, extents=False),
     Shrink(widths=False),
     Shrink(widths=False, extents=False),
@@ -94,6 +97,7 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
     ("counts", r"(.*_)?codebook_size", _at_most(CODES)),
     ("counts", r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
     ("counts", r"(.*_)?(layer_offset|feature_layers?)", _at_most(LAYERS - 1)),
+    ("counts", r"merge_index", _at_most(LAYERS - 2)),
     ("counts", r"first_k_dense_replace|max_window_layers|num_dense_layers|num_kv_shared_layers", _at_most(1)),
     ("counts", r"(.*_)?(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|depth)|num_blocks", _at_most(LAYERS)),
     ("heads", _KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
@@ -154,7 +158,7 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
 _PATTERNS = tuple((kind, re.compile(pattern), rule) for kind, pattern, rule in _RULES)
 
 # Fields that are widths by the look of them, and how small a width is left as it is where all are divided.
-_WIDE = re.compile(r".*(size|dims?|width|channels|features|hidden|rank|embd|inner|d_[a-z]+).*")
+_WIDE = re.compile(r".*(size|dims?|width|channel|features|hidden|rank|embd|inner|d_[a-z]+).*")
 _NOT_WIDE = re.compile(
     r"(.*_)?(num|n|max|min)_.*"
     r"|.*(image|patch|window|chunk|kernel|vocab|position|batch|stride|grid|crop|codebook|queue|seq|cache|tile|pool"
@@ -190,7 +194,7 @@ def arguments(kind: type[PreTrainedConfig], given: Mapping[str, Any], shrink: Sh
 
     Caches are off in any case: a graph of one call has no use for them.
     """
-    return _arguments(kind(), given, {}, shrink, nested=False)
+    return _arguments(kind(), given, {}, shrink, nested=False, derived=shrink.derived)
 
 
 def shrunk(config: PreTrainedConfig, shrink: Shrink, *, derived: bool) -> dict[str, Any]:
@@ -306,7 +310,11 @@ def _size(name: str, size: int, shrink: Shrink) -> int:
             if kind == "widths" and shrink.factor > 1:
                 return _divided(size, shrink)
             return rule(size, shrink.head_dim) if getattr(shrink, kind) else size
-    return _divided(size, shrink) if _WIDE.fullmatch(name) and not _NOT_WIDE.fullmatch(name) else size
+    return _divided(size, shrink) if _looks_wide(name) else size
+
+
+def _looks_wide(name: str) -> bool:
+    return bool(_WIDE.fullmatch(name)) and not _NOT_WIDE.fullmatch(name)
 
 
 def _divided(size: int, shrink: Shrink) -> int:
@@ -327,7 +335,9 @@ def _smaller(name: str, value: Any, tokens: dict[int, int], shrink: Shrink) -> A
             return {**value, "mrope_section": _sections(value["mrope_section"], half)}
         case dict() if any(isinstance(each, dict) for each in value.values()):
             return {key: _smaller(key, each, tokens, shrink) for key, each in value.items()}
-        case (int(), *_) if _WIDTHS.fullmatch(name) and shrink.factor > 1:
+        case ((int(), *_), *_) if name.endswith("feature_sizes") and not shrink.patches:
+            return type(value)(type(each)(size // shrink.factor for size in each) for each in value)
+        case (int(), *_) if shrink.factor > 1 and (_WIDTHS.fullmatch(name) or _looks_wide(name)):
             narrow = any(_divided(each, shrink) == each for each in value)
             return value if narrow else type(value)(_divided(each, shrink) for each in value)
         case (int(), *_) if _WIDTHS.fullmatch(name) and shrink.widths:
@@ -361,7 +371,8 @@ def _relate(values: Mapping[str, Any], small: dict[str, Any], given: Mapping[str
 
     if isinstance(size := values.get("image_size"), int | list | tuple) and shrink.extents:
         patch = values.get("patch_size")
-        new = shrink.patches * patch if isinstance(patch, int) and patch >= 8 else IMAGE
+        side = size if isinstance(size, int) else max(size)
+        new = shrink.patches * (patch if isinstance(patch, int) and patch >= 8 else IMAGE // 2) or side // shrink.factor
         small["image_size"] = min(size, new) if isinstance(size, int) else type(size)([new] * len(size))
     if not shrink.heads:
         return

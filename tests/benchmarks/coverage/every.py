@@ -61,7 +61,8 @@ def outcome(model_type: str) -> Outcome:
         torch.manual_seed(0)
         model = Registry().load(f"hf:{model_type}")
         config = model.resolve({})
-        captured = capture(model.build(config), model.example_inputs(config))
+        inputs = model.example_inputs(config)
+        captured = capture(model.build(config), inputs)
         kind, said = "traced", ""
         if not captured.output_equal:
             kind, said = "failed", f"not equal: {captured.rung_notes[-1]}"
