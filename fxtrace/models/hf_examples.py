@@ -234,7 +234,7 @@ class Maker:
     def _spatial_shapes(self) -> Tensor | None:
         return self._grid_thw()[:, 1:] if "pixel_values" in self.made else None
 
-    _target_sizes = _spatial_shapes
+    _target_sizes = _image_grid_hw = _spatial_shapes
 
     def _pixel_position_ids(self) -> Tensor:
         side = torch.arange(int(self._grid_thw()[0, 1]))
@@ -309,7 +309,8 @@ class Maker:
         if features is None:
             return None
         bins = self.sound("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim")
-        return torch.ones(len(features), features.shape[-1 if features.shape[1] == bins != features.shape[-1] else 1], dtype=torch.long)
+        time = -1 if features.shape[1] == bins != features.shape[-1] else 1
+        return torch.ones(len(features), features.shape[time], dtype=torch.long)
 
     _feature_attention_mask = _input_features_mask
 
