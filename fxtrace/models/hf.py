@@ -166,7 +166,16 @@ class HuggingFaceModel(Model):
 
     def build(self, config: _Configuration) -> PreTrainedModel:
         with _needing_packages(self.name):
-            return _build(self._class, config.config, config.added["attn_implementation"])
+            try:
+                return _build(self._class, config.config, config.added["attn_implementation"])
+            except (ImportError, RuntimeError):  # no package; or no numbers, where it is built without weights
+                raise
+            except Exception as error:
+                said = self._fit.problem or f"{type(error).__name__}: {error}"
+                raise ModelInvalid(
+                    f"model '{self.name}': {self._class.__name__} does not build with this configuration: {said}",
+                    model=self.name,
+                ) from error
 
     def example_inputs(self, config: _Configuration) -> dict[str, Tensor]:
         from fxtrace.models.hf_examples import Sizes

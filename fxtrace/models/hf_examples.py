@@ -71,8 +71,17 @@ class Maker:
         made: what was made so far, by name: what comes later goes by it.
     """
 
-    def __init__(self, config: PreTrainedConfig, sizes: Sizes, parameters: frozenset[str], layout: Layout) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        sizes: Sizes,
+        parameters: frozenset[str],
+        layout: Layout,
+        *,
+        drawn: bool = True,
+    ) -> None:
         self.config, self.sizes, self.parameters, self.layout = config, sizes, parameters, layout
+        self._floats = torch.randn if drawn else torch.empty  # drawing millions takes longer than to try them
         self.made: dict[str, Tensor] = {}
         self.text = part(config, "vocab_size", "text_encoder_vocab_size")
         self.books = part(config, "num_codebooks", "num_vq", "num_channels")
@@ -90,7 +99,7 @@ class Maker:
         if tensor is None or not sizes:
             return tensor
         shape = [sizes.get(axis, size) for axis, size in enumerate(tensor.shape)]
-        return torch.randn(shape) if tensor.is_floating_point() else self._words(*shape)
+        return self._floats(shape) if tensor.is_floating_point() else self._words(*shape)
 
     def _tensor(self, name: str) -> Tensor | None:
         method: Callable[[], Tensor | None] | None = getattr(self, f"_{name}", None)
@@ -113,7 +122,7 @@ class Maker:
     def _vectors(self) -> Tensor | None:
         names = ("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "model_in_dim", "num_mel_bins")
         width = self._field(*names) or part(self.config, *names)(*names)
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if isinstance(width, int) else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if isinstance(width, int) else None
 
     # -------------------------------------------------------------------------------------------------------- text
 
@@ -199,7 +208,7 @@ class Maker:
             "cut_images": (patches, channels, patch, patch),
             "padded": (self.sizes.batch, patches // self.sizes.batch, channels * time * patch**2),
         }
-        return torch.randn(shape[layout])
+        return self._floats(shape[layout])
 
     def _side(self) -> tuple[int, int]:
         side = self.vision("image_size", "img_size", "input_size", default=64)
@@ -211,14 +220,14 @@ class Maker:
 
     def _high_res_pixel_values(self) -> Tensor | None:
         size = part(self.config.high_res_vision_config, "image_size")("image_size", default=64)
-        return torch.randn(self.sizes.batch, 3, size, size)
+        return self._floats(self.sizes.batch, 3, size, size)
 
     def _hidden_states(self) -> Tensor | None:
         return self._pixel_values() if "grid_thw" in self.parameters else self._vectors()
 
     def _flattened_patches(self) -> Tensor:
         places = torch.cartesian_prod(torch.arange(_GRID), torch.arange(_GRID)).float()
-        pixels = torch.randn(self.sizes.batch, len(places), 3 * self._patch() ** 2)
+        pixels = self._floats(self.sizes.batch, len(places), 3 * self._patch() ** 2)
         return torch.cat([places.expand(self.sizes.batch, -1, -1), pixels], -1)
 
     def _beside_images(self, *shape: int) -> Tensor | None:
@@ -264,22 +273,22 @@ class Maker:
 
     def _visual_feats(self) -> Tensor | None:
         width = self._field("visual_feat_dim")
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if width else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if width else None
 
     def _visual_pos(self) -> Tensor | None:
         width = self._field("visual_pos_dim")
-        return torch.rand(self.sizes.batch, self.sizes.seq_len, width) if width else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if width else None
 
     # -------------------------------------------------------------------------------------------------------- sound
 
     def _input_values(self) -> Tensor | None:
         bins = self.sound("num_mel_bins")
         if bins is not None and self.layout.sounds not in ("wave", "samples"):
-            return torch.randn(self.sizes.batch, self.sound("max_length", default=64), bins)
+            return self._floats(self.sizes.batch, self.sound("max_length", default=64), bins)
         steps = self.sound("conv_stride", "upsampling_ratios", "downsampling_ratios", default=(320,))
         length = (math.prod(steps) if isinstance(steps, list | tuple) else int(steps)) * (self.sizes.seq_len + 2)
         length = max(length, 12 * self.sound("hop_length", default=0))
-        return torch.randn(self.sizes.batch, *((1, length) if self.layout.sounds == "wave" else (length,)))
+        return self._floats(self.sizes.batch, *((1, length) if self.layout.sounds == "wave" else (length,)))
 
     def _input_features(self) -> Tensor | None:
         bins = self.sound(
@@ -296,10 +305,10 @@ class Maker:
         layout = self.layout.sounds or ("bins_first" if positions and self.sound("num_mel_bins") else "bins_last")
         stacked = self.sound("input_size", default=bins)
         shapes = {"bins_first": (bins, time), "channel": (1, time, bins), "stacked": (time, stacked)}
-        return torch.randn(self.sizes.batch, *shapes.get(layout, (time, bins)))
+        return self._floats(self.sizes.batch, *shapes.get(layout, (time, bins)))
 
     def _audio_mel(self) -> Tensor:
-        return torch.randn(self.sizes.batch, 4 * self.sizes.seq_len, self._field("input_feat_size", default=80))
+        return self._floats(self.sizes.batch, 4 * self.sizes.seq_len, self._field("input_feat_size", default=80))
 
     def _audio_mel_mask(self) -> Tensor:
         return torch.zeros(self.made["audio_mel"].shape[:2], dtype=torch.bool)
@@ -331,7 +340,7 @@ class Maker:
         length += max(self._field("lags_sequence", default=(0,)))
         width = self._field("num_input_channels", "input_size", default=1)
         single = self._field("num_input_channels") is None and width == 1
-        return torch.randn(self.sizes.batch, length, *(() if single else (width,)))
+        return self._floats(self.sizes.batch, length, *(() if single else (width,)))
 
     def _past_values_padding(self) -> Tensor:
         return torch.zeros_like(self.made["past_values"], dtype=torch.long)
@@ -341,7 +350,7 @@ class Maker:
 
     def _past_time_features(self) -> Tensor:
         width = self._field("num_time_features", default=0)
-        return torch.randn(*self.made["past_values"].shape[:2], width)
+        return self._floats(*self.made["past_values"].shape[:2], width)
 
     def _freq(self) -> Tensor:
         return torch.zeros(self.sizes.batch, 1, dtype=torch.long)
@@ -349,7 +358,7 @@ class Maker:
     # ---------------------------------------------------------------------------------------------------- decisions
 
     def _steps(self, width: Any) -> Tensor | None:
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if "states" in self.parameters else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if "states" in self.parameters else None
 
     def _states(self) -> Tensor | None:
         return self._steps(self._field("state_dim"))

@@ -70,6 +70,8 @@ def fit(kind: type[PreTrainedConfig], model: type[PreTrainedModel], build: Build
                     layout = trials.layout(shrink, given)
             except ImportError:
                 raise
+            except _NoExample as error:  # whatever its sizes
+                return Fit(shrink, Layout(), str(error))
             except Exception as error:  # noqa: BLE001 - whatever a family's code says of these sizes
                 trials.failed(_said(error), -1)
             else:
@@ -77,6 +79,10 @@ def fit(kind: type[PreTrainedConfig], model: type[PreTrainedModel], build: Build
                     return Fit(shrink, layout)
     trials.try_default()
     return Fit(SHRINKS[0], Layout(), trials.problem or "even made small it is too large to be tried")
+
+
+class _NoExample(Exception):  # noqa: N818 - it is caught here, and told in its words
+    """A call needs an input that no rule makes."""
 
 
 class _Trials:
@@ -102,8 +108,7 @@ class _Trials:
         config = self._kind(**arguments(self._kind, {}, shrink))
         ways = layouts(self._model, config, Sizes(), given)
         if missing := missing_inputs(self._model, [name for name, _ in next(iter(ways))]):
-            self.failed(f"no example is known for {', '.join(missing)}", 0)
-            return None
+            raise _NoExample(f"no example is known for {', '.join(missing)}")
         ways = {inputs: way for inputs, way in ways.items() if self._is_new(shrink, inputs)}
         if not ways or (module := self._made(shrink, config)) is None:
             return None

@@ -127,7 +127,7 @@ def layouts(
 
 def shapes(model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout) -> Shapes:
     """What inputs laid out so are there, and their shapes."""
-    return tuple((name, tuple(each.shape)) for name, each in _made(model, config, sizes, layout).items())
+    return tuple((name, tuple(each.shape)) for name, each in _made(model, config, sizes, layout, drawn=False).items())
 
 
 def repaired(model: type[PreTrainedModel], layout: Layout, inputs: Shapes, problem: str) -> Iterator[Layout]:
@@ -162,9 +162,11 @@ def missing_inputs(model: type[PreTrainedModel], inputs: Collection[str]) -> tup
     return tuple(name for name in _needed(model) if name not in inputs)
 
 
-def _made(model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout) -> dict[str, Tensor]:
+def _made(
+    model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout, *, drawn: bool = True
+) -> dict[str, Tensor]:
     parameters = inspect.signature(model.forward).parameters
-    maker = Maker(config, sizes, frozenset(parameters), layout)
+    maker = Maker(config, sizes, frozenset(parameters), layout, drawn=drawn)
     companions = _COMPANIONS if layout.companions else _COMPANIONS[-1:]
     needed = _needed(model)
     optional = [name for name in (*companions, *layout.beside) if name not in layout.without]

@@ -60,10 +60,12 @@ SHRINKS: tuple[Shrink, ...] = (
     Shrink(open_fields=True),
     Shrink(head_dim=0),
     Shrink(head_dim=24),  # coordinates are embedded in six equal parts
+    Shrink(derived=True),
     Shrink(patches=8),
     Shrink(factor=8, head_dim=0),
+    Shrink(factor=8, head_dim=0, open_fields=True),
+    Shrink(factor=8, head_dim=0, patches=0, derived=True),
     Shrink(extents=False),
-    Shrink(factor=8, head_dim=0, patches=0),
     Shrink(factor=8, head_dim=0, extents=False),
     Shrink(widths=False),
     Shrink(widths=False, extents=False),
