@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+NO_FORWARD = "of transformers has no forward of its own, it only generates"
+
+
 def model_class(name: str, kind: type[PreTrainedConfig], model_type: str, wanted: str) -> type[PreTrainedModel]:
     """The class named, or else the first that transformers' tables have for the architecture and that can be called.
 
@@ -119,7 +122,7 @@ def _no_forward(model: str, kind: type[PreTrainedConfig]) -> str:
     types = [getattr(each, "model_type", "") for each in kind.sub_configs.values()]
     parts = [f"hf:{each}" for each in types if _has_model(each)]
     use = f"; use {' or '.join(parts)}" if parts else "; no part of it is an architecture that could be named instead"
-    return f"{model} of transformers has no forward of its own, it only generates{use}"
+    return f"{model} {NO_FORWARD}{use}"
 
 
 def _has_model(model_type: str) -> bool:

@@ -5,6 +5,7 @@ Neither is written down anywhere but in the code of its `forward`, so both are f
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
 from collections.abc import Callable
@@ -32,6 +33,8 @@ GIVEN = (Layout(), *(Layout(without=(each,)) for each in MEDIA), Layout(companio
 """What is given: everything that a rule knows, all but one medium, or words alone."""
 
 BROKEN = "transformers' own default configuration does not build"
+
+OBJECTS = "it takes objects of a class of its own, not tensors alone"
 
 _LINES = 3
 """How many lines of code are looked at for the names of what a model misses."""
@@ -108,7 +111,7 @@ class _Trials:
         config = self._kind(**arguments(self._kind, {}, shrink))
         ways = layouts(self._model, config, Sizes(), given)
         if missing := missing_inputs(self._model, [name for name, _ in next(iter(ways))]):
-            raise _NoExample(f"no example is known for {', '.join(missing)}")
+            raise _NoExample(_missing(self._model, missing))
         ways = {inputs: way for inputs, way in ways.items() if self._is_new(shrink, inputs)}
         if not ways or (module := self._made(shrink, config)) is None:
             return None
@@ -224,6 +227,20 @@ class _Returned:
 
     def _one_more(self, *_: object) -> None:
         self.count += 1
+
+
+def _missing(model: type[PreTrainedModel], names: tuple[str, ...]) -> str:
+    """That there is no example for inputs of these names, or that these are no tensors at all."""
+    parameters = inspect.signature(model.forward).parameters
+    kinds = {name: parameters[name].annotation for name in names}
+    objects = [
+        f"{name} ({kind.__name__})"
+        for name, kind in kinds.items()
+        if inspect.isclass(kind) and kind.__module__.startswith("transformers.")
+    ]
+    if objects:
+        return f"{OBJECTS}: {', '.join(objects)}"
+    return f"no example is known for {', '.join(names)}"
 
 
 def _elements(inputs: Shapes) -> int:

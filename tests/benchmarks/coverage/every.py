@@ -28,6 +28,8 @@ import torch
 from fxtrace.capture import capture
 from fxtrace.errors import DependencyMissing, FxtraceError
 from fxtrace.models import Registry
+from fxtrace.models.hf_classes import NO_FORWARD
+from fxtrace.models.hf_fit import BROKEN, OBJECTS
 from tests.benchmarks.coverage.processes import MEMORY, ROOT
 
 SECONDS = 60  # of CPU time, for each
@@ -112,27 +114,45 @@ def outcomes(types: list[str], workers: int) -> Iterator[Outcome]:
 def page(found: Mapping[str, Outcome]) -> str:
     """The totals, and what is not traced by its reason."""
     kinds = Counter(each.kind for each in found.values())
-    rest = kinds["refused"] + kinds["failed"]
+    apart = {each.type: why for each in found.values() if (why := outside(each))}
+    refused = {each.type: plain(each.said) for each in found.values() if each.kind != "traced" and not outside(each)}
     lines = [
         f"Of the {len(found)} architectures of transformers that an Auto class has a model for, **{kinds['traced']}** "
         f"({kinds['traced'] / len(found):.1%}) are built small, run on example inputs and traced with equal output; "
-        f"{kinds['needs']} need a package that is not installed, and {rest} are refused:",
+        f"{kinds['traced'] / (len(found) - len(apart)):.1%} of those that nothing outside stands in the way of.",
         "",
-        "| | architectures |",
+        f"| {len(apart)} stopped by something outside | |",
         "| --- | --- |",
+        *_rows(apart),
+        "",
+        f"| {len(refused)} refused | |",
+        "| --- | --- |",
+        *_rows(refused),
     ]
-    return "\n".join([*lines, *(f"| {reason} | {', '.join(types)} |" for reason, types in reasons(found))]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
-def reasons(found: Mapping[str, Outcome]) -> list[tuple[str, list[str]]]:
-    """What stood in the way, and whose; the most frequent first."""
+def outside(found: Outcome) -> str:
+    """What stands in the way that neither fxtrace nor its user has in hand; empty where nothing does."""
+    if found.kind == "needs":
+        package = re.search(r"requires the (\w+) library|named '(\w+)'", found.said)
+        return f"needs {next(filter(None, package.groups()))}, which is not installed" if package else found.said
+    return next((each for each in (BROKEN, OBJECTS, NO_FORWARD) if each in found.said), "")
+
+
+def plain(said: str) -> str:
+    """An error's words without the names in them, as a table's cell has room for."""
+    said = re.sub(r"^model 'hf:[^']*': ", "", said.partition("; give a factory")[0])
+    said = re.sub(r"no example inputs are known that \w+\.forward takes: ", "", said)
+    return " ".join(said.split()).replace("|", "\\|")[:160]
+
+
+def _rows(reasons: Mapping[str, str]) -> Iterator[str]:
     groups: dict[str, list[str]] = defaultdict(list)
-    for each in found.values():
-        if each.kind != "traced":
-            said = re.sub(r"^model 'hf:[^']*': ", "", each.said.partition("; give a factory")[0])
-            said = re.sub(r"no example inputs are known that \w+\.forward takes: ", "", said)
-            groups[" ".join(said.split()).replace("|", "\\|")[:160]].append(each.type)
-    return sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    for model_type, each in reasons.items():
+        groups[each].append(model_type)
+    for each, types in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        yield f"| {each} | {', '.join(sorted(types))} |"
 
 
 def _read(path: Path) -> dict[str, Outcome]:
