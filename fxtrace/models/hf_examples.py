@@ -25,7 +25,7 @@ class Sizes:
 
 
 # Models of one medium take it in different layouts, and nothing but the code of their forward says which.
-IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "padded")
+IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "blocks", "padded")
 SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave", "samples")
 WORDS = ("", "codes_last", "codes_first", "codes_as_rows")
 
@@ -38,7 +38,7 @@ class Layout:
         images: `images` (batch, channels, height, width); `stacks` and `frames`, with one or several images of each
             example in an axis of their own; `tiled`, with two tiles and the whole in it; `tiles`, with tiles in another
             beside it; `cut` into patches that are all in one row, `cut_images` likewise and the patches not flattened;
-            `padded`, patches of each example.
+            `blocks` of merged patches, channels last; `padded`, patches of each example.
         sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel`
             (with an axis of one channel before these), `wave` (batch, 1, time), or `samples` (batch, time).
         words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
@@ -206,6 +206,7 @@ class Maker:
             "tiles": (self.sizes.batch, 1, self.vision("max_num_tiles", default=1), channels, height, width),
             "cut": (patches, channels * time * patch**2),
             "cut_images": (patches, channels, patch, patch),
+            "blocks": (patches, self._merge() * patch, self._merge() * patch, channels),
             "padded": (self.sizes.batch, patches // self.sizes.batch, channels * time * patch**2),
         }
         return self._floats(shape[layout])

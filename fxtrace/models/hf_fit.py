@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _LARGEST, _LARGEST_AT_ALL = 100_000_000, 500_000_000
 """Parameters of the largest model that is tried where widths are the class's own, and of any."""
 
-_LARGEST_INPUT = 1_000_000
+_LARGEST_INPUT = 2_500_000
 """Elements of the largest input that is tried."""
 
 
