@@ -195,7 +195,7 @@ def test_what_no_example_is_known_for_is_said() -> None:
 def test_a_broken_default_configuration_is_told_as_such() -> None:
     model = hf("moonshine_streaming")
     with pytest.raises(
-        ModelInvalid, match="own default configuration does not build: AttributeError: .*num_key_value_heads"
+        ModelInvalid, match=r"own default configuration does not build: AttributeError: .*num_key_value_heads"
     ):
         model.build(model.resolve({}))
 
