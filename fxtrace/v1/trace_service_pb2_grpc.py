@@ -40,11 +40,11 @@ class TraceServiceStub:
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
     DeleteTrace need a key of scope "write".
 
-    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
-    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     def __init__(self, channel):
@@ -135,11 +135,11 @@ class TraceServiceServicer:
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
     DeleteTrace need a key of scope "write".
 
-    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
-    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     def GetServer(self, request, context):
@@ -375,11 +375,11 @@ class TraceService:
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
     DeleteTrace need a key of scope "write".
 
-    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
-    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     @staticmethod
