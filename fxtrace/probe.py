@@ -11,6 +11,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
@@ -91,7 +92,8 @@ class Prober:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
         base = dict(integers(self._fields))
-        first = self._propagate(base)
+        with _one_thread():
+            first = self._propagate(base)
         if isinstance(first, str):
             raise CaptureFailed(first)
         if graph is not None and first != _Seen.of(graph):
@@ -101,9 +103,10 @@ class Prober:
                 model=self._model.name,
             )
         tried = _Tried(self._propagate, base, first, self._seconds, self._report)
-        tried.each()
-        tried.pairs()
-        together = tried.together(random.Random(seed))
+        with _one_thread():
+            tried.each()
+            tried.pairs()
+            together = tried.together(random.Random(seed))
         self._report(Progress("solve"))
         found = iter(find_formulas(tried.probes, np.array(tried.rows, np.int64), min(HELD_OUT, together)))
         return Formulas(
@@ -159,6 +162,17 @@ class Prober:
             return _said(error)
         small = sum(each.numel() for each in module.parameters()) <= _SMALL
         return module, inputs, self._may_run and small
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, PyTorch computes in one thread: small ops on several wait for each other, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _said(error: Exception) -> str:
