@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from fxtrace import wire
+from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, FxtraceError, InputError, NameInvalid, OptionInvalid
 from fxtrace.graph import (
     Arg,
@@ -178,6 +179,22 @@ OPTIONS = st.builds(
 QUERIES = st.builds(
     NodeQuery, TEXTS, TEXTS, TEXTS, max_depth=st.none() | INT32, path=st.none() | st.tuples(TEXTS, TEXTS), pattern=TEXTS
 )
+NAMED = st.dictionaries(NAMES, INT64, max_size=3)
+FINDINGS = st.builds(
+    Finding, st.none() | st.sampled_from(["a", "a*b.c[1]", "min(3, a)//2"]).map(Formula), tuples(NAMES), INT32
+)
+FOUND = st.dictionaries(NAMES, tuples(FINDINGS), max_size=3)
+FORMULAS = st.builds(
+    Formulas,
+    sizes=NAMED,
+    tensors=FOUND,
+    parameters=FOUND,
+    structural=st.dictionaries(NAMES, TEXTS, max_size=2),
+    tied=st.dictionaries(NAMES, NAMES, max_size=2),
+    fixed=tuples(NAMES),
+    untried=tuples(NAMES),
+    probes=INT32,
+)
 PROGRESS = st.builds(Progress, TEXTS, INT64, INT64)
 
 
@@ -232,6 +249,7 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
         (REQUESTS, wire.encode_trace_request, wire.decode_trace_request),
         (OPTIONS, wire.RENDER_OPTIONS.encode, wire.RENDER_OPTIONS.decode),
         (QUERIES, wire.NODE_QUERY.encode, wire.NODE_QUERY.decode),
+        (FORMULAS, wire.encode_formulas, wire.decode_formulas),
         (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
         (SPECS, wire.SPEC.encode, wire.SPEC.decode),
     ],

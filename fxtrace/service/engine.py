@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
+    FormulasAbsent,
     FxtraceError,
     NodeNotFound,
     OptionInvalid,
@@ -211,14 +212,39 @@ class Engine:
     def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
         """Which configuration fields each size of a trace's graph is made of, found by trying other configurations.
 
+        They are kept with the trace, and given at once where they were found before.
+
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
             ModelNotFound: the trace's model is not at hand.
             CaptureFailed: the model does not give that graph any more.
+            TooLarge, Unmet: they cannot be kept.
         """
-        from fxtrace.service.comparing import find_formulas
+        found = self._store.formulas(trace_id)
+        if found is None:
+            from fxtrace.service.comparing import find_formulas
 
-        return find_formulas(self._traced(trace_id), progress or (lambda _: None))
+            report = progress or (lambda _: None)
+            found = find_formulas(self._traced(trace_id), report)
+            report(Progress("store"))
+            self._store.put_formulas(trace_id, found)
+        return found
+
+    def get_formulas(self, trace_id: str) -> Formulas:
+        """The formulas that `find_formulas` found.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            FormulasAbsent: it was not called for this trace.
+        """
+        found = self._store.formulas(trace_id)
+        if found is None:
+            raise FormulasAbsent(
+                f"trace {trace_id} has no formulas of its sizes yet; `fxtrace formulas {trace_id[:8]}` (FindFormulas, "
+                "find_formulas) finds and keeps them",
+                trace=trace_id,
+            )
+        return found
 
     def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
         """What changed from one trace to another, and which configuration fields explain it.

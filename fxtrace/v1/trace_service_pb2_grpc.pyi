@@ -38,7 +38,7 @@ class TraceServiceStub:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -122,6 +122,21 @@ class TraceServiceStub:
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    FindFormulas: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -136,7 +151,7 @@ class TraceServiceAsyncStub(TraceServiceStub):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -217,6 +232,21 @@ class TraceServiceAsyncStub(TraceServiceStub):
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    FindFormulas: _aio.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]  # type: ignore[assignment]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]  # type: ignore[assignment]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
+    """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Traces PyTorch models into annotated graphs and answers questions about them.
@@ -230,7 +260,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -386,6 +416,33 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
         OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
         BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def FindFormulas(
+        self,
+        request: _trace_service_pb2.FindFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.FindFormulasResponse], _abc.AsyncIterator[_trace_service_pb2.FindFormulasResponse]]:
+        """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+        model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+        RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+        server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def GetFormulas(
+        self,
+        request: _trace_service_pb2.GetFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.GetFormulasResponse, _abc.Awaitable[_trace_service_pb2.GetFormulasResponse]]:
+        """The formulas that were found of a trace's sizes.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+        FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
