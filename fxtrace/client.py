@@ -30,6 +30,7 @@ from fxtrace.errors import (
     OptionInvalid,
     ServerUnavailable,
 )
+from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.remote import RemoteTensor
 from fxtrace.tls import Tls
@@ -307,10 +308,6 @@ class Client(Generic[Array]):
             ModelNotFound: the server does not offer the trace's model.
             CaptureFailed: the model does not give that graph any more.
             WorkerCrashed, TimeLimit, MemoryLimit, Busy: as in `create_trace`.
-
-        Example:
-            >>> client.find_formulas(trace.id).shape("truediv")
-            ('1', 'n_heads', 'src_len', 'src_len')
         """
         request = rpc.FindFormulasRequest(trace=wire.trace_name(trace_id))
         with self._connection.stream(self._stub.FindFormulas, request) as events:
@@ -330,6 +327,22 @@ class Client(Generic[Array]):
         """
         reply = self._connection.call(self._stub.GetFormulas, rpc.GetFormulasRequest(trace=wire.trace_name(trace_id)))
         return wire.decode_formulas(reply.formulas)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is.
+
+        `what` is a role, node or tensor, a snapshot's number, the beginning of roles' names, or a named size.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
+
+        Example:
+            >>> client.explain(trace.id, "output.logits").tensors[0].rules
+            ('(1,5,128) @ (5,128)ᵀ → (1,5,5): 128 summed away, 5 in its place',)
+        """
+        request = rpc.ExplainRequest(trace=wire.trace_name(trace_id), what=what)
+        return wire.EXPLANATION.decode(self._connection.call(self._stub.Explain, request).explanation)
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for.

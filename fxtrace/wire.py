@@ -22,6 +22,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, InputError, NameInvalid, OptionInvalid
+from fxtrace.explain import Explanation
 from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg, Snapshot, Symbol, TensorSpec
 from fxtrace.records import Codec, Record, enum_codec
 from fxtrace.trace import (
@@ -219,6 +220,7 @@ _BY_TYPE = {
 _MODEL_NAME_CODEC = Codec(model_name, lambda name: name.removeprefix("models/"))
 
 _GRAPH = Record(Graph, pb.Graph, _BY_TYPE)
+EXPLANATION = Record(Explanation, pb.Explanation, _BY_TYPE)
 MODEL = Record(
     ModelInfo,
     rpc.Model,

@@ -14,6 +14,7 @@ from hypothesis.strategies import SearchStrategy
 from fxtrace import wire
 from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, FxtraceError, InputError, NameInvalid, OptionInvalid
+from fxtrace.explain import Explanation, Sized
 from fxtrace.graph import (
     Arg,
     Check,
@@ -195,6 +196,10 @@ FORMULAS = st.builds(
     untried=tuples(NAMES),
     probes=INT32,
 )
+SIZED = tuples(st.builds(Sized, NAMES, tuples(TEXTS), SHAPES, tuples(TEXTS), tuples(TEXTS)))
+EXPLANATIONS = st.builds(
+    Explanation, TEXTS, SIZED, SIZED, SIZED, tuples(CHECKS), tuples(TEXTS), tuples(TEXTS), tuples(TEXTS)
+)
 PROGRESS = st.builds(Progress, TEXTS, INT64, INT64)
 
 
@@ -249,6 +254,7 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
         (REQUESTS, wire.encode_trace_request, wire.decode_trace_request),
         (OPTIONS, wire.RENDER_OPTIONS.encode, wire.RENDER_OPTIONS.decode),
         (QUERIES, wire.NODE_QUERY.encode, wire.NODE_QUERY.decode),
+        (EXPLANATIONS, wire.EXPLANATION.encode, wire.EXPLANATION.decode),
         (FORMULAS, wire.encode_formulas, wire.decode_formulas),
         (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
         (SPECS, wire.SPEC.encode, wire.SPEC.decode),

@@ -28,7 +28,7 @@ def formulas(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Say which configuration fields each size is made of: other configurations are tried, and what is found is kept."""
+    """Say which configuration fields each size is made of, found by trying others; kept with the trace."""
     from fxtrace.cli.changes import formula_tables
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.tables import show_on_stdout

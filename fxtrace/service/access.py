@@ -27,6 +27,7 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/ReadTensor": "read",
     "/fxtrace.v1.TraceService/BatchReadTensors": "read",
     "/fxtrace.v1.TraceService/RenderGraph": "read",
+    "/fxtrace.v1.TraceService/Explain": "read",
     "/fxtrace.v1.TraceService/FindFormulas": "write",
     "/fxtrace.v1.TraceService/GetFormulas": "read",
     "/grpc.health.v1.Health/Check": "open",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from fxtrace.trace import (
 if TYPE_CHECKING:
     from fxtrace.diff import GraphDiff
     from fxtrace.dims import Formulas
+    from fxtrace.explain import Explanation
     from fxtrace.service.comparing import Traced
 
 DEFAULT_PAGE_SIZE = 50
@@ -321,6 +322,30 @@ class Engine:
             NodeNotFound: no such module or role; the nearest is suggested.
         """
         return filter_nodes(self._graph(trace_id), module, role)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is; see `fxtrace.explain`.
+
+        Args:
+            trace_id: the trace.
+            what: a role, node or tensor, a snapshot's number, the beginning of roles' names, or a named size.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
+        """
+        from fxtrace.explain import explain
+
+        number = what.removeprefix("#")
+        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if number.isdecimal() else None
+        return explain(
+            self._graph(trace_id),
+            what,
+            snapshot=snapshot,
+            formulas=self._store.formulas(trace_id),
+            read=partial(self.read_tensor, trace_id) if self._store.trace(trace_id).values else None,
+            trace_id=trace_id,
+        )
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for.

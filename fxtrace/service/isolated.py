@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fxtrace import wire
 from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
+from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.service.engine import Engine, Report, TensorReader
 from fxtrace.service.jobs import Job
@@ -304,6 +305,10 @@ class IsolatedEngine:
     def get_formulas(self, trace_id: str) -> Formulas:
         """The formulas that were found of a trace's sizes."""
         return self._engine.get_formulas(trace_id)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is."""
+        return self._engine.explain(trace_id, what)
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for."""

@@ -204,6 +204,11 @@ class TraceServicer:
                     for part in _picture_parts(event, _MEDIA_TYPES[image_format]):
                         yield part
 
+    async def Explain(self, request: rpc.ExplainRequest, _: Context) -> rpc.ExplainResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        explained = await self._read(self._engine.explain, trace_id, request.what)
+        return rpc.ExplainResponse(explanation=wire.EXPLANATION.encode(explained))
+
     async def FindFormulas(
         self, request: rpc.FindFormulasRequest, _: Context
     ) -> AsyncIterator[rpc.FindFormulasResponse]:

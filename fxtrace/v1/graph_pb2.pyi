@@ -906,3 +906,109 @@ class Formulas(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["fixed", b"fixed", "found", b"found", "parameters", b"parameters", "probes", b"probes", "sizes", b"sizes", "structural", b"structural", "tensors", b"tensors", "tied", b"tied", "untried", b"untried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SizedTensor(message.Message):
+    """A tensor in an explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    FORMULA_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The tensor's name."""
+    @builtins.property
+    def roles(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The roles of its node."""
+
+    @builtins.property
+    def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its sizes."""
+
+    @builtins.property
+    def formula(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What each size is made of; a size without a confirmed formula is the number itself."""
+
+    @builtins.property
+    def rules(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """How the ops that made it, since the last tensors with a role, join their inputs' shapes; a line each."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        roles: abc.Iterable[builtins.str] | None = ...,
+        shape: abc.Iterable[builtins.int] | None = ...,
+        formula: abc.Iterable[builtins.str] | None = ...,
+        rules: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["formula", b"formula", "name", b"name", "roles", b"roles", "rules", b"rules", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Explanation(message.Message):
+    """Why something in a trace has its shape."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    USERS_FIELD_NUMBER: builtins.int
+    CHECKS_FIELD_NUMBER: builtins.int
+    FACTS_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    title: builtins.str
+    """What is explained."""
+    @builtins.property
+    def tensors(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """Its tensors."""
+
+    @builtins.property
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """What they are made of."""
+
+    @builtins.property
+    def users(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """What reads them."""
+
+    @builtins.property
+    def checks(self) -> containers.RepeatedCompositeFieldContainer[Check]:
+        """The identities that were tried on their values."""
+
+    @builtins.property
+    def facts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the shapes, formulas and numbers show, a sentence or two each."""
+
+    @builtins.property
+    def numbers(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Some of the values, a row each."""
+
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What could not be said, and what to do about it."""
+
+    def __init__(
+        self,
+        *,
+        title: builtins.str = ...,
+        tensors: abc.Iterable[SizedTensor] | None = ...,
+        inputs: abc.Iterable[SizedTensor] | None = ...,
+        users: abc.Iterable[SizedTensor] | None = ...,
+        checks: abc.Iterable[Check] | None = ...,
+        facts: abc.Iterable[builtins.str] | None = ...,
+        numbers: abc.Iterable[builtins.str] | None = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checks", b"checks", "facts", b"facts", "inputs", b"inputs", "notes", b"notes", "numbers", b"numbers", "tensors", b"tensors", "title", b"title", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -1677,3 +1677,51 @@ class GetFormulasResponse(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["formulas", b"formulas"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ExplainRequest(message.Message):
+    """Asks for an explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TRACE_FIELD_NUMBER: builtins.int
+    WHAT_FIELD_NUMBER: builtins.int
+    trace: builtins.str
+    """Resource name of the trace: "traces/{trace}"."""
+    what: builtins.str
+    """A role, a node or a tensor by its name; a snapshot's number; a block, layer or stack by the beginning of its roles'
+    names ("decoder.0.cross_attention"); or a named size ("d_model").
+    """
+    def __init__(
+        self,
+        *,
+        trace: builtins.str = ...,
+        what: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["trace", b"trace", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ExplainResponse(message.Message):
+    """An explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    EXPLANATION_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def explanation(self) -> graph_pb2.Explanation:
+        """The explanation."""
+
+    def __init__(
+        self,
+        *,
+        explanation: graph_pb2.Explanation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

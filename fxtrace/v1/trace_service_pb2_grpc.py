@@ -112,6 +112,11 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/fxtrace.v1.TraceService/Explain',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
         self.FindFormulas = channel.unary_stream(
                 '/fxtrace.v1.TraceService/FindFormulas',
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasRequest.SerializeToString,
@@ -268,6 +273,17 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+        numbers show. All of it is of this trace.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+        (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def FindFormulas(self, request, context):
         """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
         model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
@@ -358,6 +374,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.RenderGraph,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.SerializeToString,
+            ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.SerializeToString,
             ),
             'FindFormulas': grpc.unary_stream_rpc_method_handler(
                     servicer.FindFormulas,
@@ -734,6 +755,33 @@ class TraceService:
             '/fxtrace.v1.TraceService/RenderGraph',
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/Explain',
+            fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -122,6 +122,13 @@ class TraceServiceStub:
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+    (STORE_DAMAGED).
+    """
     FindFormulas: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]
     """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
     model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
@@ -231,6 +238,13 @@ class TraceServiceAsyncStub(TraceServiceStub):
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    Explain: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+    (STORE_DAMAGED).
     """
     FindFormulas: _aio.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]  # type: ignore[assignment]
     """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
@@ -416,6 +430,19 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
         OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
         BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _trace_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.ExplainResponse, _abc.Awaitable[_trace_service_pb2.ExplainResponse]]:
+        """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+        numbers show. All of it is of this trace.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+        (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
