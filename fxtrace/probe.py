@@ -32,6 +32,8 @@ from fxtrace.trials import HELD_OUT, Inputs, Seen, Trials
 
 SECONDS = 120.0
 """How long a model is probed, in seconds of computing, where nothing else is said."""
+_CONFIRMATIONS = 2
+"""A formula must have been right in so many configurations that had no part in finding it."""
 _SMALL = 20_000_000
 """Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
 
@@ -71,6 +73,9 @@ class Prober:
         self._shapes = dict(shapes or {})
         self._run, self._unfused = values and rung != "export", False
         self._weightless, self._symbolic, self._seconds = weightless, dict(symbolic or {}), seconds
+        self._examples = (
+            {name: tuple(each.shape) for name, each in model.example_inputs(config).items()} if shapes else {}
+        )
         self._places: dict[str, tuple[tuple[str, int], ...]] = {}
 
     def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
@@ -89,14 +94,16 @@ class Prober:
             trials = Trials(self._propagate, base, first, self._seconds, self._report)
             trials.each(list(base))
             trials.pairs()
-            self._places = input_sizes(trials.inputs, self._symbolic, base)
+            if not trials.untried:  # else a field may decide them
+                self._places = input_sizes(trials.inputs, self._symbolic, base)
             given = dict(first.inputs)
             base |= {name: given[places[0][0]][places[0][1]] for name, places in self._places.items()}
             trials.each(list(self._places))
             together = trials.together(random.Random(seed))
         self._report(Progress("solve"))
         probes = [Probe({**base, **probe.sizes}, probe.changed) for probe in trials.probes]
-        found = iter(find_formulas(probes, np.array(trials.rows, np.int64), min(HELD_OUT, together)))
+        findings = find_formulas(probes, np.array(trials.rows, np.int64), min(HELD_OUT, together))
+        found = iter([_confirmed(each, trials.untried) for each in findings])
         tensors = {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors}
         return Formulas(
             base,
@@ -181,7 +188,10 @@ class Prober:
                 module = build_weightless(build) if self._weightless else build()
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
-                inputs[name] = inputs[name].new_ones(shape)
+                # A size that is the example's own goes on following the configuration.
+                own = zip(shape, self._examples[name], inputs[name].shape, strict=False)
+                sized = [now if given == example else given for given, example, now in own]
+                inputs[name] = inputs[name].new_ones(sized if len(sized) == len(shape) else shape)
             for name in self._places.keys() & sizes.keys():
                 for given, dim in self._places[name]:
                     inputs[given] = resized(inputs[given], dim, sizes[name])
@@ -256,6 +266,17 @@ def agreeing(
                 _agreeing(each, symbol, base) for each, symbol in zip(found[name], spec.symbolic, strict=True)
             )
     return found
+
+
+def _confirmed(finding: Finding, untried: Sequence[str]) -> Finding:
+    """A finding, less its formula where too little was tried."""
+    if finding.formula is None:
+        return finding
+    if finding.depends_on and finding.confirmations < _CONFIRMATIONS:
+        return replace(finding, formula=None, reason=f"{finding.formula} was not confirmed on other configurations")
+    if untried and not finding.depends_on:
+        return replace(finding, formula=None, reason="time was too short to try every field")
+    return finding
 
 
 def _agreeing(finding: Finding, symbol: str, base: Mapping[str, int]) -> Finding:
