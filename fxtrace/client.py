@@ -301,11 +301,10 @@ class Client(Generic[Array]):
     def find_formulas(self, trace_id: str, *, progress: Callable[[Progress], None] | None = None) -> Formulas:
         """What each size of a trace's graph is made of, found by trying other configurations of its model.
 
-        The formulas are kept with the trace, and given at once where they were found before.
+        They are kept with the trace, and given at once where they were found before.
 
         Raises:
-            TraceNotFound, NameInvalid
-            ModelNotFound: the server does not offer the trace's model.
+            TraceNotFound, NameInvalid, ModelNotFound
             CaptureFailed: the model does not give that graph any more.
             WorkerCrashed, TimeLimit, MemoryLimit, Busy: as in `create_trace`.
         """
@@ -336,10 +335,6 @@ class Client(Generic[Array]):
         Raises:
             TraceNotFound, NameInvalid
             NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
-
-        Example:
-            >>> client.explain(trace.id, "output.logits").tensors[0].rules
-            ('(1,5,128) @ (5,128)ᵀ → (1,5,5): 128 summed away, 5 in its place',)
         """
         request = rpc.ExplainRequest(trace=wire.trace_name(trace_id), what=what)
         return wire.EXPLANATION.decode(self._connection.call(self._stub.Explain, request).explanation)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -14,12 +14,13 @@ from google.protobuf.message import DecodeError
 
 from fxtrace import wire
 from fxtrace.dims import Formulas
+from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TraceNotFound
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
 from fxtrace.store.faults import damaged_trace, not_found, reported
 from fxtrace.store.index import Index, Row
-from fxtrace.store.tracefile import TRACE, Head, TraceFile
+from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
 from fxtrace.trace import Trace
 from fxtrace.v1 import graph_pb2, trace_service_pb2
 
@@ -58,6 +59,21 @@ class Files:
                 source.close()
                 raise
         return TraceFile(source, head, guard)
+
+    def extended(self, trace_id: str, blob: str, sections: Mapping[str, bytes]) -> Encoded:
+        """A trace's file with these sections, besides its own, to be written.
+
+        Raises:
+            StoreDamaged, TraceNotFound: as `open`.
+        """
+        with self.open(trace_id, blob) as file:
+            own = {name: file.section(name) for name in (TRACE, GRAPH, SNAPSHOTS)}
+            graph = parse(trace_id, graph_from_bytes, own[GRAPH])
+            tensors = {
+                name: file.tensor(name, numpy_dtype(spec.dtype), spec.shape).array()
+                for name, spec in (graph.tensors() if parse(trace_id, trace_from_bytes, own[TRACE]).values else ())
+            }
+        return Encoded(trace_id, {**own, **sections}, tensors)
 
     def row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
         """The row that a file's trace should have, and when the trace was made.
