@@ -20,7 +20,7 @@ from fxtrace.graph import Graph, Snapshot
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
 from fxtrace.store.faults import damaged_trace, not_found, reported
 from fxtrace.store.index import Index, Row
-from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
+from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
 from fxtrace.trace import Trace
 from fxtrace.v1 import graph_pb2, trace_service_pb2
 
@@ -74,6 +74,14 @@ class Files:
                 for name, spec in (graph.tensors() if parse(trace_id, trace_from_bytes, own[TRACE]).values else ())
             }
         return Encoded(trace_id, {**own, **sections}, tensors)
+
+    def formulas(self, trace_id: str, file: TraceFile) -> Formulas | None:
+        """The formulas in a trace's file; None where there are none.
+
+        Raises:
+            StoreDamaged: they cannot be read.
+        """
+        return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
 
     def row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
         """The row that a file's trace should have, and when the trace was made.

@@ -23,14 +23,7 @@ from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, 
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_row, damaged_trace, not_found, reported
-from fxtrace.store.files import (
-    Files,
-    formulas_from_bytes,
-    graph_from_bytes,
-    parse,
-    snapshots_from_bytes,
-    trace_from_bytes,
-)
+from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
 from fxtrace.store.index import Index, Row
 from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
@@ -284,7 +277,7 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         with self.open(trace_id) as file:
-            return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
+            return self._files.formulas(trace_id, file)
 
     def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
         """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
