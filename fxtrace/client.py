@@ -333,7 +333,7 @@ class Client(Generic[Array]):
         `what` is a role, node or tensor, a snapshot's number, the beginning of roles' names, or a named size.
 
         Raises:
-            TraceNotFound, NameInvalid, NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
+            TraceNotFound, NameInvalid, NodeNotFound, SnapshotNotFound: the nearest name is suggested.
         """
         request = rpc.ExplainRequest(trace=wire.trace_name(trace_id), what=what)
         return wire.EXPLANATION.decode(self._connection.call(self._stub.Explain, request).explanation)
