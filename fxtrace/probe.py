@@ -10,29 +10,32 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations, islice
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fxtrace.capture import Capture, capture
-from fxtrace.dims import Formulas, Probe, find_formulas
-from fxtrace.errors import CaptureFailed, FxtraceError
+from fxtrace.capture import capture, sketch
+from fxtrace.dims import Finding, Formula, Formulas, Probe, find_formulas
+from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest
 from fxtrace.graph import Graph
 from fxtrace.models import Model
+from fxtrace.models.weightless import build_weightless
 from fxtrace.roles import label
 from fxtrace.trace import Json, Progress, Rung
+from fxtrace.trials import HELD_OUT, Inputs, Seen, Trials
 
-FITTED, HELD_OUT = 10, 6
-"""How many configurations with several sizes changed are read for formulas, and how many only confirm them."""
+SECONDS = 120.0
+"""How long a model is probed, in seconds of computing, where nothing else is said."""
+_CONFIRMATIONS = 2
+"""A formula must have been right in so many configurations that had no part in finding it."""
 _SMALL = 20_000_000
 """Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
-_TRIES = 10
-_TINY = (2, 3, 1, 4, 6, 8)
-_ALONE = 3
 
 
 class Prober:
@@ -45,6 +48,9 @@ class Prober:
         rung: the capture rung whose nodes are to get formulas.
         values: run the model; otherwise shapes are propagated on fake tensors. A large model is never run.
         training: whether in training mode.
+        weightless: whether the model is built without its weights.
+        symbolic: names for sizes of inputs that the graph has as symbols, by input; see `fxtrace.capture.capture`.
+        seconds: of computing, after which no more is tried: what is not confirmed by then stays a number.
         report: called as the work goes on; what it raises stops the work.
     """
 
@@ -57,12 +63,20 @@ class Prober:
         rung: Rung = "record",
         values: bool = True,
         training: bool = False,
+        weightless: bool = False,
+        symbolic: Mapping[str, tuple[str, ...]] | None = None,
+        seconds: float = SECONDS,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
         self._fields = model.fields(config)
         self._shapes = dict(shapes or {})
-        self._may_run = values and rung != "export"
+        self._run, self._unfused = values and rung != "export", False
+        self._weightless, self._symbolic, self._seconds = weightless, dict(symbolic or {}), seconds
+        self._examples = (
+            {name: tuple(each.shape) for name, each in model.example_inputs(config).items()} if shapes else {}
+        )
+        self._places: dict[str, tuple[tuple[str, int], ...]] = {}
 
     def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
@@ -75,173 +89,210 @@ class Prober:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
         base = dict(integers(self._fields))
-        first = self._propagate(base)
-        if isinstance(first, str):
-            raise CaptureFailed(first)
-        if graph is not None and first != _Seen.of(graph):
-            raise CaptureFailed(
-                f"'{self._model.name}' does not give this graph any more: the model or what it stands on has changed "
-                "since; trace it again",
-                model=self._model.name,
-            )
-        probes, rows = [Probe(base)], [first.sizes]
-        values: dict[str, list[int]] = {}
-        structural: dict[str, str] = {}
-        fixed: list[str] = []
-        tied: dict[str, str] = {}
-
-        def took(names: tuple[str, ...], value: int) -> str:
-            """Tries one value for some fields; keeps what it shows: `nothing`, `other nodes`, `no size`, `sizes`."""
-            sizes = {**base, **dict.fromkeys(names, value)}
-            seen = self._propagate(sizes)
-            if isinstance(seen, str):
-                return "nothing"
-            if seen.nodes != first.nodes:
-                structural.setdefault(names[0], _difference(first, seen, base[names[0]], value))
-                return "other nodes"
-            if seen.sizes == first.sizes:
-                return "no size"
-            probes.append(Probe(sizes, names[0]))
-            rows.append(seen.sizes)
-            values.setdefault(names[0], [base[names[0]]]).append(value)
-            return "sizes"
-
-        def alone(*names: str) -> bool:
-            """Tries values of one field, or one value for several; whether the model accepted any."""
-            accepted = False
-            for value in candidates(base[names[0]]):
-                shown = took(names, value)
-                accepted |= shown != "nothing"
-                if shown == "no size" or len(values.get(names[0], ())) > _ALONE:
-                    break
-            for value in _TINY if names[0] in values else ():  # a size may be cut off at a small number
-                if value < min(values[names[0]]) and took(names, value) == "sizes":
-                    break
-            return accepted
-
-        for number, name in enumerate(base):
-            self._report(Progress("probe", number, len(base) + 1))
-            if not alone(name):
-                fixed.append(name)
-        # Some hold only together: as many key heads as query heads.
-        stuck = [name for name in base if name not in values and (name in structural or name in fixed)]
-        for name, other in combinations(stuck, 2):
-            if base[name] == base[other] and not {name, other} & {*tied, *values}:
-                alone(name, other)
-                if name in values:
-                    tied[other] = name
-        self._report(Progress("probe", len(base), len(base) + 1))
-        together = list(islice(self._together(base, values, tied, first, random.Random(seed)), FITTED + HELD_OUT))
-        probes += [Probe(sizes) for sizes, _ in together]
-        rows += [seen.sizes for _, seen in together]
-        found = iter(find_formulas(probes, np.array(rows, np.int64), min(HELD_OUT, len(together))))
+        with _one_thread():
+            first = self._first(base, graph)
+            trials = Trials(self._propagate, base, first, self._seconds, self._report)
+            trials.each(list(base))
+            trials.pairs()
+            if not trials.untried:  # else a field may decide them
+                self._places = input_sizes(trials.inputs, self._symbolic, base)
+            given = dict(first.inputs)
+            base |= {name: given[places[0][0]][places[0][1]] for name, places in self._places.items()}
+            trials.each(list(self._places))
+            together = trials.together(random.Random(seed))
+        self._report(Progress("solve"))
+        probes = [Probe({**base, **probe.sizes}, probe.changed) for probe in trials.probes]
+        findings = find_formulas(probes, np.array(trials.rows, np.int64), min(HELD_OUT, together))
+        found = iter([_confirmed(each, trials.untried) for each in findings])
+        tensors = {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors}
         return Formulas(
             base,
-            {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors},
+            tensors if graph is None else agreeing(tensors, graph, base),
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.parameters},
-            structural={name: how for name, how in structural.items() if name not in values},
-            tied=tied,
-            fixed=tuple(fixed),
-            probes=len(probes),
+            structural={name: how for name, how in trials.structural.items() if name not in trials.values},
+            tied=trials.tied,
+            fixed=tuple(trials.fixed),
+            untried=tuple(trials.untried),
+            probes=len(trials.probes),
         )
 
-    def _together(
-        self,
-        base: Mapping[str, int],
-        values: Mapping[str, Sequence[int]],
-        tied: Mapping[str, str],
-        first: _Seen,
-        chance: random.Random,
-    ) -> Iterator[tuple[dict[str, int], _Seen]]:
-        """Configurations with several fields changed that the model accepts, and what came of them."""
-        for _ in range(_TRIES * (FITTED + HELD_OUT)):
-            chosen = {name: chance.choice(each) for name, each in values.items()}
-            for _ in range(4):
-                sizes = {**base, **chosen, **{name: chosen[other] for name, other in tied.items() if other in chosen}}
-                seen = self._propagate(sizes)
-                if not isinstance(seen, str) and seen.nodes == first.nodes:
-                    yield sizes, seen
-                    break
-                # Fewer at once: some fields hang together.
-                kept = chance.sample(sorted(chosen), k=len(chosen) // 2)
-                chosen = {name: chosen[name] for name in kept}
-                if len(chosen) < 2:
-                    break
+    def _first(self, base: Mapping[str, int], graph: Graph | None) -> Seen:
+        """What the configuration itself gives, propagated in the first way that gives its graph."""
+        wanted = None if graph is None else Seen.of(graph)
+        # A trace does not say whether it was made without numbers, or with attention taken apart.
+        runs = (False,) if self._rung == "export" else (self._run, not self._run)
+        problems = []
+        for run, unfused in product(runs, (False, True)):
+            self._run, self._unfused = run, unfused
+            first = self._propagate(base)
+            if isinstance(first, str):
+                problems.append(first)
+            elif wanted in (None, first):
+                return first
+            if wanted is None:
+                break
+        if len(problems) == 2 * len(runs) or wanted is None:
+            raise CaptureFailed(problems[0], model=self._model.name)
+        raise CaptureFailed(
+            f"'{self._model.name}' does not give this graph any more: the model or what it stands on has changed "
+            "since; trace it again",
+            model=self._model.name,
+        )
 
     def graph_of(self, configuration: Mapping[str, Json]) -> Graph | None:
         """The labelled graph of another configuration; None where the model does not accept it."""
-        captured = self._capture(configuration, {})
-        return None if isinstance(captured, str) else label(captured.graph, captured.known)[0]
+        made = self._made(configuration, {})
+        if isinstance(made, str):
+            return None
+        module, inputs, values = made
+        try:
+            captured = capture(
+                module, inputs, rung=self._rung, values=values, training=self._training, unfused=self._unfused
+            )
+        except FxtraceError:
+            return None
+        return label(captured.graph, captured.known)[0]
 
-    def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
+    def _propagate(self, sizes: Mapping[str, int]) -> Seen | str:
         """What the model's sizes come to; or why it does not accept the configuration."""
-        captured = self._capture(replaced(self._fields, sizes), sizes)
-        return captured if isinstance(captured, str) else _Seen.of(captured.graph)
+        made = self._made(replaced(self._fields, sizes), sizes)
+        if isinstance(made, str):
+            return made
+        module, inputs, values = made
+        try:
+            graph = sketch(
+                module,
+                inputs,
+                rung=self._rung,
+                values=values,
+                training=self._training,
+                symbolic=self._symbolic,
+                unfused=self._unfused,
+            )
+            return Seen.of(graph, tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
+        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
+            return _said(error)
 
-    def _capture(self, configuration: Mapping[str, Json], sizes: Mapping[str, int]) -> Capture | str:
-        """A configuration's capture, where the model keeps these sizes in it; or why it does not accept it."""
+    def _made(
+        self, configuration: Mapping[str, Json], sizes: Mapping[str, int]
+    ) -> tuple[nn.Module, dict[str, Tensor], bool] | str:
+        """A module, its inputs and whether to run it, where the model keeps these sizes; or why it does not."""
         self._report(Progress("probe"))
         try:
             config = self._model.resolve(configuration)
             taken = dict(integers(self._model.fields(config)))
-            if any(taken.get(name) != value for name, value in sizes.items()):
+            if any(taken.get(name) != value for name, value in sizes.items() if name not in self._places):
                 return "the model puts another value in its place"
             with torch.random.fork_rng(devices=()):
-                module = self._model.build(config)
+                build = partial(self._model.build, config)
+                module = build_weightless(build) if self._weightless else build()
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
-                inputs[name] = inputs[name].new_ones(shape)
-            small = sum(each.numel() for each in module.parameters()) <= _SMALL
-            return capture(module, inputs, rung=self._rung, values=self._may_run and small, training=self._training)
-        except FxtraceError as error:
-            return error.message
-        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
-            return f"{type(error).__name__}: {error}"
+                # A size that is the example's own goes on following the configuration.
+                own = zip(shape, self._examples[name], inputs[name].shape, strict=False)
+                sized = [now if given == example else given for given, example, now in own]
+                inputs[name] = inputs[name].new_ones(sized if len(sized) == len(shape) else shape)
+            for name in self._places.keys() & sizes.keys():
+                for given, dim in self._places[name]:
+                    inputs[given] = resized(inputs[given], dim, sizes[name])
+        except Exception as error:  # noqa: BLE001 - likewise
+            return _said(error)
+        small = sum(each.numel() for each in module.parameters()) <= _SMALL
+        return module, inputs, self._run and small
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """A propagated graph, as far as probes compare it."""
-
-    nodes: tuple[object, ...]
-    tensors: tuple[tuple[str, int], ...]
-    parameters: tuple[tuple[str, int], ...]
-    sizes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, graph: Graph) -> _Seen:
-        tensors = list(graph.tensors())
-        parameters = list(graph.parameters.values())
-        return cls(
-            tuple((node.name, node.op, node.target, node.inputs) for node in graph.nodes)
-            + tuple((name, len(spec.shape)) for name, spec in tensors)
-            + tuple((each.name, len(each.shape)) for each in parameters),
-            tuple((name, len(spec.shape)) for name, spec in tensors),
-            tuple((each.name, len(each.shape)) for each in parameters),
-            tuple(size for _, spec in tensors for size in spec.shape)
-            + tuple(size for each in parameters for size in each.shape),
-        )
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, PyTorch computes in one thread: small ops on several wait for each other, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _difference(first: _Seen, other: _Seen, before: int, after: int) -> str:
-    return f"{before} → {after}: {len(first.tensors)} → {len(other.tensors)} tensors"
+def _said(error: Exception) -> str:
+    return error.message if isinstance(error, FxtraceError) else f"{type(error).__name__}: {error}"
 
 
-def candidates(value: int) -> tuple[int, ...]:
-    """Other values for an integer, those first that tell most: primes, then multiples and parts of its own."""
-    more, most, less = _prime_above(2 * value), _prime_above(5 * value), _prime_above(value // 2)
-    multiples = (3 * value, 5 * value, 2 * value, 7 * value, value // 2, value // 4)
-    near = (value + 1, value - 1, value + 2)
-    # A large size mostly has to be a multiple of something, a small one mostly need not be.
-    order = (more, most, less, *multiples, *near) if value < 16 else (more, *multiples, most, less, *near)
-    return tuple(dict.fromkeys(each for each in order if each > 0 and each != value))
+def input_sizes(
+    seen: Sequence[Inputs], symbolic: Mapping[str, tuple[str, ...]], taken: Mapping[str, int]
+) -> dict[str, tuple[tuple[str, int], ...]]:
+    """Names for the sizes of inputs that no field decides, each with its places: inputs and their dimensions.
+
+    A size has the name of its symbol. Else the first sizes of the inputs are `batch`, where they equal the first
+    input's; the rest is named by its first place (`input_ids.shape[1]`), and equal sizes are taken for one.
+
+    Args:
+        seen: the inputs of each configuration that was tried, the given one's first.
+        symbolic: names by input.
+        taken: names that sizes have already.
+    """
+    places: dict[object, list[tuple[str, int]]] = {}
+    names: dict[object, str] = {}
+    batch = next((shape[0] for _, shape in seen[0] if len(shape) > 1), None)
+    for place, (name, shape) in enumerate(seen[0]):
+        for dim, size in enumerate(shape):
+            if any(inputs[place][1][dim : dim + 1] != (size,) for inputs in seen):
+                continue
+            symbol = symbolic.get(name, ())[dim : dim + 1]
+            key: object = size
+            if symbol and symbol[0]:
+                key = names[symbol[0]] = symbol[0]
+            elif dim == 0 and size == batch:
+                key = names["batch"] = "batch"
+            elif size == 1:
+                continue
+            places.setdefault(key, []).append((name, dim))
+            names.setdefault(key, f"{name}.shape[{dim}]")
+    return {names[key]: tuple(at) for key, at in places.items() if names[key] not in taken}
 
 
-def _prime_above(number: int) -> int:
-    number = max(2, number + 1)
-    while any(number % divisor == 0 for divisor in range(2, int(number**0.5) + 1)):
-        number += 1
-    return number
+def resized(tensor: Tensor, dim: int, size: int) -> Tensor:
+    """The tensor repeated, or cut off, along a dimension until that has this size."""
+    times = -(-size // max(1, tensor.shape[dim]))
+    return torch.cat([tensor] * times, dim).narrow(dim, 0, size).contiguous()
+
+
+def agreeing(
+    tensors: Mapping[str, tuple[Finding, ...]], graph: Graph, base: Mapping[str, int]
+) -> dict[str, tuple[Finding, ...]]:
+    """The findings, less the formulas that say otherwise than a graph's own symbols, where it has such."""
+    found = dict(tensors)
+    for name, spec in graph.tensors():
+        if spec.symbolic:
+            found[name] = tuple(
+                _agreeing(each, symbol, base) for each, symbol in zip(found[name], spec.symbolic, strict=True)
+            )
+    return found
+
+
+def _confirmed(finding: Finding, untried: Sequence[str]) -> Finding:
+    """A finding, less its formula where too little was tried."""
+    if finding.formula is None:
+        return finding
+    if finding.depends_on and finding.confirmations < _CONFIRMATIONS:
+        return replace(finding, formula=None, reason=f"{finding.formula} was not confirmed on other configurations")
+    if untried and not finding.depends_on:
+        return replace(finding, formula=None, reason="time was too short to try every field")
+    return finding
+
+
+def _agreeing(finding: Finding, symbol: str, base: Mapping[str, int]) -> Finding:
+    try:
+        other = Formula(symbol)
+    except InvalidRequest:  # a form of expression that formulas do not have
+        return finding
+    if finding.formula is None or not other.names <= base.keys():
+        return finding
+    for more in (0, 3, 8):
+        sizes = {**base, **{name: base[name] + more for name in other.names}}
+        if other.value(sizes) != finding.formula.value(sizes):
+            return replace(
+                finding, formula=None, reason=f"torch.export has {symbol}, other configurations show {finding.formula}"
+            )
+    return finding
 
 
 def integers(fields: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, int]]:

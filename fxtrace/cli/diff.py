@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, StorePlace, connect_here, pairs, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, connect, connect_here, pairs, resolve_trace
 from fxtrace.errors import OptionInvalid
 from fxtrace.trace import Json as JsonValue
 from fxtrace.trace import TraceRequest
 
 if TYPE_CHECKING:
-    from fxtrace.service.engine import Engine
+    from fxtrace.cli.common import Api
 
 _SIDE = (
     "A trace's id (or the start of one, or 'latest'), or a model, with settings in quotes: 'reference --set d_ff=512'."
@@ -24,22 +24,24 @@ _SIDE = (
 
 def formulas(
     what: Annotated[str, typer.Argument(metavar="TRACE|MODEL", help=_SIDE)] = "latest",
+    server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Say which configuration fields each size is made of, found by trying other configurations."""
+    """Say which configuration fields each size is made of, found by trying others; kept with the trace."""
     from fxtrace.cli.changes import formula_tables
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.tables import show_on_stdout
 
-    with connect_here(store) as engine:
+    with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:
-            trace_id = _trace(engine, what)
-            found = engine.find_formulas(trace_id, progress=report)
-        graph = engine.get_graph(trace_id)
+            trace_id = _trace(api, what)
+            found = api.find_formulas(trace_id, progress=report)
+        graph = api.get_graph(trace_id)
     if as_json:
         shapes = {name: found.shape(name) for name in found.tensors}
-        echo_json({"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied})
+        told = {"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied}
+        echo_json({"trace": trace_id, **told, "fixed": found.fixed, "untried": found.untried})
     else:
         show_on_stdout(*formula_tables(graph, found))
 
@@ -64,20 +66,20 @@ def diff(
         show_on_stdout(*diff_tables(changes))
 
 
-def _trace(engine: Engine, text: str) -> str:
+def _trace(api: Api, text: str) -> str:
     """The id of the trace that is meant; a model is traced."""
     words = shlex.split(text)
     if not words:
         raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
     if len(words) == 1 and (text == "latest" or re.fullmatch(r"[0-9a-f]{4,32}", text)):
-        return resolve_trace(engine, text)
+        return resolve_trace(api, text)
     model, *rest = words
     if any(word != "--set" for word in rest[::2]) or len(rest) % 2:
         raise OptionInvalid(
             f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
         )
     settings = pairs("--set", rest[1::2])
-    return engine.create_trace(TraceRequest(model, {name: _value(each) for name, each in settings.items()})).id
+    return api.create_trace(TraceRequest(model, {name: _value(each) for name, each in settings.items()})).id
 
 
 def _value(text: str) -> JsonValue:

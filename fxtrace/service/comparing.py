@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fxtrace.diff import GraphDiff, align, changed_fields, compare
 from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
-from fxtrace.graph import Graph
+from fxtrace.graph import Graph, TensorSpec
 from fxtrace.models import Model
 from fxtrace.probe import Prober, integers, replaced
 from fxtrace.trace import Json, Progress, Trace
@@ -34,8 +34,15 @@ class Traced:
             rung=trace.rung,
             values=trace.values,
             training=trace.training,
+            weightless=trace.weightless,
+            symbolic={each.name: _symbols(each.spec) for each in trace.inputs if each.spec.symbolic},
             report=report,
         )
+
+
+def _symbols(spec: TensorSpec) -> tuple[str, ...]:
+    """The names of an input's sizes, empty for those that are numbers."""
+    return tuple(size if size.isidentifier() else "" for size in spec.symbolic)
 
 
 def find_formulas(traced: Traced, report: Report = lambda _: None) -> Formulas:

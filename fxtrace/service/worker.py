@@ -108,8 +108,14 @@ def render_graph(
     return engine.render_graph(trace_id, image_format, options, progress=caller.report)
 
 
+def find_formulas(engine: Engine, caller: _Caller, trace_id: str) -> bytes:
+    """A Formulas message."""
+    return wire.encode_formulas(engine.find_formulas(trace_id, progress=caller.report)).SerializeToString()
+
+
 _METHODS: Mapping[str, Callable[..., bytes]] = {
     "create_trace": create_trace,
+    "find_formulas": find_formulas,
     "get_model": get_model,
     "render_graph": render_graph,
 }

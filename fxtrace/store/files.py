@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -13,12 +13,14 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from fxtrace import wire
+from fxtrace.dims import Formulas
+from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TraceNotFound
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
 from fxtrace.store.faults import damaged_trace, not_found, reported
 from fxtrace.store.index import Index, Row
-from fxtrace.store.tracefile import TRACE, Head, TraceFile
+from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
 from fxtrace.trace import Trace
 from fxtrace.v1 import graph_pb2, trace_service_pb2
 
@@ -57,6 +59,29 @@ class Files:
                 source.close()
                 raise
         return TraceFile(source, head, guard)
+
+    def extended(self, trace_id: str, blob: str, sections: Mapping[str, bytes]) -> Encoded:
+        """A trace's file with these sections, besides its own, to be written.
+
+        Raises:
+            StoreDamaged, TraceNotFound: as `open`.
+        """
+        with self.open(trace_id, blob) as file:
+            own = {name: file.section(name) for name in (TRACE, GRAPH, SNAPSHOTS)}
+            graph = parse(trace_id, graph_from_bytes, own[GRAPH])
+            tensors = {
+                name: file.tensor(name, numpy_dtype(spec.dtype), spec.shape).array()
+                for name, spec in (graph.tensors() if parse(trace_id, trace_from_bytes, own[TRACE]).values else ())
+            }
+        return Encoded(trace_id, {**own, **sections}, tensors)
+
+    def formulas(self, trace_id: str, file: TraceFile) -> Formulas | None:
+        """The formulas in a trace's file; None where there are none.
+
+        Raises:
+            StoreDamaged: they cannot be read.
+        """
+        return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
 
     def row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
         """The row that a file's trace should have, and when the trace was made.
@@ -148,3 +173,8 @@ def graph_from_bytes(data: bytes) -> Graph:
 def snapshots_from_bytes(data: bytes) -> tuple[Snapshot, ...]:
     """Of the bytes of `SNAPSHOTS`."""
     return tuple(map(wire.SNAPSHOT.decode, trace_service_pb2.ListSnapshotsResponse.FromString(data).snapshots))
+
+
+def formulas_from_bytes(data: bytes) -> Formulas:
+    """Of the bytes of `FORMULAS`."""
+    return wire.decode_formulas(graph_pb2.Formulas.FromString(data))

@@ -38,8 +38,8 @@ class TraceServiceStub:
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
-    DeleteTrace need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and FindFormulas need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
@@ -142,6 +142,28 @@ class TraceServiceStub:
     PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
     DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID),
+    FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+    """
+    FindFormulas: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -156,8 +178,8 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
-    DeleteTrace need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and FindFormulas need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
@@ -257,6 +279,28 @@ class TraceServiceAsyncStub(TraceServiceStub):
     PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
     DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    Explain: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID),
+    FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+    """
+    FindFormulas: _aio.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]  # type: ignore[assignment]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]  # type: ignore[assignment]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+    """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Traces PyTorch models into annotated graphs and answers questions about them.
@@ -270,8 +314,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
-    DeleteTrace need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and FindFormulas need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
@@ -446,6 +490,46 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING where the server has no Graphviz; WORKER_CRASHED;
         PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
         DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _trace_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.ExplainResponse, _abc.Awaitable[_trace_service_pb2.ExplainResponse]]:
+        """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+        numbers show. All of it is of this trace.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID),
+        FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def FindFormulas(
+        self,
+        request: _trace_service_pb2.FindFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.FindFormulasResponse], _abc.AsyncIterator[_trace_service_pb2.FindFormulasResponse]]:
+        """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+        model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+        RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+        server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def GetFormulas(
+        self,
+        request: _trace_service_pb2.GetFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.GetFormulasResponse, _abc.Awaitable[_trace_service_pb2.GetFormulasResponse]]:
+        """The formulas that were found of a trace's sizes.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+        FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
