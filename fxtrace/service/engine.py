@@ -218,20 +218,27 @@ class Engine:
         """
         from fxtrace.service.comparing import find_formulas
 
-        return find_formulas(self._traced(trace_id), progress or (lambda _: None))
+        return find_formulas(self.traced(trace_id), progress or (lambda _: None))
 
     def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
         """What changed from one trace to another, and which configuration fields explain it.
 
+        What cannot be attributed, for want of a trace's model or of formulas, is told all the same; the notes say why.
+
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
-            ModelNotFound: a trace's model is not at hand.
         """
-        from fxtrace.service.comparing import diff
+        from fxtrace.service.diffing import diff_traces
 
-        return diff(self._traced(before), self._traced(after), progress or (lambda _: None))
+        return diff_traces(self, (before, after), progress or (lambda _: None))
 
-    def _traced(self, trace_id: str) -> Traced:
+    def traced(self, trace_id: str) -> Traced:
+        """A trace with its graph and its model.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            ModelNotFound, ModelInvalid: the trace's model is not at hand.
+        """
         from fxtrace.service.comparing import Traced
 
         trace = self._store.trace(trace_id)
