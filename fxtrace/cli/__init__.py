@@ -38,9 +38,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, doctor):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, diff, doctor):
     app.command(cls=AskingCommand)(command)
-for here in (formulas, diff, demo):
+for here in (formulas, demo):
     app.command()(here)
 app.command(cls=ServeCommand)(serve)
 app.add_typer(keys)

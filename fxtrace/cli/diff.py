@@ -5,17 +5,29 @@ from __future__ import annotations
 import json
 import re
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, StorePlace, connect_here, pairs, resolve_trace
+from fxtrace.cli.common import (
+    Json,
+    Server,
+    StorePlace,
+    connect,
+    connect_here,
+    pairs,
+    resolve_trace,
+    write_file,
+)
+from fxtrace.cli.render import format_of
 from fxtrace.errors import OptionInvalid
+from fxtrace.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
 from fxtrace.trace import Json as JsonValue
-from fxtrace.trace import TraceRequest
 
 if TYPE_CHECKING:
-    from fxtrace.service.engine import Engine
+    from fxtrace.cli.common import Api
 
 _SIDE = (
     "A trace's id (or the start of one, or 'latest'), or a model, with settings in quotes: 'reference --set d_ff=512'."
@@ -34,7 +46,7 @@ def formulas(
 
     with connect_here(store) as engine:
         with progress_bar(hidden=as_json) as report:
-            trace_id = _trace(engine, what)
+            trace_id = trace_meant(engine, what, report)
             found = engine.find_formulas(trace_id, progress=report)
         graph = engine.get_graph(trace_id)
     if as_json:
@@ -47,6 +59,19 @@ def formulas(
 def diff(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help=_SIDE)],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The same, of the other side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=f"Draw both as one picture instead, {', '.join(IMAGE_FORMATS)} by the file's ending.",
+        ),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="In the picture: modules nested deeper are one box.")] = None,
+    module: Annotated[str, typer.Option(help="In the picture: only this module's inside.")] = "",
+    theme: Annotated[Theme, typer.Option(help="The picture's colours.")] = "light",
+    server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
@@ -55,29 +80,40 @@ def diff(
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.tables import show_on_stdout
 
-    with connect_here(store) as engine, progress_bar(hidden=as_json) as report:
-        ids = _trace(engine, before), _trace(engine, after)
-        changes = engine.diff_traces(*ids, progress=report)
-    if as_json:
-        echo_json({"before": ids[0], "after": ids[1], "diff": changes, "explained": changes.explained})
+    image_format = None if out is None else format_of(out)
+    with connect(server, store) as api, progress_bar(hidden=as_json) as report:
+        ids = trace_meant(api, before, report), trace_meant(api, after, report)
+        if out is not None and image_format is not None:
+            options = RenderOptions(depth=depth, module=module, theme=theme)
+            picture = api.render_diff(*ids, image_format, options, progress=report)
+        else:
+            changes = api.diff_traces(*ids, progress=report)
+    if out is not None:
+        write_file(out, picture)
+        written = {"before": ids[0], "after": ids[1], "file": str(out), "nbytes": len(picture)}
+        echo_json(written) if as_json else typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+    elif as_json:
+        told = {"explained": changes.explained, "unexplained": changes.unexplained}
+        echo_json({"before": ids[0], "after": ids[1], "diff": changes, **told})
     else:
         show_on_stdout(*diff_tables(changes))
 
 
-def _trace(engine: Engine, text: str) -> str:
-    """The id of the trace that is meant; a model is traced."""
+def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
+    """The id of the trace that is meant; a model is traced, with the settings that follow its name."""
     words = shlex.split(text)
     if not words:
         raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
     if len(words) == 1 and (text == "latest" or re.fullmatch(r"[0-9a-f]{4,32}", text)):
-        return resolve_trace(engine, text)
+        return resolve_trace(api, text)
     model, *rest = words
     if any(word != "--set" for word in rest[::2]) or len(rest) % 2:
         raise OptionInvalid(
             f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
         )
     settings = pairs("--set", rest[1::2])
-    return engine.create_trace(TraceRequest(model, {name: _value(each) for name, each in settings.items()})).id
+    request = TraceRequest(model, {name: _value(each) for name, each in settings.items()})
+    return api.create_trace(request, progress=report).id
 
 
 def _value(text: str) -> JsonValue:

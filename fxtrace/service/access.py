@@ -27,6 +27,8 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/ReadTensor": "read",
     "/fxtrace.v1.TraceService/BatchReadTensors": "read",
     "/fxtrace.v1.TraceService/RenderGraph": "read",
+    "/fxtrace.v1.TraceService/DiffTraces": "read",
+    "/fxtrace.v1.TraceService/RenderDiff": "read",
     "/grpc.health.v1.Health/Check": "open",
     "/grpc.health.v1.Health/List": "open",
     "/grpc.health.v1.Health/Watch": "open",
