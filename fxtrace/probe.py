@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import combinations, islice
-from typing import Any
+from itertools import combinations
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from fxtrace.capture import Capture, capture
+from fxtrace.capture import capture, sketch
 from fxtrace.dims import Formulas, Probe, find_formulas
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph
@@ -28,11 +30,23 @@ from fxtrace.trace import Json, Progress, Rung
 
 FITTED, HELD_OUT = 10, 6
 """How many configurations with several sizes changed are read for formulas, and how many only confirm them."""
+SECONDS = 120.0
+"""How long a model is probed, in seconds of computing, where nothing else is said."""
 _SMALL = 20_000_000
 """Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
+_ALONE_SHARE = 0.7
+"""Of the seconds, what trying fields one by one may take; the rest is for trying them together."""
 _TRIES = 10
 _TINY = (2, 3, 1, 4, 6, 8)
 _ALONE = 3
+_STRUCTURAL = 2
+"""After so many values of a field that give other nodes, and none that gives the same ones, no more are tried; of two
+fields together, after half as many."""
+_GROUPED = 16
+"""Where there are more fields than this, those without effect are first looked for many at a time."""
+
+Shown = Literal["nothing", "other nodes", "no size", "sizes"]
+"""What a configuration shows: that the model does not accept it, or what it changes."""
 
 
 class Prober:
@@ -45,6 +59,7 @@ class Prober:
         rung: the capture rung whose nodes are to get formulas.
         values: run the model; otherwise shapes are propagated on fake tensors. A large model is never run.
         training: whether in training mode.
+        seconds: of computing, after which no more is tried: what is not confirmed by then stays a number.
         report: called as the work goes on; what it raises stops the work.
     """
 
@@ -57,12 +72,14 @@ class Prober:
         rung: Rung = "record",
         values: bool = True,
         training: bool = False,
+        seconds: float = SECONDS,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
         self._fields = model.fields(config)
         self._shapes = dict(shapes or {})
         self._may_run = values and rung != "export"
+        self._seconds = seconds
 
     def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
@@ -75,7 +92,8 @@ class Prober:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
         base = dict(integers(self._fields))
-        first = self._propagate(base)
+        with _one_thread():
+            first = self._propagate(base)
         if isinstance(first, str):
             raise CaptureFailed(first)
         if graph is not None and first != _Seen.of(graph):
@@ -84,102 +102,51 @@ class Prober:
                 "since; trace it again",
                 model=self._model.name,
             )
-        probes, rows = [Probe(base)], [first.sizes]
-        values: dict[str, list[int]] = {}
-        structural: dict[str, str] = {}
-        fixed: list[str] = []
-        tied: dict[str, str] = {}
-
-        def took(names: tuple[str, ...], value: int) -> str:
-            """Tries one value for some fields, and keeps what it shows: `nothing`, `other nodes`, `no size` or `sizes`."""
-            sizes = {**base, **dict.fromkeys(names, value)}
-            seen = self._propagate(sizes)
-            if isinstance(seen, str):
-                return "nothing"
-            if seen.nodes != first.nodes:
-                structural.setdefault(names[0], _difference(first, seen, base[names[0]], value))
-                return "other nodes"
-            if seen.sizes == first.sizes:
-                return "no size"
-            probes.append(Probe(sizes, names[0]))
-            rows.append(seen.sizes)
-            values.setdefault(names[0], [base[names[0]]]).append(value)
-            return "sizes"
-
-        def alone(*names: str) -> bool:
-            """Tries values of one field, or one value for several; whether the model accepted any."""
-            accepted = False
-            for value in candidates(base[names[0]]):
-                shown = took(names, value)
-                accepted |= shown != "nothing"
-                if shown == "no size" or len(values.get(names[0], ())) > _ALONE:
-                    break
-            for value in _TINY if names[0] in values else ():  # a size may be cut off at a small number
-                if value < min(values[names[0]]) and took(names, value) == "sizes":
-                    break
-            return accepted
-
-        for number, name in enumerate(base):
-            self._report(Progress("probe", number, len(base) + 1))
-            if not alone(name):
-                fixed.append(name)
-        # Some hold only together: as many key heads as query heads.
-        stuck = [name for name in base if name not in values and (name in structural or name in fixed)]
-        for name, other in combinations(stuck, 2):
-            if base[name] == base[other] and not {name, other} & {*tied, *values}:
-                alone(name, other)
-                if name in values:
-                    tied[other] = name
-        self._report(Progress("probe", len(base), len(base) + 1))
-        together = list(islice(self._together(base, values, tied, first, random.Random(seed)), FITTED + HELD_OUT))
-        probes += [Probe(sizes) for sizes, _ in together]
-        rows += [seen.sizes for _, seen in together]
-        found = iter(find_formulas(probes, np.array(rows, np.int64), min(HELD_OUT, len(together))))
+        tried = _Tried(self._propagate, base, first, self._seconds, self._report)
+        with _one_thread():
+            tried.each()
+            tried.pairs()
+            together = tried.together(random.Random(seed))
+        self._report(Progress("solve"))
+        found = iter(find_formulas(tried.probes, np.array(tried.rows, np.int64), min(HELD_OUT, together)))
         return Formulas(
             base,
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors},
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.parameters},
-            structural={name: how for name, how in structural.items() if name not in values},
-            tied=tied,
-            fixed=tuple(fixed),
-            probes=len(probes),
+            structural={name: how for name, how in tried.structural.items() if name not in tried.values},
+            tied=tried.tied,
+            fixed=tuple(tried.fixed),
+            untried=tuple(tried.untried),
+            probes=len(tried.probes),
         )
-
-    def _together(
-        self,
-        base: Mapping[str, int],
-        values: Mapping[str, Sequence[int]],
-        tied: Mapping[str, str],
-        first: _Seen,
-        chance: random.Random,
-    ) -> Iterator[tuple[dict[str, int], _Seen]]:
-        """Configurations with several fields changed that the model accepts, and what came of them."""
-        for _ in range(_TRIES * (FITTED + HELD_OUT)):
-            chosen = {name: chance.choice(each) for name, each in values.items()}
-            for _ in range(4):
-                sizes = {**base, **chosen, **{name: chosen[other] for name, other in tied.items() if other in chosen}}
-                seen = self._propagate(sizes)
-                if not isinstance(seen, str) and seen.nodes == first.nodes:
-                    yield sizes, seen
-                    break
-                # Fewer at once: some fields hang together.
-                kept = chance.sample(sorted(chosen), k=len(chosen) // 2)
-                chosen = {name: chosen[name] for name in kept}
-                if len(chosen) < 2:
-                    break
 
     def graph_of(self, configuration: Mapping[str, Json]) -> Graph | None:
         """The labelled graph of another configuration; None where the model does not accept it."""
-        captured = self._capture(configuration, {})
-        return None if isinstance(captured, str) else label(captured.graph, captured.known)[0]
+        made = self._made(configuration, {})
+        if isinstance(made, str):
+            return None
+        module, inputs, values = made
+        try:
+            captured = capture(module, inputs, rung=self._rung, values=values, training=self._training)
+        except FxtraceError:
+            return None
+        return label(captured.graph, captured.known)[0]
 
     def _propagate(self, sizes: Mapping[str, int]) -> _Seen | str:
         """What the model's sizes come to; or why it does not accept the configuration."""
-        captured = self._capture(replaced(self._fields, sizes), sizes)
-        return captured if isinstance(captured, str) else _Seen.of(captured.graph)
+        made = self._made(replaced(self._fields, sizes), sizes)
+        if isinstance(made, str):
+            return made
+        module, inputs, values = made
+        try:
+            return _Seen.of(sketch(module, inputs, rung=self._rung, values=values, training=self._training))
+        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
+            return _said(error)
 
-    def _capture(self, configuration: Mapping[str, Json], sizes: Mapping[str, int]) -> Capture | str:
-        """A configuration's capture, where the model keeps these sizes in it; or why it does not accept it."""
+    def _made(
+        self, configuration: Mapping[str, Json], sizes: Mapping[str, int]
+    ) -> tuple[nn.Module, dict[str, Tensor], bool] | str:
+        """A module, its inputs and whether to run it, where the model keeps these sizes; or why it does not."""
         self._report(Progress("probe"))
         try:
             config = self._model.resolve(configuration)
@@ -191,12 +158,161 @@ class Prober:
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
                 inputs[name] = inputs[name].new_ones(shape)
-            small = sum(each.numel() for each in module.parameters()) <= _SMALL
-            return capture(module, inputs, rung=self._rung, values=self._may_run and small, training=self._training)
-        except FxtraceError as error:
-            return error.message
-        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
-            return f"{type(error).__name__}: {error}"
+        except Exception as error:  # noqa: BLE001 - likewise
+            return _said(error)
+        small = sum(each.numel() for each in module.parameters()) <= _SMALL
+        return module, inputs, self._may_run and small
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Within, PyTorch computes in one thread: small ops on several wait for each other, on a busy machine for long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _said(error: Exception) -> str:
+    return error.message if isinstance(error, FxtraceError) else f"{type(error).__name__}: {error}"
+
+
+class _Tried:
+    """The configurations that were tried around one, and what they showed.
+
+    Attributes:
+        probes, rows: those that have the first one's nodes, and what the sizes came to.
+        values: for each named size that changes sizes, the values that it was given.
+        structural: those that change which nodes there are, each with how.
+        fixed: those of which no other value was accepted.
+        tied: those that were changed only along with another, by name.
+        untried: those that time was too short for.
+    """
+
+    def __init__(
+        self,
+        propagate: Callable[[Mapping[str, int]], _Seen | str],
+        base: dict[str, int],
+        first: _Seen,
+        seconds: float,
+        report: Callable[[Progress], None],
+    ) -> None:
+        self._propagate, self._base, self._first, self._report = propagate, base, first, report
+        self.probes, self.rows = [Probe(base)], [first.sizes]
+        self.values: dict[str, list[int]] = {}
+        self.structural: dict[str, str] = {}
+        self.fixed: list[str] = []
+        self.tied: dict[str, str] = {}
+        self.untried: list[str] = []
+        self._start, self._seconds = time.thread_time(), seconds
+
+    def _is_late(self, share: float = 1) -> bool:
+        return time.thread_time() - self._start > share * self._seconds
+
+    def each(self) -> None:
+        """Tries every named size alone."""
+        names = list(self._base)
+        left = names if len(names) <= _GROUPED else list(self._with_effect(names))
+        for number, name in enumerate(left):
+            self._report(Progress("probe", number, len(left) + 1))
+            if self._is_late(_ALONE_SHARE):
+                self.untried += left[number:]
+                break
+            if not self._alone(name):
+                self.fixed.append(name)
+
+    def pairs(self) -> None:
+        """Tries two equal sizes together that hold only together: as many key heads as query heads."""
+        stuck = [name for name in self._base if name not in self.values and name in {*self.structural, *self.fixed}]
+        for name, other in combinations(stuck, 2):
+            if self._is_late(_ALONE_SHARE):
+                return
+            if self._base[name] == self._base[other] and not {name, other} & {*self.tied, *self.values}:
+                self._alone(name, other)
+                if name in self.values:
+                    self.tied[other] = name
+
+    def together(self, chance: random.Random) -> int:
+        """Tries several at once; how many such configurations were accepted."""
+        accepted = 0
+        for _ in range(_TRIES * (FITTED + HELD_OUT)):
+            if accepted == FITTED + HELD_OUT or self._is_late():
+                break
+            chosen = {name: chance.choice(each) for name, each in self.values.items()}
+            for _ in range(4):
+                tied = {name: chosen[other] for name, other in self.tied.items() if other in chosen}
+                sizes = {**self._base, **chosen, **tied}
+                seen = self._propagate(sizes)
+                if not isinstance(seen, str) and seen.nodes == self._first.nodes:
+                    self._keep(Probe(sizes), seen)
+                    accepted += 1
+                    break
+                # Fewer at once: some fields hang together.
+                kept = chance.sample(sorted(chosen), k=len(chosen) // 2)
+                chosen = {name: chosen[name] for name in kept}
+                if len(chosen) < 2:
+                    break
+        return accepted
+
+    def _with_effect(self, names: Sequence[str]) -> Iterator[str]:
+        """Those without which the model gives the same: many can be changed at once and nothing happens."""
+        if self._is_late(_ALONE_SHARE):
+            yield from names
+        elif len(names) == 1:
+            yield names[0]
+        elif not all(self._is_inert(names, value) for value in (_more, _less)):
+            middle = len(names) // 2
+            yield from self._with_effect(names[:middle])
+            yield from self._with_effect(names[middle:])
+
+    def _is_inert(self, names: Sequence[str], change: Callable[[int], int]) -> bool:
+        self._report(Progress("probe"))
+        seen = self._propagate({**self._base, **{name: change(self._base[name]) for name in names}})
+        return seen == self._first
+
+    def _alone(self, *names: str) -> bool:
+        """Tries values of one named size, or one value for several; whether the model accepted any."""
+        accepted, known, structural = False, self.values.get(names[0], ()), 0
+        for value in candidates(self._base[names[0]]):
+            shown = self._try(names, value)
+            known = self.values.get(names[0], ())
+            accepted |= shown != "nothing"
+            structural += shown == "other nodes"
+            if shown == "no size" or len(known) > _ALONE or (structural * len(names) == _STRUCTURAL and not known):
+                break
+        for value in _TINY if known else ():  # a size may be cut off at a small number
+            if value < min(known) and self._try(names, value) == "sizes":
+                break
+        return accepted
+
+    def _try(self, names: tuple[str, ...], value: int) -> Shown:
+        """Tries one value for some named sizes, and keeps what it shows."""
+        sizes = {**self._base, **dict.fromkeys(names, value)}
+        name, seen = names[0], self._propagate(sizes)
+        if isinstance(seen, str):
+            return "nothing"
+        if seen.nodes != self._first.nodes:
+            self.structural.setdefault(name, _difference(self._first, seen, self._base[name], value))
+            return "other nodes"
+        if seen.sizes == self._first.sizes:
+            return "no size"
+        self._keep(Probe(sizes, name), seen)
+        self.values.setdefault(name, [self._base[name]]).append(value)
+        return "sizes"
+
+    def _keep(self, probe: Probe, seen: _Seen) -> None:
+        self.probes.append(probe)
+        self.rows.append(seen.sizes)
+
+
+def _more(value: int) -> int:
+    return value + 1
+
+
+def _less(value: int) -> int:
+    return max(1, value - 1)
 
 
 @dataclass(frozen=True)

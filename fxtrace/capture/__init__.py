@@ -2,5 +2,6 @@
 
 from fxtrace.capture.capture import Capture, capture
 from fxtrace.capture.run import model_errors
+from fxtrace.capture.sketch import sketch
 
-__all__ = ["Capture", "capture", "model_errors"]
+__all__ = ["Capture", "capture", "model_errors", "sketch"]

@@ -129,7 +129,7 @@ def capture(
     _check_inputs(module, inputs)
     _check_symbolic(symbolic, inputs)
     _check_parameters(module)
-    with _ALONE, as_found(module) as rewind, _unfused(), torch.no_grad():
+    with in_turn(module) as rewind:
         module.train(training)
         eager: object = None
         if values:
@@ -174,6 +174,13 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
         refused.append(f"Not {rung}: {taken.doubt}")
     run.report(Progress("capture"))
     return _RUNGS[rungs[-1]](run), rungs[-1], refused
+
+
+@contextmanager
+def in_turn(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Within, no other capture runs in this process, and the module may be run and traced; see `as_found`."""
+    with _ALONE, as_found(module) as rewind, _unfused(), torch.no_grad():
+        yield rewind
 
 
 @contextmanager

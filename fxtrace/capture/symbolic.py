@@ -109,7 +109,7 @@ class _Tracer(fx.Tracer):
     ) -> fx.Node:
         node = super().create_node(kind, target, args, kwargs, name, type_expr)
         node.meta["module"] = self.scope.module_path
-        node.meta["source"] = calling_source(trace_symbolically.__code__)
+        node.meta["source"] = calling_source(trace_nodes.__code__)
         return node
 
     def create_proxy(
@@ -136,5 +136,9 @@ def trace_symbolically(module: nn.Module, inputs: tuple[str, ...]) -> fx.GraphMo
 
     Each node's `meta` has `module`, the path it runs in, and `source`, the user's line (None for inputs).
     """
-    tracer = _Tracer(module, inputs)
-    return fx.GraphModule(module, tracer.trace(module), type(module).__name__)
+    return fx.GraphModule(module, trace_nodes(module, inputs), type(module).__name__)
+
+
+def trace_nodes(module: nn.Module, inputs: tuple[str, ...]) -> fx.Graph:
+    """The graph of `trace_symbolically` alone; constants that it met are left on the module."""
+    return _Tracer(module, inputs).trace(module)

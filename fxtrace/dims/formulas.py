@@ -19,6 +19,7 @@ class Formulas:
         structural: the named sizes that change which nodes there are, each with how.
         tied: named sizes that the graph holds only as long as they equal another, by name.
         fixed: those of which the model accepts no other value.
+        untried: those that time was too short for; the formulas hold while these are as they were.
         probes: how many configurations were propagated.
     """
 
@@ -28,6 +29,7 @@ class Formulas:
     structural: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     fixed: tuple[str, ...] = ()
+    untried: tuple[str, ...] = ()
     probes: int = 0
 
     def shape(self, tensor: str) -> tuple[str, ...]:
