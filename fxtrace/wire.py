@@ -253,17 +253,16 @@ RUNG = enum_codec(rpc.Rung.DESCRIPTOR, RUNGS, default="", field="rung")
 
 
 GRAPH_DIFF = Record(GraphDiff, rpc.GraphDiff, _BY_TYPE, path="diff.")
-_DIFF_PART = 2000  # pairs, or other items, in one message
 
 
-def encode_diff(diff: GraphDiff) -> Iterator[rpc.GraphDiff]:
-    """The comparison in parts, which merged in order are the whole; none is too long for a message."""
+def encode_diff(diff: GraphDiff, size: int = 2000) -> Iterator[rpc.GraphDiff]:
+    """The comparison in parts of at most so many nodes or values, which merged in order are the whole."""
     empty = replace(diff, fields=(), pairs=(), removed=(), added=(), values=(), notes=())
     yield GRAPH_DIFF.encode(replace(empty, fields=diff.fields, notes=diff.notes))
     for name in ("pairs", "removed", "added", "values"):
         items = getattr(diff, name)
-        for start in range(0, len(items), _DIFF_PART):
-            yield GRAPH_DIFF.encode(replace(empty, **{name: items[start : start + _DIFF_PART]}))
+        for start in range(0, len(items), size):
+            yield GRAPH_DIFF.encode(replace(empty, **{name: items[start : start + size]}))
 
 
 def decode_diff(parts: Iterable[rpc.GraphDiff]) -> GraphDiff:
