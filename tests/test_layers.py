@@ -25,8 +25,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tensorfile",),
     ("store",),
     ("client", "connection", "remote"),
-    ("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness")
-    + ("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
+    (
+        *("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
+        *("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
+    ),
     ("service",),
     ("cli", "doctor", "__main__"),
 )

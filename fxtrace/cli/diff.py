@@ -104,9 +104,7 @@ def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
     try:
         words = shlex.split(text)
     except ValueError:
-        raise OptionInvalid(
-            f"expected a trace or a model, but a quotation is not closed: {text}", field="trace"
-        ) from None
+        raise OptionInvalid(f"expected a trace or a model; a quotation is not closed: {text}", field="trace") from None
     if not words:
         raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
     if len(words) == 1 and (text == "latest" or re.fullmatch(r"[0-9a-f]{4,32}", text)):
