@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shapes", "models"),
     ("capture",),
     ("probe",),
+    ("lock",),
     ("tensorfile",),
     ("store",),
     ("client", "connection", "remote"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 from collections.abc import Callable
@@ -17,14 +16,13 @@ from fxtrace.cli.common import (
     StorePlace,
     connect,
     connect_here,
-    pairs,
     resolve_trace,
+    settings_of,
     write_file,
 )
 from fxtrace.cli.render import format_of
 from fxtrace.errors import OptionInvalid
 from fxtrace.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
-from fxtrace.trace import Json as JsonValue
 
 if TYPE_CHECKING:
     from fxtrace.cli.common import Api
@@ -114,14 +112,5 @@ def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
         raise OptionInvalid(
             f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
         )
-    settings = pairs("--set", rest[1::2])
-    request = TraceRequest(model, {name: _value(each) for name, each in settings.items()})
+    request = TraceRequest(model, settings_of(rest[1::2]))
     return api.create_trace(request, progress=report).id
-
-
-def _value(text: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text)
-    except ValueError:
-        return text
-    return value

@@ -13,7 +13,7 @@ from fxtrace.diff.changes import (
     Totals,
     ValueChange,
 )
-from fxtrace.diff.diff import changed_fields, common_formulas, compare, explain_by_trial, explain_sizes
+from fxtrace.diff.diff import changed_fields, common_formulas, compare, explain_by_trial, explain_sizes, put_field
 
 __all__ = [
     "FieldChange",
@@ -34,4 +34,5 @@ __all__ = [
     "compare",
     "explain_by_trial",
     "explain_sizes",
+    "put_field",
 ]

@@ -67,6 +67,23 @@ def _plain(fields: Mapping[str, Json], others: Mapping[str, Json], prefix: str =
                 yield f"{prefix}{name}", value
 
 
+def put_field(fields: Mapping[str, Json], name: str, value: Json, prefix: str = "") -> dict[str, Json]:
+    """The configuration with one field replaced, which is named as in `changed_fields`."""
+
+    def put(at: str, each: Json) -> Json:
+        if at == name:
+            return value
+        match each:
+            case dict():
+                return put_field(each, name, value, f"{at}.")
+            case list():
+                return [put(f"{at}[{index}]", item) for index, item in enumerate(each)]
+            case _:
+                return each
+
+    return {key: put(f"{prefix}{key}", each) for key, each in fields.items()}
+
+
 def explain_sizes(
     diff: GraphDiff, sizes: tuple[Mapping[str, int], Mapping[str, int]], formulas: Formulas, side: int
 ) -> GraphDiff:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes
+from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes, put_field
 from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.probe import integers
 from fxtrace.service.comparing import Report, Traced, find_formulas
-from fxtrace.trace import Json
 
 
 def attribute(found: GraphDiff, before: Traced, after: Traced, report: Report) -> GraphDiff:
@@ -101,24 +100,7 @@ class _Attribution:
         traced = self._sides[side]
         configuration = dict(traced.trace.configuration)
         for each in fields:
-            configuration = _put(configuration, each.name, (each.after, each.before)[side])
+            configuration = put_field(configuration, each.name, (each.after, each.before)[side])
         if configuration == traced.trace.configuration:
             return None
         return traced.prober(self._report).graph_of(configuration)
-
-
-def _put(fields: Mapping[str, Json], name: str, value: Json, prefix: str = "") -> dict[str, Json]:
-    """The configuration with one field replaced, which is named as in `changed_fields`."""
-
-    def put(at: str, each: Json) -> Json:
-        if at == name:
-            return value
-        match each:
-            case dict():
-                return _put(each, name, value, f"{at}.")
-            case list():
-                return [put(f"{at}[{index}]", item) for index, item in enumerate(each)]
-            case _:
-                return each
-
-    return {key: put(f"{prefix}{key}", each) for key, each in fields.items()}
