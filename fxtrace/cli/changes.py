@@ -113,8 +113,12 @@ def _folded(pairs: Iterable[NodePair]) -> Iterator[tuple[str, tuple[str, ...]]]:
             continue
         name, layer = _place(pair)
         rows.setdefault((name, _row(pair)), []).append(layer)
+    blocks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (name, row), layers in rows.items():
-        yield name.replace("*", _span(layer for layer in layers if layer is not None)), row
+        block, _, part = name.replace("*", _span(layer for layer in layers if layer is not None)).rpartition(".")
+        blocks.setdefault((block, row), []).append(part)
+    for (block, row), parts in blocks.items():
+        yield f"{block}: {', '.join(parts)}", row
     if len(rows) == 0 or len(rest) == 1:
         for pair in rest[:_MOST_ROWS]:
             yield _place(pair)[0], _row(pair)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from fxtrace.cli.common import Json, settings_of
-
-if TYPE_CHECKING:
-    from fxtrace.lock import Move
 
 
 def lock(
@@ -36,15 +32,6 @@ def lock(
         typer.echo(f"wrote {out}: {len(made.tensors)} tensors, held on {1 + len(made.trials)} configurations")
 
 
-def _lines(moves: Sequence[Move]) -> Iterator[str]:
-    """A line for each kind of move: what became the same for the same reason stands in one."""
-    groups: dict[tuple[str, str, str, tuple[str, ...]], list[Move]] = {}
-    for move in moves:
-        groups.setdefault((move.section, move.before, move.after, move.causes), []).append(move)
-    for first, *more in groups.values():
-        yield f"{first}" + (f", and so {len(more)} more" if more else "")
-
-
 def check(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", show_default="shapes.lock")] = None,
     as_json: Json = False,
@@ -62,9 +49,7 @@ def check(
     else:
         for name, found in checked.items():
             typer.echo(f"{name}: {len(found.moves)} moved" if found else f"{name}: nothing moved")
-            for field in found.fields:
-                typer.echo(f"  {field.name}: {field.before} → {field.after}")
-            for line in _lines(found.moves):
+            for line in str(found).splitlines() if found or found.fields else ():
                 typer.echo(f"  {line}")
     if any(checked.values()):
         raise typer.Exit(1)

@@ -59,6 +59,19 @@ class Checked:
         """Whether anything moved."""
         return bool(self.moves)
 
+    def __str__(self) -> str:
+        """A line for each field, and for each kind of move: what became the same for the same reason stands in one."""
+        groups: dict[tuple[str, str, str, tuple[str, ...]], list[Move]] = {}
+        for move in self.moves:
+            groups.setdefault((move.section, move.before, move.after, move.causes), []).append(move)
+        lines = [f"{field.name}: {field.before} → {field.after}" for field in self.fields]
+        lines += (str(first) + (f", and so {len(more)} more" if more else "") for first, *more in groups.values())
+        return "\n".join(lines) or "nothing moved"
+
+    def ensure(self) -> None:
+        """Raises an AssertionError that says what moved, where something did."""
+        assert not self, f"{len(self.moves)} moved\n{self}"
+
 
 def make_lock(model: str, settings: Mapping[str, Json] | None = None, report: Report = lambda _: None) -> Lock:
     """Finds what a model's sizes are made of.
@@ -103,7 +116,7 @@ def check_lock(path: str | Path, report: Report = lambda _: None) -> Checked:
 
     Example:
         def test_shapes():
-            assert not fxtrace.check_lock("shapes.lock")
+            fxtrace.check_lock("shapes.lock").ensure()
     """
     try:
         text = Path(path).read_text(encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -144,7 +145,21 @@ def test_the_readme_s_pytest_line_holds_a_project(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "not there" in done.stdout
-    assert "moves=" in done.stdout
+    assert "parameter embed.weight: not there" in done.stdout
+
+
+def test_the_readme_s_hook_runs_the_check(tmp_path: Path) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    entry = re.search(r"repos: \[.*entry: (\S+ \S+), files: '(.*)', pass_filenames: false", readme)
+    assert entry is not None
+    program, command = entry[1].split()
+    assert re.search(entry[2], "net.py")
+    assert re.search(entry[2], "shapes.lock")
+    (tmp_path / "net.py").write_text(MODEL)
+    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
+    done = subprocess.run([sys.executable, "-m", program, command], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "shapes.lock: " in done.stdout
 
 
 def test_a_lockfile_that_is_not_there_is_told(run: Run, tmp_path: Path) -> None:
