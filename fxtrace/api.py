@@ -7,6 +7,8 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from fxtrace.diff import GraphDiff
+from fxtrace.dims import Formulas
+from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.trace import (
     ImageFormat,
@@ -84,6 +86,15 @@ class TraceApi(Protocol[Array_co]):
 
     def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
         """A trace's graph, or only its nodes of a module or of a role."""
+
+    def find_formulas(self, trace_id: str, *, progress: Callable[[Progress], None] | None = None) -> Formulas:
+        """What each size of a trace's graph is made of, found by trying other configurations, and kept with it."""
+
+    def get_formulas(self, trace_id: str) -> Formulas:
+        """The formulas that `find_formulas` found; FormulasAbsent where it was not called."""
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is; NodeNotFound where there is no such thing."""
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for."""

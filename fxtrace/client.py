@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from fxtrace import wire
 from fxtrace.connection import Connection
 from fxtrace.diff import GraphDiff
+from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
     DependencyMissing,
@@ -30,6 +31,7 @@ from fxtrace.errors import (
     OptionInvalid,
     ServerUnavailable,
 )
+from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.remote import RemoteTensor
 from fxtrace.tls import Tls
@@ -296,6 +298,52 @@ class Client(Generic[Array]):
             request.page_token = page.next_page_token
             if not request.page_token:
                 return wire.decode_graph(pages)
+
+    def find_formulas(self, trace_id: str, *, progress: Callable[[Progress], None] | None = None) -> Formulas:
+        """What each size of a trace's graph is made of, found by trying other configurations of its model.
+
+        The formulas are kept with the trace, and given at once where they were found before.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            ModelNotFound: the server does not offer the trace's model.
+            CaptureFailed: the model does not give that graph any more.
+            WorkerCrashed, TimeLimit, MemoryLimit, Busy: as in `create_trace`.
+        """
+        request = rpc.FindFormulasRequest(trace=wire.trace_name(trace_id))
+        with self._connection.stream(self._stub.FindFormulas, request) as events:
+            for event in events:
+                if event.WhichOneof("event") == "formulas":
+                    return wire.decode_formulas(event.formulas)
+                if progress is not None:
+                    progress(wire.PROGRESS.decode(event.progress))
+        raise ServerUnavailable(f"the server at {self.address} ended the call without formulas", address=self.address)
+
+    def get_formulas(self, trace_id: str) -> Formulas:
+        """The formulas that `find_formulas` found.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            FormulasAbsent: it was not called for this trace.
+        """
+        reply = self._connection.call(self._stub.GetFormulas, rpc.GetFormulasRequest(trace=wire.trace_name(trace_id)))
+        return wire.decode_formulas(reply.formulas)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is.
+
+        `what` is a role, node or tensor, a snapshot's number, the beginning of roles' names, or a named size.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
+
+        Example:
+            >>> client.explain(trace.id, "output.logits").tensors[0].rules
+            ('(1,5,128) @ (5,128)ᵀ → (1,5,5): 128 summed away, 5 in its place',)
+        """
+        request = rpc.ExplainRequest(trace=wire.trace_name(trace_id), what=what)
+        return wire.EXPLANATION.decode(self._connection.call(self._stub.Explain, request).explanation)
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for.

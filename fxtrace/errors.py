@@ -19,6 +19,7 @@ FxtraceError
 ├── Unmet                         the thing exists, but its state does not allow what was asked
 │   ├── CaptureFailed             the model raised, or cannot be captured on the rung asked for
 │   ├── ValuesAbsent              the trace holds shapes only
+│   ├── FormulasAbsent            no formulas of the trace's sizes were found yet
 │   ├── WorkerCrashed             the process that did the work died of it
 │   └── DependencyMissing         an optional package or program is not installed
 ├── TooLarge                      the reply would pass a limit; ask for less, or stream
@@ -188,6 +189,12 @@ class ValuesAbsent(Unmet):
     """The trace holds shapes only."""
 
     reason = "VALUES_ABSENT"
+
+
+class FormulasAbsent(Unmet):
+    """No formulas of the trace's sizes were found yet."""
+
+    reason = "FORMULAS_ABSENT"
 
 
 class DependencyMissing(Unmet):

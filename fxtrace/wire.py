@@ -21,7 +21,9 @@ from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fxtrace.diff import GraphDiff
+from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, InputError, NameInvalid, OptionInvalid
+from fxtrace.explain import Explanation
 from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg, Snapshot, Symbol, TensorSpec
 from fxtrace.records import Codec, Record, enum_codec
 from fxtrace.trace import (
@@ -219,6 +221,7 @@ _BY_TYPE = {
 _MODEL_NAME_CODEC = Codec(model_name, lambda name: name.removeprefix("models/"))
 
 _GRAPH = Record(Graph, pb.Graph, _BY_TYPE)
+EXPLANATION = Record(Explanation, pb.Explanation, _BY_TYPE)
 MODEL = Record(
     ModelInfo,
     rpc.Model,
@@ -303,6 +306,60 @@ def decode_graph(pages: Iterable[pb.Graph]) -> Graph:
     first, *others = map(_GRAPH.decode, pages)
     return (
         replace(first, nodes=first.nodes + tuple(node for page in others for node in page.nodes)) if others else first
+    )
+
+
+def encode_formulas(formulas: Formulas) -> pb.Formulas:
+    """The formulas of a graph's sizes, each different finding once."""
+    found: dict[Finding, int] = {}
+
+    def shapes(of: Mapping[str, tuple[Finding, ...]]) -> list[pb.ShapeFormulas]:
+        return [
+            pb.ShapeFormulas(name=name, sizes=[found.setdefault(each, len(found)) for each in findings])
+            for name, findings in of.items()
+        ]
+
+    message = pb.Formulas(
+        sizes=formulas.sizes,
+        tensors=shapes(formulas.tensors),
+        parameters=shapes(formulas.parameters),
+        structural=formulas.structural,
+        tied=formulas.tied,
+        fixed=formulas.fixed,
+        untried=formulas.untried,
+        probes=formulas.probes,
+    )
+    message.found.extend(
+        pb.SizeFormula(formula=str(each.formula or ""), depends_on=each.depends_on, confirmations=each.confirmations)
+        for each in found
+    )
+    return message
+
+
+def decode_formulas(message: pb.Formulas) -> Formulas:
+    """The formulas of a graph's sizes.
+
+    Raises:
+        InvalidRequest: one cannot be read.
+        IndexError: a size's place is that of none.
+    """
+    found = [
+        Finding(Formula(each.formula) if each.formula else None, tuple(each.depends_on), each.confirmations)
+        for each in message.found
+    ]
+
+    def shapes(of: Iterable[pb.ShapeFormulas]) -> dict[str, tuple[Finding, ...]]:
+        return {each.name: tuple(found[place] for place in each.sizes) for each in of}
+
+    return Formulas(
+        sizes=dict(sorted(message.sizes.items())),
+        tensors=shapes(message.tensors),
+        parameters=shapes(message.parameters),
+        structural=dict(sorted(message.structural.items())),
+        tied=dict(sorted(message.tied.items())),
+        fixed=tuple(message.fixed),
+        untried=tuple(message.untried),
+        probes=message.probes,
     )
 
 

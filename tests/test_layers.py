@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph", "dtypes", "slices"),
     ("trace",),
     ("v1", "records"),
-    ("dims", "diff", "query", "render", "wire", "status", "frames", "api", "tls"),
+    ("dims", "diff", "explain", "query", "render", "wire", "status", "frames", "api", "tls"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),

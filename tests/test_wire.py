@@ -25,7 +25,9 @@ from fxtrace.diff import (
     Totals,
     ValueChange,
 )
+from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, FxtraceError, InputError, NameInvalid, OptionInvalid
+from fxtrace.explain import Explanation, Sized
 from fxtrace.graph import (
     Arg,
     Check,
@@ -216,6 +218,26 @@ DIFFS = st.builds(
     values=tuples(st.builds(ValueChange, TEXTS, TEXTS, TEXTS, FLOATS, FLOATS)),
     notes=tuples(TEXTS),
 )
+NAMED = st.dictionaries(NAMES, INT64, max_size=3)
+FINDINGS = st.builds(
+    Finding, st.none() | st.sampled_from(["a", "a*b.c[1]", "min(3, a)//2"]).map(Formula), tuples(NAMES), INT32
+)
+FOUND = st.dictionaries(NAMES, tuples(FINDINGS), max_size=3)
+FORMULAS = st.builds(
+    Formulas,
+    sizes=NAMED,
+    tensors=FOUND,
+    parameters=FOUND,
+    structural=st.dictionaries(NAMES, TEXTS, max_size=2),
+    tied=st.dictionaries(NAMES, NAMES, max_size=2),
+    fixed=tuples(NAMES),
+    untried=tuples(NAMES),
+    probes=INT32,
+)
+SIZED = tuples(st.builds(Sized, NAMES, tuples(TEXTS), SHAPES, tuples(TEXTS), tuples(TEXTS)))
+EXPLANATIONS = st.builds(
+    Explanation, TEXTS, SIZED, SIZED, SIZED, tuples(CHECKS), tuples(TEXTS), tuples(TEXTS), tuples(TEXTS)
+)
 PROGRESS = st.builds(Progress, TEXTS, INT64, INT64)
 
 
@@ -270,6 +292,8 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
         (REQUESTS, wire.encode_trace_request, wire.decode_trace_request),
         (OPTIONS, wire.RENDER_OPTIONS.encode, wire.RENDER_OPTIONS.decode),
         (QUERIES, wire.NODE_QUERY.encode, wire.NODE_QUERY.decode),
+        (EXPLANATIONS, wire.EXPLANATION.encode, wire.EXPLANATION.decode),
+        (FORMULAS, wire.encode_formulas, wire.decode_formulas),
         (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
         (SPECS, wire.SPEC.encode, wire.SPEC.decode),
         (DIFFS, wire.GRAPH_DIFF.encode, wire.GRAPH_DIFF.decode),

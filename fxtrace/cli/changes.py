@@ -41,6 +41,7 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
         ("change the graph", structure),
         ("must equal", "\n".join(f"{name} = {other}" for name, other in formulas.tied.items())),
         ("cannot change", ", ".join(formulas.fixed)),
+        ("not tried", ", ".join(formulas.untried)),
     )
 
 

@@ -15,7 +15,6 @@ from fxtrace.cli.common import (
     Server,
     StorePlace,
     connect,
-    connect_here,
     resolve_trace,
     settings_of,
     write_file,
@@ -34,22 +33,24 @@ _SIDE = (
 
 def formulas(
     what: Annotated[str, typer.Argument(metavar="TRACE|MODEL", help=_SIDE)] = "latest",
+    server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Say which configuration fields each size is made of, found by trying other configurations."""
+    """Say which configuration fields each size is made of, found by trying others; kept with the trace."""
     from fxtrace.cli.changes import formula_tables
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.tables import show_on_stdout
 
-    with connect_here(store) as engine:
+    with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:
-            trace_id = trace_meant(engine, what, report)
-            found = engine.find_formulas(trace_id, progress=report)
-        graph = engine.get_graph(trace_id)
+            trace_id = trace_meant(api, what, report)
+            found = api.find_formulas(trace_id, progress=report)
+        graph = api.get_graph(trace_id)
     if as_json:
         shapes = {name: found.shape(name) for name in found.tensors}
-        echo_json({"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied})
+        told = {"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied}
+        echo_json({"trace": trace_id, **told, "fixed": found.fixed, "untried": found.untried})
     else:
         show_on_stdout(*formula_tables(graph, found))
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, TraceOption, connect, resolve_trace
-from fxtrace.errors import NodeNotFound, OptionInvalid, unknown
+from fxtrace.errors import OptionInvalid
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,20 +33,33 @@ def snapshots(
 
 def explain(
     what: Annotated[
-        str, typer.Argument(metavar="N|ROLE|NODE", help="A snapshot's number, a role's name, or a node's.")
+        str,
+        typer.Argument(
+            metavar="N|ROLE|NODE|BLOCK|SIZE",
+            help="A snapshot's number, a role, a node, the beginning of roles' names (decoder.0), or a named size.",
+        ),
     ],
     trace: TraceOption = "latest",
     server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a snapshot (what it is and why it has its shape), or a node (what it does, reads and is)."""
+    """Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape."""
+    from fxtrace.cli.output import echo_json
+    from fxtrace.cli.tables import show_on_stdout
+    from fxtrace.cli.why import explanation_facts
+
     with connect(server, store) as api:
         trace_id = resolve_trace(api, trace)
+        explanation = api.explain(trace_id, what)
         if what.removeprefix("#").isdecimal():
-            _explain_snapshot(api, trace_id, int(what.removeprefix("#")), as_json)
+            told = _explain_snapshot(api, trace_id, int(what.removeprefix("#")), as_json)
         else:
-            _explain_node(api, trace_id, what, as_json)
+            told = _explain_node(api, trace_id, what, as_json)
+    if as_json:
+        echo_json({**told, "explanation": explanation})
+    else:
+        show_on_stdout(explanation_facts(explanation, whole=not told))
 
 
 def graph(
@@ -101,35 +114,31 @@ def tensor(
         typer.echo(str(array))
 
 
-def _explain_snapshot(api: Api, trace_id: str, number: int, as_json: bool) -> None:
-    from fxtrace.cli.output import echo_json
+def _explain_snapshot(api: Api, trace_id: str, number: int, as_json: bool) -> dict[str, Any]:
     from fxtrace.cli.tables import facts, show_on_stdout, snapshot_facts
 
     (snapshot,) = api.list_snapshots(trace_id, [number])
     firsts = _first_numbers(api, trace_id, snapshot)
-    if as_json:
-        echo_json({"snapshot": snapshot, "first_numbers": {name: _numbers(array) for name, array in firsts.items()}})
-        return
-    show_on_stdout(snapshot_facts(snapshot))
-    if firsts:
-        show_on_stdout(facts("First numbers", *((name, str(array)) for name, array in firsts.items())))
+    if not as_json:
+        show_on_stdout(snapshot_facts(snapshot))
+        if firsts:
+            show_on_stdout(facts("First numbers", *((name, str(array)) for name, array in firsts.items())))
+    return {"snapshot": snapshot, "first_numbers": {name: _numbers(array) for name, array in firsts.items()}}
 
 
-def _explain_node(api: Api, trace_id: str, what: str, as_json: bool) -> None:
-    from fxtrace.cli.output import echo_json
+def _explain_node(api: Api, trace_id: str, what: str, as_json: bool) -> dict[str, Any]:
+    """What is told of a node; nothing where a block or a size is meant."""
     from fxtrace.cli.tables import node_facts, show_on_stdout
 
     labelled = api.get_graph(trace_id)
-    node = labelled.by_name.get(what) or labelled.by_role.get(what)
+    node = labelled.by_role.get(what) or labelled.by_name.get(what.partition(":")[0])
     if node is None:
-        message = unknown("node, role or snapshot number", what, (*labelled.by_role, *labelled.by_name))
-        raise NodeNotFound(message, field="node", node=what)
+        return {}
     listed = api.list_snapshots(trace_id)
-    if as_json:
-        shown_in = [each.number for each in listed if any(tensor.node == node.name for tensor in each.tensors)]
-        echo_json({"node": node, "users": labelled.users[node.name], "snapshots": shown_in})
-    else:
+    if not as_json:
         show_on_stdout(node_facts(labelled, node, listed))
+    shown_in = [each.number for each in listed if any(tensor.node == node.name for tensor in each.tensors)]
+    return {"node": node, "users": labelled.users[node.name], "snapshots": shown_in}
 
 
 def _first_numbers(api: Api, trace_id: str, snapshot: Snapshot) -> dict[str, NDArray[Any]]:

@@ -59,6 +59,9 @@ def trace(
     symbolic_timeout: Annotated[
         float, typer.Option(metavar="SECONDS", help="How much computing following symbols may take.", show_default=True)
     ] = SYMBOLIC_TIMEOUT,
+    formulas: Annotated[
+        bool, typer.Option("--formulas", help="Find which configuration fields each size is made of, too.")
+    ] = False,
     server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
@@ -85,6 +88,8 @@ def trace(
     with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:
             made = api.create_trace(request, progress=report)
+            if formulas:
+                api.find_formulas(made.id, progress=report)
         echo_json(made) if as_json else show_on_stdout(trace_facts(made))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes, put_field
@@ -10,22 +10,37 @@ from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.probe import integers
-from fxtrace.service.comparing import Report, Traced, find_formulas
+from fxtrace.service.comparing import Report, Traced
 
 
-def attribute(found: GraphDiff, before: Traced, after: Traced, report: Report) -> GraphDiff:
+def attribute(
+    found: GraphDiff, before: Traced, after: Traced, find_formulas: Callable[[str], Formulas], report: Report
+) -> GraphDiff:
     """The comparison of two traces, with what changed attributed to the fields that changed.
 
     A size is attributed by its formula. What has none, and what is there on one side only, is attributed by trial: the
     model is captured with one changed field at a time as the other trace has it. Of two models, a size is attributed
     where both have the same formula for it, and nothing else is.
+
+    Args:
+        found: the comparison.
+        before: the first trace.
+        after: the second one.
+        find_formulas: gives a trace's formulas, or raises an FxtraceError.
+        report: called as the work goes on.
     """
-    return _Attribution(found, before, after, report).made()
+    return _Attribution(found, (before, after), find_formulas, report).made()
 
 
 class _Attribution:
-    def __init__(self, found: GraphDiff, before: Traced, after: Traced, report: Report) -> None:
-        self._found, self._sides, self._report = found, (before, after), report
+    def __init__(
+        self,
+        found: GraphDiff,
+        sides: tuple[Traced, Traced],
+        find_formulas: Callable[[str], Formulas],
+        report: Report,
+    ) -> None:
+        self._found, self._sides, self._find_formulas, self._report = found, sides, find_formulas, report
         self._notes: dict[str, None] = dict.fromkeys(found.notes)
 
     def made(self) -> GraphDiff:
@@ -57,7 +72,7 @@ class _Attribution:
 
     def _formulas(self, traced: Traced) -> Formulas | None:
         try:
-            return find_formulas(traced, self._report)
+            return self._find_formulas(traced.trace.id)
         except FxtraceError as error:  # the model cannot be run here any more
             self._notes[f"no formulas of trace {traced.trace.id[:8]}: {error.message}"] = None
             return None

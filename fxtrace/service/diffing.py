@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from fxtrace.api import TensorReader
@@ -47,7 +48,8 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], r
             return _noted(found, f"not attributed: model '{trace.model}' is not at hand ({error.message})")
     from fxtrace.service.attributing import attribute
 
-    return attribute(found, engine.traced(traces[0].id), engine.traced(traces[1].id), report)
+    sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
+    return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
 
 
 def _noted(found: GraphDiff, note: str) -> GraphDiff:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from copy import copy
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
+    FormulasAbsent,
     FxtraceError,
     NodeNotFound,
     OptionInvalid,
@@ -41,6 +42,7 @@ from fxtrace.trace import (
 if TYPE_CHECKING:
     from fxtrace.diff import GraphDiff
     from fxtrace.dims import Formulas
+    from fxtrace.explain import Explanation
     from fxtrace.service.comparing import Traced
 
 DEFAULT_PAGE_SIZE = 50
@@ -211,14 +213,39 @@ class Engine:
     def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
         """Which configuration fields each size of a trace's graph is made of, found by trying other configurations.
 
+        They are kept with the trace, and given at once where they were found before.
+
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
             ModelNotFound: the trace's model is not at hand.
             CaptureFailed: the model does not give that graph any more.
+            TooLarge, Unmet: they cannot be kept.
         """
-        from fxtrace.service.comparing import find_formulas
+        found = self._store.formulas(trace_id)
+        if found is None:
+            from fxtrace.service.comparing import find_formulas
 
-        return find_formulas(self.traced(trace_id), progress or (lambda _: None))
+            report = progress or (lambda _: None)
+            found = find_formulas(self.traced(trace_id), report)
+            report(Progress("store"))
+            self._store.put_formulas(trace_id, found)
+        return found
+
+    def get_formulas(self, trace_id: str) -> Formulas:
+        """The formulas that `find_formulas` found.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            FormulasAbsent: it was not called for this trace.
+        """
+        found = self._store.formulas(trace_id)
+        if found is None:
+            raise FormulasAbsent(
+                f"trace {trace_id} has no formulas of its sizes yet; `fxtrace formulas {trace_id[:8]}` (FindFormulas, "
+                "find_formulas) finds and keeps them",
+                trace=trace_id,
+            )
+        return found
 
     def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
         """What changed from one trace to another, and which configuration fields explain it.
@@ -302,6 +329,30 @@ class Engine:
             NodeNotFound: no such module or role; the nearest is suggested.
         """
         return filter_nodes(self._graph(trace_id), module, role)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is; see `fxtrace.explain`.
+
+        Args:
+            trace_id: the trace.
+            what: a role, node or tensor, a snapshot's number, the beginning of roles' names, or a named size.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            NodeNotFound, SnapshotNotFound: there is no such thing; the nearest is suggested.
+        """
+        from fxtrace.explain import explain
+
+        number = what.removeprefix("#")
+        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if number.isdecimal() else None
+        return explain(
+            self._graph(trace_id),
+            what,
+            snapshot=snapshot,
+            formulas=self._store.formulas(trace_id),
+            read=partial(self.read_tensor, trace_id) if self._store.trace(trace_id).values else None,
+            trace_id=trace_id,
+        )
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for.

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from fxtrace import wire
 from fxtrace.diff import GraphDiff
+from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
+from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.service.engine import Engine, Report, TensorReader
 from fxtrace.service.jobs import Job
@@ -23,6 +25,7 @@ from fxtrace.service.settings import Settings
 from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
 from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
+from fxtrace.v1 import graph_pb2
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 _log = logging.getLogger("fxtrace.service")
@@ -193,6 +196,23 @@ class IsolatedEngine:
         shared = _Shared(("trace", request.state, hashlib.blake2b(asked).digest()), job, self._captures)
         return wire.TRACE.decode(rpc.Trace.FromString(self._follow(shared, progress or (lambda _: None))))
 
+    def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
+        """Which configuration fields each size of a trace's graph is made of; kept with the trace.
+
+        Raises:
+            Busy: too many wait already.
+            WorkerCrashed, TimeLimit, MemoryLimit: the model ended the process, or is too much for one call.
+            FxtraceError: as `Engine.find_formulas`.
+        """
+        self._engine.models.require(self._engine.get_trace(trace_id).model)  # as above
+        found = self._engine.store.formulas(trace_id)
+        if found is not None:
+            return found
+        what, seconds = "trying other configurations", self._settings.capture_seconds
+        job = Job("find_formulas", (trace_id,), what=what, seconds=seconds)
+        shared = _Shared(("formulas", trace_id), job, self._captures)
+        return wire.decode_formulas(graph_pb2.Formulas.FromString(self._follow(shared, progress or (lambda _: None))))
+
     def render_graph(
         self,
         trace_id: str,
@@ -317,6 +337,14 @@ class IsolatedEngine:
     def get_graph(self, trace_id: str, *, module: str = "", role: str = "") -> Graph:
         """A trace's graph, or only its nodes of a module or of a role."""
         return self._engine.get_graph(trace_id, module=module, role=role)
+
+    def get_formulas(self, trace_id: str) -> Formulas:
+        """The formulas that were found of a trace's sizes."""
+        return self._engine.get_formulas(trace_id)
+
+    def explain(self, trace_id: str, what: str) -> Explanation:
+        """Why a tensor, a block of them, or a named size is as it is."""
+        return self._engine.explain(trace_id, what)
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for."""

@@ -227,6 +227,27 @@ class TraceServicer:
                     for part in _picture_parts(rpc.RenderDiffResponse, event, _MEDIA_TYPES[image_format]):
                         yield part
 
+    async def Explain(self, request: rpc.ExplainRequest, _: Context) -> rpc.ExplainResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        explained = await self._read(self._engine.explain, trace_id, request.what)
+        return rpc.ExplainResponse(explanation=wire.EXPLANATION.encode(explained))
+
+    async def FindFormulas(
+        self, request: rpc.FindFormulasRequest, _: Context
+    ) -> AsyncIterator[rpc.FindFormulasResponse]:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        async with aclosing(self._told(partial(self._engine.find_formulas, trace_id))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.FindFormulasResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    yield rpc.FindFormulasResponse(formulas=wire.encode_formulas(event))
+
+    async def GetFormulas(self, request: rpc.GetFormulasRequest, _: Context) -> rpc.GetFormulasResponse:
+        trace_id = wire.parse_trace_name(request.trace, "trace")
+        found = await self._read(self._engine.get_formulas, trace_id)
+        return rpc.GetFormulasResponse(formulas=wire.encode_formulas(found))
+
     async def _told(self, work: Callable[..., T]) -> AsyncGenerator[Progress | T, None]:
         """The progress of some work, and at the end its value."""
         news = _News()

@@ -127,10 +127,16 @@ def draw_diff(
     return engine.draw_diff(before, after, image_format, options, diff=diff, progress=caller.report)
 
 
+def find_formulas(engine: Engine, caller: _Caller, trace_id: str) -> bytes:
+    """A Formulas message."""
+    return wire.encode_formulas(engine.find_formulas(trace_id, progress=caller.report)).SerializeToString()
+
+
 _METHODS: Mapping[str, Callable[..., bytes]] = {
     "create_trace": create_trace,
     "diff_traces": diff_traces,
     "draw_diff": draw_diff,
+    "find_formulas": find_formulas,
     "get_model": get_model,
     "render_graph": render_graph,
 }

@@ -7,17 +7,20 @@
     objects.py    the same in an object store
     files.py      a trace's file, opened by its row
     store.py      the two together: put, read, delete, make room, verify, sweep
+    stored.py     what it tells of a trace
     migrate.py    what an older fxtrace wrote
     faults.py     what a disk, a database or an object store refuses, as errors
 
 The file is the truth, and the index can be made from the files: a trace is there once its file is. A file gets its name
 when it is on the disk as a whole, then one transaction adds the row; whoever finds a file without a row adds the row.
+Where formulas are added, a new file takes the old one's place in the row, and then the old one goes.
 Deleting marks the row, removes the file, then the row. So whatever is killed at whatever moment, a trace is whole or
 absent, and any server over the same store finishes what another began. No torch here.
 """
 
 from fxtrace.store.place import default_place
-from fxtrace.store.store import Collected, Store, StoredTrace
+from fxtrace.store.store import Store
+from fxtrace.store.stored import Collected, StoredTrace
 from fxtrace.store.tracefile import StoredTensor, TraceFile
 
 __all__ = ["Collected", "Store", "StoredTensor", "StoredTrace", "TraceFile", "default_place"]

@@ -13,6 +13,7 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError
 
 from fxtrace import wire
+from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError, StoreDamaged, TraceNotFound
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
@@ -148,3 +149,8 @@ def graph_from_bytes(data: bytes) -> Graph:
 def snapshots_from_bytes(data: bytes) -> tuple[Snapshot, ...]:
     """Of the bytes of `SNAPSHOTS`."""
     return tuple(map(wire.SNAPSHOT.decode, trace_service_pb2.ListSnapshotsResponse.FromString(data).snapshots))
+
+
+def formulas_from_bytes(data: bytes) -> Formulas:
+    """Of the bytes of `FORMULAS`."""
+    return wire.decode_formulas(graph_pb2.Formulas.FromString(data))

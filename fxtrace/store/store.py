@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,56 +16,30 @@ from numpy.typing import NDArray
 from sqlalchemy import Connection
 
 from fxtrace import wire
+from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
-from fxtrace.errors import FxtraceError, NameInvalid, StoreDamaged, TooLarge, TraceNotFound, Unmet
+from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_trace, not_found, reported
-from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
+from fxtrace.store.files import (
+    Files,
+    formulas_from_bytes,
+    graph_from_bytes,
+    parse,
+    snapshots_from_bytes,
+    trace_from_bytes,
+)
 from fxtrace.store.index import Index, Row
 from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
-from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
+from fxtrace.store.stored import Collected, StoredTrace, check_trace_id
+from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
 from fxtrace.trace import Progress, Trace
 from fxtrace.v1 import trace_service_pb2
 
-TRACE_ID = re.compile(r"[0-9a-f]{32}")
-
 _SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
 _NOTE_USE_EVERY_SECONDS = 60
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTrace:
-    """How a trace is kept: the bytes of its file, when it was last used (a minute late, at most), whether it is pinned.
-
-    `damaged` says that a read found it so.
-    """
-
-    trace: Trace
-    nbytes: int
-    last_used: datetime
-    pinned: bool
-    damaged: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Collected:
-    """What `Store.collect` removed: the ids of traces, and the bytes of them and of what was left unfinished."""
-
-    evicted: tuple[str, ...]
-    nbytes: int
-
-
-def check_trace_id(trace_id: str) -> str:
-    """The id, where it has the form of one.
-
-    Raises:
-        NameInvalid: it has not.
-    """
-    if not TRACE_ID.fullmatch(trace_id):
-        raise NameInvalid(f"a trace id is 32 digits of 0-9 and a-f, got '{trace_id}'", field="trace", trace=trace_id)
-    return trace_id
 
 
 class Store:
@@ -156,6 +129,39 @@ class Store:
             return trace
         self._discard(row.blob)
         return parse(kept.id, trace_from_bytes, kept.trace)
+
+    def put_formulas(self, trace_id: str, formulas: Formulas) -> None:
+        """Keeps formulas with their trace: its file is written anew with them, and takes the old one's place.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            TooLarge: with them the trace and what is pinned are more than the quota; the trace stays as it was.
+        """
+        old = self._row(trace_id)
+        with self._files.open(trace_id, old.blob) as file:
+            sections = {name: file.section(name) for name in (TRACE, GRAPH, SNAPSHOTS)}
+            specs = parse(trace_id, graph_from_bytes, sections[GRAPH]).tensors() if self.trace(trace_id).values else ()
+            tensors = {name: file.tensor(name, numpy_dtype(spec.dtype), spec.shape).array() for name, spec in specs}
+        sections[FORMULAS] = wire.encode_formulas(formulas).SerializeToString(deterministic=True)
+        encoded = Encoded(trace_id, sections, tensors)
+        row = replace(old, blob=new_name(trace_id), nbytes=encoded.nbytes)
+        with self._index.reading() as connection:
+            self._check_quota(connection, row)
+        with reported():
+            self._blobs.write(row.blob, encoded.parts())
+        replaced = False
+        try:
+            with self._index.locked() as connection:
+                found = self._index.find(connection, trace_id)
+                replaced = found is not None and found.blob == old.blob and found.state == "live"
+                if found is not None and replaced:
+                    self._index.insert(connection, replace(found, blob=row.blob, nbytes=row.nbytes))
+        finally:
+            with suppress(FxtraceError):
+                self._discard(old.blob if replaced else row.blob)
+        if not replaced:
+            self.require(trace_id)  # it was deleted; or another process was faster, and kept the same
+        self._evict(self._quota_bytes, keep=trace_id)
 
     def check_writable(self) -> None:
         """Returns if the store can be written to: writes a small file, and removes it.
@@ -272,6 +278,15 @@ class Store:
         with self.open(trace_id) as file:
             return parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
 
+    def formulas(self, trace_id: str) -> Formulas | None:
+        """The formulas of a trace's sizes; None where none are kept.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        with self.open(trace_id) as file:
+            return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
+
     def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
         """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
 
@@ -326,7 +341,13 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         row = self._row(trace_id)
-        return self._files.open(trace_id, row.blob)
+        try:
+            return self._files.open(trace_id, row.blob)
+        except TraceNotFound:
+            again = self._row(trace_id)
+            if again.blob == row.blob:
+                raise
+            return self._files.open(trace_id, again.blob)  # it was written anew meanwhile
 
     def find(self, trace_id: str) -> Trace | None:
         """The trace, where it is there as a whole. What is left of a damaged one is removed, to be made again."""

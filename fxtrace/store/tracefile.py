@@ -1,10 +1,10 @@
 """A trace's file: a safetensors file that has everything about the trace, and a checksum of every block of it.
 
 The tensors come first, then as plain bytes what they belong to, under names that no tensor has: `fxtrace:trace`,
-`fxtrace:graph` and `fxtrace:snapshots` are serialised v1 messages, `fxtrace:checksums` a row of little-endian 32-bit
-CRC-32s: of the header, of every 128 KiB block of every entry in the order of the file, and of the row itself. What is
-read is read block by block and compared, so that a part of a tensor costs little more than its bytes, and no byte is
-given that is not as it was written.
+`fxtrace:graph` and `fxtrace:snapshots` are serialised v1 messages, and so is `fxtrace:formulas`, where formulas were
+found. `fxtrace:checksums` is a row of little-endian 32-bit CRC-32s: of the header, of every 128 KiB block of every
+entry in the order of the file, and of the row itself. What is read is read block by block and compared, so that a part
+of a tensor costs little more than its bytes, and no byte is given that is not as it was written.
 
 Blocks of 128 KiB: checking in 64 KiB costs 7 % more time, in 1 MiB nothing less; and they are what a single number
 costs to read.
@@ -29,7 +29,9 @@ from fxtrace.slices import parse_slice
 from fxtrace.store.blobs import Source
 from fxtrace.tensorfile import SAFETENSORS_DTYPES
 
-TRACE, GRAPH, SNAPSHOTS, CHECKSUMS = (f"fxtrace:{name}" for name in ("trace", "graph", "snapshots", "checksums"))
+TRACE, GRAPH, SNAPSHOTS, FORMULAS, CHECKSUMS = (
+    f"fxtrace:{name}" for name in ("trace", "graph", "snapshots", "formulas", "checksums")
+)
 
 BLOCK_BYTES = 128 << 10
 _READ_BYTES = 1 << 20  # at once, of elements that lie side by side
@@ -149,8 +151,12 @@ class TraceFile:
         self._source, self._head, self._guard = source, head, guard
         self._room = _Room()
 
+    def has(self, name: str) -> bool:
+        """Whether there is a section of that name."""
+        return name in self._head.entries
+
     def section(self, name: str) -> bytes:
-        """The bytes of `TRACE`, `GRAPH` or `SNAPSHOTS`."""
+        """The bytes of `TRACE`, `GRAPH`, `SNAPSHOTS` or `FORMULAS`."""
         return bytes(self._read(name, 0, self._entry(name).nbytes))
 
     def tensor(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> StoredTensor:

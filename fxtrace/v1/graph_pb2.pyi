@@ -720,3 +720,295 @@ class Snapshot(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["checks", b"checks", "dims", b"dims", "explanation", b"explanation", "number", b"number", "reason", b"reason", "roles", b"roles", "section", b"section", "tensors", b"tensors", "title", b"title", "variables", b"variables"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SizeFormula(message.Message):
+    """What was found of a size."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FORMULA_FIELD_NUMBER: builtins.int
+    DEPENDS_ON_FIELD_NUMBER: builtins.int
+    CONFIRMATIONS_FIELD_NUMBER: builtins.int
+    formula: builtins.str
+    """The formula, made of named sizes, numbers, + - * / // **, min and max: "d_model/n_heads". "/" divides without a rest,
+    "//" rounds down. Empty where none was confirmed.
+    """
+    confirmations: builtins.int
+    """In how many configurations that had no part in finding the formula it was right."""
+    @builtins.property
+    def depends_on(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The named sizes that change it when they alone change."""
+
+    def __init__(
+        self,
+        *,
+        formula: builtins.str = ...,
+        depends_on: abc.Iterable[builtins.str] | None = ...,
+        confirmations: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["confirmations", b"confirmations", "depends_on", b"depends_on", "formula", b"formula"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ShapeFormulas(message.Message):
+    """The formulas of a tensor's sizes."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SIZES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The tensor's name, or a parameter's."""
+    @builtins.property
+    def sizes(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """For each dimension, outermost first, the place of its formula in `Formulas.found`, from 0."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        sizes: abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["name", b"name", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Formulas(message.Message):
+    """What each size of a graph is made of."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class SizesEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.int
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class StructuralEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @typing.final
+    class TiedEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        value: builtins.str
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SIZES_FIELD_NUMBER: builtins.int
+    FOUND_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    STRUCTURAL_FIELD_NUMBER: builtins.int
+    TIED_FIELD_NUMBER: builtins.int
+    FIXED_FIELD_NUMBER: builtins.int
+    UNTRIED_FIELD_NUMBER: builtins.int
+    PROBES_FIELD_NUMBER: builtins.int
+    probes: builtins.int
+    """How many configurations were propagated."""
+    @builtins.property
+    def sizes(self) -> containers.ScalarMap[builtins.str, builtins.int]:
+        """The named sizes, a configuration's integers and free sizes of inputs, as the graph was made with."""
+
+    @builtins.property
+    def found(self) -> containers.RepeatedCompositeFieldContainer[SizeFormula]:
+        """The different findings."""
+
+    @builtins.property
+    def tensors(self) -> containers.RepeatedCompositeFieldContainer[ShapeFormulas]:
+        """For each tensor of the graph."""
+
+    @builtins.property
+    def parameters(self) -> containers.RepeatedCompositeFieldContainer[ShapeFormulas]:
+        """For each parameter and buffer."""
+
+    @builtins.property
+    def structural(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Named sizes that change which nodes there are, each with how."""
+
+    @builtins.property
+    def tied(self) -> containers.ScalarMap[builtins.str, builtins.str]:
+        """Named sizes that the graph holds only as long as they equal another one."""
+
+    @builtins.property
+    def fixed(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Those of which the model accepts no other value."""
+
+    @builtins.property
+    def untried(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Those that time was too short for: the formulas hold while these are as they were."""
+
+    def __init__(
+        self,
+        *,
+        sizes: abc.Mapping[builtins.str, builtins.int] | None = ...,
+        found: abc.Iterable[SizeFormula] | None = ...,
+        tensors: abc.Iterable[ShapeFormulas] | None = ...,
+        parameters: abc.Iterable[ShapeFormulas] | None = ...,
+        structural: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        tied: abc.Mapping[builtins.str, builtins.str] | None = ...,
+        fixed: abc.Iterable[builtins.str] | None = ...,
+        untried: abc.Iterable[builtins.str] | None = ...,
+        probes: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["fixed", b"fixed", "found", b"found", "parameters", b"parameters", "probes", b"probes", "sizes", b"sizes", "structural", b"structural", "tensors", b"tensors", "tied", b"tied", "untried", b"untried"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SizedTensor(message.Message):
+    """A tensor in an explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    FORMULA_FIELD_NUMBER: builtins.int
+    RULES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """The tensor's name."""
+    @builtins.property
+    def roles(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The roles of its node."""
+
+    @builtins.property
+    def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Its sizes."""
+
+    @builtins.property
+    def formula(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What each size is made of; a size without a confirmed formula is the number itself."""
+
+    @builtins.property
+    def rules(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """How the ops that made it, since the last tensors with a role, join their inputs' shapes; a line each."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        roles: abc.Iterable[builtins.str] | None = ...,
+        shape: abc.Iterable[builtins.int] | None = ...,
+        formula: abc.Iterable[builtins.str] | None = ...,
+        rules: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["formula", b"formula", "name", b"name", "roles", b"roles", "rules", b"rules", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Explanation(message.Message):
+    """Why something in a trace has its shape."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TITLE_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    INPUTS_FIELD_NUMBER: builtins.int
+    USERS_FIELD_NUMBER: builtins.int
+    CHECKS_FIELD_NUMBER: builtins.int
+    FACTS_FIELD_NUMBER: builtins.int
+    NUMBERS_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    title: builtins.str
+    """What is explained."""
+    @builtins.property
+    def tensors(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """Its tensors."""
+
+    @builtins.property
+    def inputs(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """What they are made of."""
+
+    @builtins.property
+    def users(self) -> containers.RepeatedCompositeFieldContainer[SizedTensor]:
+        """What reads them."""
+
+    @builtins.property
+    def checks(self) -> containers.RepeatedCompositeFieldContainer[Check]:
+        """The identities that were tried on their values."""
+
+    @builtins.property
+    def facts(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What the shapes, formulas and numbers show, a sentence or two each."""
+
+    @builtins.property
+    def numbers(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Some of the values, a row each."""
+
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What could not be said, and what to do about it."""
+
+    def __init__(
+        self,
+        *,
+        title: builtins.str = ...,
+        tensors: abc.Iterable[SizedTensor] | None = ...,
+        inputs: abc.Iterable[SizedTensor] | None = ...,
+        users: abc.Iterable[SizedTensor] | None = ...,
+        checks: abc.Iterable[Check] | None = ...,
+        facts: abc.Iterable[builtins.str] | None = ...,
+        numbers: abc.Iterable[builtins.str] | None = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["checks", b"checks", "facts", b"facts", "inputs", b"inputs", "notes", b"notes", "numbers", b"numbers", "tensors", b"tensors", "title", b"title", "users", b"users"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...

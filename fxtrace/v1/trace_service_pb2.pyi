@@ -32,7 +32,7 @@ class _ScopeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType]
     SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
     """Not said."""
     SCOPE_READ: _Scope.ValueType  # 1
-    """Every RPC but CreateTrace and DeleteTrace."""
+    """Every RPC but CreateTrace, DeleteTrace and FindFormulas."""
     SCOPE_WRITE: _Scope.ValueType  # 2
     """Every RPC."""
 
@@ -42,7 +42,7 @@ class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
 SCOPE_UNSPECIFIED: Scope.ValueType  # 0
 """Not said."""
 SCOPE_READ: Scope.ValueType  # 1
-"""Every RPC but CreateTrace and DeleteTrace."""
+"""Every RPC but CreateTrace, DeleteTrace and FindFormulas."""
 SCOPE_WRITE: Scope.ValueType  # 2
 """Every RPC."""
 
@@ -653,7 +653,7 @@ class Progress(message.Message):
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
     """What is being done. Of a trace: "wait" (for other work), "build", "run", "capture", "propagate", "label", "check",
-    "store". Of a picture: "wait", "draw", "layout".
+    "store". Of a picture: "wait", "draw", "layout". Of formulas: "wait", "probe", "solve", "store".
     """
     done: builtins.int
     """Steps done."""
@@ -1614,6 +1614,146 @@ class RenderGraphResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class FindFormulasRequest(message.Message):
+    """Asks for formulas to be found."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TRACE_FIELD_NUMBER: builtins.int
+    trace: builtins.str
+    """Resource name of the trace: "traces/{trace}"."""
+    def __init__(
+        self,
+        *,
+        trace: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class FindFormulasResponse(message.Message):
+    """Progress, and at the end the formulas."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    FORMULAS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    @builtins.property
+    def formulas(self) -> graph_pb2.Formulas:
+        """The formulas; the stream's last message."""
+
+    def __init__(
+        self,
+        *,
+        progress: Progress | None = ...,
+        formulas: graph_pb2.Formulas | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["event", b"event", "formulas", b"formulas", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["event", b"event", "formulas", b"formulas", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["progress", "formulas"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class GetFormulasRequest(message.Message):
+    """Asks for the formulas that were found."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TRACE_FIELD_NUMBER: builtins.int
+    trace: builtins.str
+    """Resource name of the trace: "traces/{trace}"."""
+    def __init__(
+        self,
+        *,
+        trace: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["trace", b"trace"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GetFormulasResponse(message.Message):
+    """The formulas of a trace's sizes."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FORMULAS_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def formulas(self) -> graph_pb2.Formulas:
+        """The formulas."""
+
+    def __init__(
+        self,
+        *,
+        formulas: graph_pb2.Formulas | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["formulas", b"formulas"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["formulas", b"formulas"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ExplainRequest(message.Message):
+    """Asks for an explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    TRACE_FIELD_NUMBER: builtins.int
+    WHAT_FIELD_NUMBER: builtins.int
+    trace: builtins.str
+    """Resource name of the trace: "traces/{trace}"."""
+    what: builtins.str
+    """A role, a node or a tensor by its name; a snapshot's number; a block, layer or stack by the beginning of its roles'
+    names ("decoder.0.cross_attention"); or a named size ("d_model").
+    """
+    def __init__(
+        self,
+        *,
+        trace: builtins.str = ...,
+        what: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["trace", b"trace", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ExplainResponse(message.Message):
+    """An explanation."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    EXPLANATION_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def explanation(self) -> graph_pb2.Explanation:
+        """The explanation."""
+
+    def __init__(
+        self,
+        *,
+        explanation: graph_pb2.Explanation | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -37,7 +37,7 @@ class TraceServiceStub:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -112,6 +112,21 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
                 _registered_method=True)
+        self.Explain = channel.unary_unary(
+                '/fxtrace.v1.TraceService/Explain',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.FromString,
+                _registered_method=True)
+        self.FindFormulas = channel.unary_stream(
+                '/fxtrace.v1.TraceService/FindFormulas',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasResponse.FromString,
+                _registered_method=True)
+        self.GetFormulas = channel.unary_unary(
+                '/fxtrace.v1.TraceService/GetFormulas',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.FromString,
+                _registered_method=True)
         self.DiffTraces = channel.unary_stream(
                 '/fxtrace.v1.TraceService/DiffTraces',
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesRequest.SerializeToString,
@@ -136,7 +151,7 @@ class TraceServiceServicer:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -268,6 +283,40 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Explain(self, request, context):
+        """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+        numbers show. All of it is of this trace.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+        (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FindFormulas(self, request, context):
+        """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+        model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+        RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+        server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetFormulas(self, request, context):
+        """The formulas that were found of a trace's sizes.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+        FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DiffTraces(self, request, context):
         """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
         comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
@@ -359,6 +408,21 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.SerializeToString,
             ),
+            'Explain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Explain,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.SerializeToString,
+            ),
+            'FindFormulas': grpc.unary_stream_rpc_method_handler(
+                    servicer.FindFormulas,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasResponse.SerializeToString,
+            ),
+            'GetFormulas': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetFormulas,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.SerializeToString,
+            ),
             'DiffTraces': grpc.unary_stream_rpc_method_handler(
                     servicer.DiffTraces,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesRequest.FromString,
@@ -389,7 +453,7 @@ class TraceService:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -734,6 +798,87 @@ class TraceService:
             '/fxtrace.v1.TraceService/RenderGraph',
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Explain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/Explain',
+            fxtrace_dot_v1_dot_trace__service__pb2.ExplainRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.ExplainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindFormulas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/FindFormulas',
+            fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.FindFormulasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetFormulas(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/GetFormulas',
+            fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,7 @@ class TraceServiceStub:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -122,6 +122,28 @@ class TraceServiceStub:
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    Explain: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+    (STORE_DAMAGED).
+    """
+    FindFormulas: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
+    """
     DiffTraces: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.DiffTracesRequest, _trace_service_pb2.DiffTracesResponse]
     """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
     comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
@@ -151,7 +173,7 @@ class TraceServiceAsyncStub(TraceServiceStub):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -232,6 +254,28 @@ class TraceServiceAsyncStub(TraceServiceStub):
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    Explain: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ExplainRequest, _trace_service_pb2.ExplainResponse]  # type: ignore[assignment]
+    """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+    numbers show. All of it is of this trace.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+    (STORE_DAMAGED).
+    """
+    FindFormulas: _aio.UnaryStreamMultiCallable[_trace_service_pb2.FindFormulasRequest, _trace_service_pb2.FindFormulasResponse]  # type: ignore[assignment]
+    """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+    model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+    RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+    server's own), DATA_LOSS (STORE_DAMAGED).
+    """
+    GetFormulas: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetFormulasRequest, _trace_service_pb2.GetFormulasResponse]  # type: ignore[assignment]
+    """The formulas that were found of a trace's sizes.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+    FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
+    """
     DiffTraces: _aio.UnaryStreamMultiCallable[_trace_service_pb2.DiffTracesRequest, _trace_service_pb2.DiffTracesResponse]  # type: ignore[assignment]
     """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
     comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
@@ -260,7 +304,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and FindFormulas need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -416,6 +460,46 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
         OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
         BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def Explain(
+        self,
+        request: _trace_service_pb2.ExplainRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.ExplainResponse, _abc.Awaitable[_trace_service_pb2.ExplainResponse]]:
+        """Why a tensor, a block of them, or a named size is as it is: shapes and formulas, how the ops join them, and what the
+        numbers show. All of it is of this trace.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS
+        (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def FindFormulas(
+        self,
+        request: _trace_service_pb2.FindFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.FindFormulasResponse], _abc.AsyncIterator[_trace_service_pb2.FindFormulasResponse]]:
+        """Finds which configuration fields each size of a trace's graph is made of, by trying other configurations of its
+        model, and keeps them with the trace. Progress first, the formulas last; at once where they were found before.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (CAPTURE_FAILED where the model does not give that graph any more; WORKER_CRASHED, PRECONDITION_UNMET),
+        RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the
+        server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def GetFormulas(
+        self,
+        request: _trace_service_pb2.GetFormulasRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_service_pb2.GetFormulasResponse, _abc.Awaitable[_trace_service_pb2.GetFormulasResponse]]:
+        """The formulas that were found of a trace's sizes.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
+        FindFormulas was not called for it), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod

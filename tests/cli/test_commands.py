@@ -97,7 +97,7 @@ def test_snapshots(run: Run, served: Served) -> None:
 def test_explains_a_snapshot(run: Run, served: Served) -> None:
     args = ("explain", 34, "--trace", served.reference.id, "--store", place(served))
     told = parse(run(*args, "--json").stdout)
-    assert set(told) == {"snapshot", "first_numbers"}
+    assert set(told) == {"snapshot", "first_numbers", "explanation"}
     [(variable, numbers)] = told["first_numbers"].items()
     assert np.allclose(numbers, served.engine.read_tensor(served.reference.id, ROLE, "0,0,0,:8"))
     text = run(*args).stdout
@@ -108,7 +108,7 @@ def test_explains_a_snapshot(run: Run, served: Served) -> None:
 def test_explains_a_node(run: Run, served: Served) -> None:
     args = ("explain", ROLE, "--trace", served.reference.id, "--store", place(served))
     told = parse(run(*args, "--json").stdout)
-    assert set(told) == {"node", "users", "snapshots"}
+    assert set(told) == {"node", "users", "snapshots", "explanation"}
     assert told["snapshots"] == [34]
     node = told["node"]
     assert set(node) == {

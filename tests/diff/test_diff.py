@@ -6,12 +6,9 @@ import numpy as np
 import pytest
 
 from fxtrace.diff import GraphDiff, changed_fields, compare
-from fxtrace.dims import Formulas
 from fxtrace.errors import ModelNotFound
 from fxtrace.models import Registry
-from fxtrace.service import attributing
-from fxtrace.service.comparing import Traced, find_formulas
-from fxtrace.service.engine import Engine, Report
+from fxtrace.service.engine import Engine
 from fxtrace.trace import Json, TraceRequest
 
 TINY = Path(__file__).parents[1] / "service" / "tiny.py"
@@ -23,21 +20,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     models.add_file(TINY)
     with Engine.open(tmp_path_factory.mktemp("store"), models) as opened:
         yield opened
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _once() -> Iterator[None]:
-    """Finds the formulas of a trace once: it takes seconds."""
-    known: dict[str, Formulas] = {}
-
-    def find(traced: Traced, report: Report) -> Formulas:
-        if traced.trace.id not in known:
-            known[traced.trace.id] = find_formulas(traced, report)
-        return known[traced.trace.id]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attributing, "find_formulas", find)
-        yield
 
 
 def difference(engine: Engine, model: str, before: dict[str, Json], after: dict[str, Json]) -> GraphDiff:

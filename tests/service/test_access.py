@@ -90,7 +90,7 @@ def test_the_table_holds(locked: Locked, method: str, holder: str) -> None:
 
 def test_only_what_changes_the_store_needs_write() -> None:
     changing = {method.rpartition("/")[2] for method, need in NEEDS.items() if need == "write"}
-    assert changing == {"CreateTrace", "DeleteTrace"}
+    assert changing == {"CreateTrace", "DeleteTrace", "FindFormulas"}
     assert {method.split("/")[1] for method, need in NEEDS.items() if need == "open"} == {"grpc.health.v1.Health"}
 
 

@@ -16,7 +16,15 @@ import pytest
 from numpy.typing import NDArray
 
 from fxtrace.client import Client
-from fxtrace.errors import DeadlineExceeded, FxtraceError, MemoryLimit, ModelNotFound, TimeLimit, WorkerCrashed
+from fxtrace.errors import (
+    DeadlineExceeded,
+    FormulasAbsent,
+    FxtraceError,
+    MemoryLimit,
+    ModelNotFound,
+    TimeLimit,
+    WorkerCrashed,
+)
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.isolated import IsolatedEngine
@@ -235,3 +243,18 @@ def test_a_stalled_reader_costs_no_memory(server: tuple[subprocess.Popen[str], s
         for call in calls:
             call.cancel()
     assert max(sizes) - before < 32 << 20
+
+
+def test_formulas_are_found_in_a_worker_and_kept(client: NumPyClient) -> None:
+    trace = client.create_trace(TraceRequest("reference", {"encoder_layers": 1, "decoder_layers": 1}))
+    with pytest.raises(FormulasAbsent, match=f"fxtrace formulas {trace.id[:8]}"):
+        client.get_formulas(trace.id)
+    told: list[Progress] = []
+    found = client.find_formulas(trace.id, progress=told.append)
+    assert {"probe", "solve"} <= {each.stage for each in told}
+    scores = client.get_graph(trace.id).by_role["decoder.0.cross_attention.scores"]
+    assert found.shape(scores.name) == ("1", "n_heads", "tgt_len", "src_len")
+    assert client.get_formulas(trace.id) == found
+    told.clear()
+    assert client.find_formulas(trace.id, progress=told.append) == found
+    assert not told

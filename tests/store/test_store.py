@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,11 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes
 from safetensors import safe_open
 
+from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.dtypes import DTYPES
-from fxtrace.errors import NameInvalid, OptionInvalid, TraceNotFound
+from fxtrace.errors import NameInvalid, OptionInvalid, TooLarge, TraceNotFound
 from fxtrace.store import Store, default_place
+from fxtrace.store.tracefile import TRACE
 from tests.store.conftest import NewPlace
 from tests.store.traces import (
     Tensors,
@@ -103,6 +106,52 @@ def test_lists_newest_first_and_goes_on_after_a_place(store: Store) -> None:
     store.delete(trace_id(2))
     put(store, 4)  # newer than the place: not on a later page
     assert [trace.id for _, trace in store.traces(9, before=at)] == [trace_id(1), trace_id(3)]
+
+
+FORMULAS = Formulas(
+    {"rows": 2}, {"x": (Finding(Formula("rows + 1"), ("rows",), 2), Finding(None))}, {}, {"layers": "2 → 3"}, probes=7
+)
+
+
+def test_formulas_are_kept_with_their_trace(place: str) -> None:
+    store = Store(place)
+    for number in (1, 2):
+        put(store, number)
+    store.pin(trace_id(1))
+    before = store.nbytes
+    assert store.formulas(trace_id(1)) is None
+    with store.open(trace_id(2)) as file:
+        for _ in range(2):
+            store.put_formulas(trace_id(1), FORMULAS)
+        assert file.section(TRACE)
+    assert store.nbytes > before
+    store.close()
+    again = Store(place)
+    assert again.formulas(trace_id(1)) == FORMULAS
+    assert again.formulas(trace_id(2)) is None
+    check_whole(again, 1)
+    assert again.verify() == {}
+    assert [(each.trace.id, each.pinned) for each in again.stored()] == [(trace_id(2), False), (trace_id(1), True)]
+    assert len(again._blobs.files()) == 2
+    again.delete(trace_id(1))
+    assert len(again._blobs.files()) == 1
+    with pytest.raises(TraceNotFound):
+        again.formulas(trace_id(1))
+    with pytest.raises(TraceNotFound):
+        again.put_formulas(trace_id(1), FORMULAS)
+    again.close()
+
+
+def test_formulas_that_do_not_fit_the_quota_are_refused(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        put(store, 1)
+        nbytes = store.nbytes
+    with closing(Store(tmp_path, quota_bytes=nbytes)) as store:
+        with pytest.raises(TooLarge):
+            store.put_formulas(trace_id(1), FORMULAS)
+        check_whole(store, 1)
+        assert store.formulas(trace_id(1)) is None
+        assert store.nbytes == nbytes
 
 
 def test_delete_removes_row_and_file(store: Store) -> None:

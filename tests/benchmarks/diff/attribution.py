@@ -18,13 +18,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fxtrace.diff import GraphDiff, SizeChange, TensorChange, align
-from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.probe import candidates, integers
-from fxtrace.service import attributing
-from fxtrace.service.comparing import Traced, find_formulas
-from fxtrace.service.engine import Engine, Report
+from fxtrace.service.engine import Engine
 from fxtrace.trace import Json, TraceRequest
 
 Changes = Mapping[str, Json]
@@ -90,7 +87,7 @@ class Subject:
     @cached_property
     def fields(self) -> list[str]:
         """The integer fields at the top of the configuration that have an effect on the graph."""
-        found = _known(self.engine.traced(self.trace.id))
+        found = self.engine.find_formulas(self.trace.id)
         used = {name for each in found.tensors.values() for one in each for name in one.depends_on}
         return [name for name in self.base if name.isidentifier() and (name in used or name in found.structural)]
 
@@ -190,16 +187,3 @@ class _Truth:
         if start is None or graph is None:
             return None
         return graph, {pair.before: pair.after for pair in align(start, graph)}
-
-
-_formulas: dict[str, Formulas] = {}
-
-
-def _known(traced: Traced, report: Report = lambda _: None) -> Formulas:
-    """The formulas of a trace, found once: a hundred comparisons have one base."""
-    if traced.trace.id not in _formulas:
-        _formulas[traced.trace.id] = find_formulas(traced, report)
-    return _formulas[traced.trace.id]
-
-
-attributing.find_formulas = _known  # type: ignore[attr-defined]
