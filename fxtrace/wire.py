@@ -330,7 +330,12 @@ def encode_formulas(formulas: Formulas) -> pb.Formulas:
         probes=formulas.probes,
     )
     message.found.extend(
-        pb.SizeFormula(formula=str(each.formula or ""), depends_on=each.depends_on, confirmations=each.confirmations)
+        pb.SizeFormula(
+            formula=str(each.formula or ""),
+            depends_on=each.depends_on,
+            confirmations=each.confirmations,
+            reason=each.reason,
+        )
         for each in found
     )
     return message
@@ -344,7 +349,9 @@ def decode_formulas(message: pb.Formulas) -> Formulas:
         IndexError: a size's place is that of none.
     """
     found = [
-        Finding(Formula(each.formula) if each.formula else None, tuple(each.depends_on), each.confirmations)
+        Finding(
+            Formula(each.formula) if each.formula else None, tuple(each.depends_on), each.confirmations, each.reason
+        )
         for each in message.found
     ]
 

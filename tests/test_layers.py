@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("roles",),
     ("shapes", "models"),
     ("capture",),
-    ("probe",),
+    ("probe", "trials"),
     ("lock",),
     ("tensorfile",),
     ("store",),

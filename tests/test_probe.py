@@ -7,7 +7,8 @@ from fxtrace.capture import capture
 from fxtrace.dims import Formulas
 from fxtrace.errors import CaptureFailed
 from fxtrace.models import Registry
-from fxtrace.probe import Prober, candidates, integers, replaced
+from fxtrace.probe import Prober, integers, replaced
+from fxtrace.trials import candidates
 
 
 @pytest.fixture(scope="module")

@@ -96,7 +96,9 @@ def explain_sizes(
             model, or has the same formula for the size.
         side: whose formulas they are: 0 of the graph before, 1 of the one after.
     """
-    old, new = sizes
+    # Sizes of inputs that no field decides: the same on both sides, or their formulas do not give both.
+    given = {name: size for name, size in formulas.sizes.items() if name not in sizes[0] and name not in sizes[1]}
+    old, new = ({**given, **each} for each in sizes)
     different = {name for name in (*old, *new) if old.get(name) != new.get(name)}
 
     def causes(formula: Formula) -> tuple[str, ...]:

@@ -42,11 +42,13 @@ class Finding:
         formula: the formula that gives it in every probe; None where none was found.
         depends_on: the named sizes that change it when they alone change.
         confirmations: in how many configurations that had no part in the search the formula was right.
+        reason: why there is none, where more is known than that none was found.
     """
 
     formula: Formula | None
     depends_on: tuple[str, ...] = ()
     confirmations: int = 0
+    reason: str = ""
 
 
 def find_formulas(probes: Sequence[Probe], observed: Ints, held_out: int) -> list[Finding]:

@@ -9,6 +9,9 @@
     [configuration]         every field, as the model resolved it
     d_model = 128
 
+    [sizes]                 of inputs, where no field decides them
+    batch = 1
+
     [trials]                other configurations on which the formulas were seen to hold
     d_model=192 n_heads=6
 
@@ -75,6 +78,7 @@ class Lock:
         model: the model's name.
         settings: the fields that were set.
         configuration: every field, as the model resolved it; those in nests by the way to them.
+        sizes: of inputs, where no field decides them, by the names that formulas have for them.
         trials: the integers of other configurations on which the formulas were seen to hold.
         tensors: by section and name.
     """
@@ -82,6 +86,7 @@ class Lock:
     model: str
     settings: Mapping[str, Json]
     configuration: Mapping[str, Json]
+    sizes: Mapping[str, int]
     trials: tuple[Mapping[str, int], ...]
     tensors: Mapping[tuple[str, str], Locked]
 
@@ -95,7 +100,8 @@ def _lines(lock: Lock) -> Iterator[str]:
     yield _HEAD
     yield f"fxtrace-lock {FORMAT}"
     yield f"model {lock.model}"
-    for section, fields in (("settings", lock.settings), ("configuration", lock.configuration)):
+    settings = (("settings", lock.settings), ("configuration", lock.configuration), ("sizes", lock.sizes))
+    for section, fields in settings:
         if fields:
             yield from ("", f"[{section}]")
             yield from (f"{_quoted(name)} = {json.dumps(value, sort_keys=True)}" for name, value in fields.items())
@@ -137,18 +143,24 @@ class _Reader:
         model = self._after("model")
         settings: dict[str, Json] = {}
         configuration: dict[str, Json] = {}
+        sizes: dict[str, int] = {}
         trials: list[Mapping[str, int]] = []
         tensors: dict[tuple[str, str], Locked] = {}
         section = ""
         for self._number, line in self._lines:  # noqa: B020 - errors name it
             if heading := re.fullmatch(r"\[(\w+)\]", line):
                 section = heading[1]
-                known = ("settings", "configuration", "trials", *SECTIONS)
+                known = ("settings", "configuration", "sizes", "trials", *SECTIONS)
                 if section not in known:
                     near = nearest(section, known)
                     raise self._wrong(f"no section '{section}'" + (f"; did you mean '{near}'?" if near else ""))
             elif section in ("settings", "configuration"):
                 self._add(settings if section == "settings" else configuration, *self._field(line))
+            elif section == "sizes":
+                name, size = self._field(line)
+                if not isinstance(size, int) or isinstance(size, bool):
+                    raise self._wrong(f"expected a size as in 'batch = 1', got '{line}'")
+                self._add(sizes, name, size)
             elif section == "trials":
                 trials.append(self._trial(line))
             elif section:
@@ -156,7 +168,7 @@ class _Reader:
                 self._add(tensors, (section, name), locked)
             else:
                 raise self._wrong(f"expected a section such as [roles], got '{line}'")
-        return Lock(model, settings, configuration, tuple(trials), tensors)
+        return Lock(model, settings, configuration, sizes, tuple(trials), tensors)
 
     def _after(self, word: str) -> str:
         self._number, line = next(self._lines, (self._number + 1, ""))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,9 @@ from fxtrace.errors import CaptureFailed, InvalidRequest, OptionInvalid
 from fxtrace.graph import Graph, TensorSpec
 from fxtrace.lock.lockfile import Lock, Locked, dumps, loads
 from fxtrace.models import Model, Registry
-from fxtrace.probe import Prober, candidates, integers, replaced
+from fxtrace.probe import Prober, integers, replaced
 from fxtrace.trace import Json, Progress
+from fxtrace.trials import candidates
 
 Report = Callable[[Progress], None]
 Key = tuple[str, str]
@@ -89,8 +90,9 @@ def make_lock(model: str, settings: Mapping[str, Json] | None = None, report: Re
     made = _Made(loaded, settings or {}, report)
     formulas = made.prober.formulas(made.graph)
     tensors = {key: _locked(spec, findings) for key, spec, findings in _tensors(made.graph, formulas)}
-    lock = Lock(model, dict(settings or {}), flat(made.fields), (), tensors)
-    return Lock(model, lock.settings, lock.configuration, tuple(_trials(lock, made, formulas)), tensors)
+    sizes = {name: size for name, size in formulas.sizes.items() if name not in made.sizes}
+    lock = Lock(model, dict(settings or {}), flat(made.fields), sizes, (), tensors)
+    return replace(lock, trials=tuple(_trials(lock, made, formulas)))
 
 
 def write_lock(lock: Lock, path: str | Path) -> None:
@@ -151,7 +153,8 @@ class _Check:
     def __init__(self, lock: Lock, made: _Made, fields: Sequence[FieldChange]) -> None:
         self._lock, self._made, self._fields = lock, made, fields
         self._now = {key: spec for key, spec, _ in _tensors(made.graph)}
-        self._before = dict(integers(lock.configuration))
+        self._before = {**lock.sizes, **dict(integers(lock.configuration))}
+        self._sizes = {**lock.sizes, **made.sizes}
 
     def moves(self) -> Iterator[Move]:
         lock, now = self._lock, self._now
@@ -168,7 +171,7 @@ class _Check:
         for key in dict.fromkeys((*lock.tensors, *now)):
             if key in other or key in alone:
                 before = self._told(lock.tensors.get(key), self._before)
-                yield Move(*key, before, self._told(after.get(key), self._made.sizes), causes.get(key, ()))
+                yield Move(*key, before, self._told(after.get(key), formulas.sizes), causes.get(key, ()))
         yield from self._moved_by_fields(other | alone)
 
     def _as_locked(self, key: Key, locked: Locked) -> bool:
@@ -177,7 +180,7 @@ class _Check:
         A size without a formula is held to its number as long as the configuration is the locked one.
         """
         spec = self._now[key]
-        return _holds(locked, spec, self._made.sizes) and (
+        return _holds(locked, spec, self._sizes) and (
             bool(self._fields)
             or all(size in (f"{seen}?", size.rstrip("?")) for size, seen in zip(locked.sizes, spec.shape, strict=True))
         )
@@ -186,7 +189,7 @@ class _Check:
         """What is not as its formulas say under one of the trials."""
         wrong: set[Key] = set()
         for trial in self._lock.trials:
-            sizes = {**self._made.sizes, **trial}
+            sizes = {**self._sizes, **trial}
             graph = self._made.trial(trial)
             seen = {key: spec for key, spec, _ in _tensors(graph)} if graph is not None else {}
             wrong |= {
@@ -200,9 +203,9 @@ class _Check:
         """What the locked formulas say that the changed fields moved."""
         changed = {each.name for each in self._fields}
         for key, locked in self._lock.tensors.items():
-            old, new = locked.shape(self._before), locked.shape(self._made.sizes)
+            old, new = locked.shape(self._before), locked.shape(self._sizes)
             if old != new and key not in (but or set()):
-                told = self._told(locked, self._before), self._told(locked, self._made.sizes)
+                told = self._told(locked, self._before), self._told(locked, self._sizes)
                 yield Move(*key, *told, tuple(sorted(locked.names & changed)))
 
     def _causes(self, alone: set[Key]) -> Mapping[Key, tuple[str, ...]]:
@@ -296,7 +299,7 @@ class _Trial:
     def _holds(self, sizes: Mapping[str, int]) -> bool:
         graph = self._made.trial(sizes)
         seen = {key: spec for key, spec, _ in _tensors(graph)} if graph is not None else {}
-        tensors, every = self._lock.tensors, {**self._made.sizes, **sizes}
+        tensors, every = self._lock.tensors, {**self._lock.sizes, **self._made.sizes, **sizes}
         return seen.keys() == tensors.keys() and all(_holds(tensors[key], seen[key], every) for key in seen)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from fxtrace.dims import Formulas
-from fxtrace.graph import Graph
+from fxtrace.graph import Graph, TensorSpec
 from fxtrace.models import Model
 from fxtrace.probe import Prober
 from fxtrace.trace import Progress, Trace
@@ -37,8 +37,15 @@ class Traced:
             rung=trace.rung,
             values=trace.values,
             training=trace.training,
+            weightless=trace.weightless,
+            symbolic={each.name: _symbols(each.spec) for each in trace.inputs if each.spec.symbolic},
             report=report,
         )
+
+
+def _symbols(spec: TensorSpec) -> tuple[str, ...]:
+    """The names of an input's sizes, empty for those that are numbers."""
+    return tuple(size if size.isidentifier() else "" for size in spec.symbolic)
 
 
 def find_formulas(traced: Traced, report: Report = lambda _: None) -> Formulas:

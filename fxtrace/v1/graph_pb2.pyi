@@ -730,12 +730,15 @@ class SizeFormula(message.Message):
     FORMULA_FIELD_NUMBER: builtins.int
     DEPENDS_ON_FIELD_NUMBER: builtins.int
     CONFIRMATIONS_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
     formula: builtins.str
     """The formula, made of named sizes, numbers, + - * / // **, min and max: "d_model/n_heads". "/" divides without a rest,
     "//" rounds down. Empty where none was confirmed.
     """
     confirmations: builtins.int
     """In how many configurations that had no part in finding the formula it was right."""
+    reason: builtins.str
+    """Why there is none, where more is known than that none was found."""
     @builtins.property
     def depends_on(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
         """The named sizes that change it when they alone change."""
@@ -746,10 +749,11 @@ class SizeFormula(message.Message):
         formula: builtins.str = ...,
         depends_on: abc.Iterable[builtins.str] | None = ...,
         confirmations: builtins.int = ...,
+        reason: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["confirmations", b"confirmations", "depends_on", b"depends_on", "formula", b"formula"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["confirmations", b"confirmations", "depends_on", b"depends_on", "formula", b"formula", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_what_is_not_there_has_the_nearest_name(engine: Engine, trace: str, what
         engine.explain(trace, what)
 
 
-def tensor(name: str, kind: str, shape: tuple[int, ...], *inputs: str, target: str = "", **kwargs: int) -> Node:
+def tensor(name: str, kind: str, shape: tuple[int, ...], *inputs: str, target: str = "", **kwargs: Any) -> Node:
     spec = TensorSpec(shape, "float32", (), "cpu", True, 0)
     parameters = ("weight",) if kind in ("linear", "embedding") else ()
     args = tuple(map(Ref, inputs))
@@ -169,7 +170,7 @@ def test_a_rule_is_said_where_the_shapes_bear_it_out(
     kind: str, inputs: list[tuple[int, ...]], result: tuple[int, ...], line: str
 ) -> None:
     given = [tensor(f"x{i}", "input", shape) for i, shape in enumerate(inputs)]
-    kwargs = {"dim": -1} if kind == "softmax" else {}
+    kwargs: dict[str, Any] = {"dim": -1} if kind == "softmax" else {}
     node = tensor("y", kind, result, *(each.name for each in given), **kwargs)
     graph = Graph("Net", (*given, node), (Module("", "Net", (Parameter("weight", (5, 3), "float32", True),)),))
     assert rule(graph, node) == line

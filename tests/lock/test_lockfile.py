@@ -28,6 +28,7 @@ LOCKS = st.builds(
     model=st.sampled_from(["reference", "hf:bert", "models/my model.py", "pkg.mod:make"]),
     settings=st.dictionaries(NAMES, VALUES, max_size=3),
     configuration=st.dictionaries(NAMES, VALUES, max_size=3),
+    sizes=st.dictionaries(NAMES, NUMBERS, max_size=2),
     trials=st.lists(st.dictionaries(NAMES, NUMBERS, min_size=1, max_size=3), max_size=2).map(tuple),
     tensors=st.dictionaries(
         st.tuples(st.sampled_from(SECTIONS), NAMES),
@@ -68,6 +69,7 @@ a.b  float32  (3, width)
         ("width = 4", "width = four", 4, "expected 'name = value' with a value in JSON, got 'width = four'"),
         ("width = 4", "width", 4, "expected 'name = value'"),
         ("width = 4", "width = 4\nwidth = 5", 5, "'width' is there twice"),
+        ("[trials]\nwidth=6", "[sizes]\nbatch = true", 6, "expected a size as in 'batch = 1'"),
         ("width=6", "width=", 6, "expected sizes as in"),
         ("[roles]", "[rolse]", 7, "no section 'rolse'; did you mean 'roles'?"),
         ("(3, width)", "3, width", 8, "expected 'name  dtype  (size, size)'"),

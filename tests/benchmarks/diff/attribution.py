@@ -20,9 +20,10 @@ from functools import cached_property
 from fxtrace.diff import GraphDiff, SizeChange, TensorChange, align
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
-from fxtrace.probe import candidates, integers
+from fxtrace.probe import integers
 from fxtrace.service.engine import Engine
 from fxtrace.trace import Json, TraceRequest
+from fxtrace.trials import candidates
 
 Changes = Mapping[str, Json]
 
