@@ -76,12 +76,13 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 def test_a_lock_says_what_everything_is_made_of(locked: tuple[Path, str]) -> None:
     lock = loads(locked[1])
-    assert str(lock.tensors["roles", "encoder.1.self_attention.scores"]) == "float32  (1, heads, length, length)"
+    assert str(lock.tensors["roles", "encoder.1.self_attention.scores"]) == "float32  (batch, heads, length, length)"
     assert (
-        str(lock.tensors["roles", "encoder.1.self_attention.key_heads"]) == "float32  (1, heads, length, width/heads)"
+        str(lock.tensors["roles", "encoder.1.self_attention.key_heads"])
+        == "float32  (batch, heads, length, width/heads)"
     )
-    assert str(lock.tensors["inputs", "ids"]) == "int64  (1, length)"
-    assert str(lock.tensors["outputs", "0"]) == "float32  (1, length, width)"
+    assert str(lock.tensors["inputs", "ids"]) == "int64  (batch, length)"
+    assert str(lock.tensors["outputs", "0"]) == "float32  (batch, length, width)"
     assert str(lock.tensors["parameters", "blocks.0.up.weight"]) == "float32  (inner, width)"
     assert lock.configuration == {"width": 8, "inner": 12, "heads": 2, "layers": 2, "length": 5}
     assert {name for trial in lock.trials for name in trial} == {"width", "inner", "heads", "length"}
@@ -92,18 +93,24 @@ def test_a_lock_says_what_everything_is_made_of(locked: tuple[Path, str]) -> Non
     [
         ("", "", 0, set(), ""),
         ("torch.relu(self.up(x))", "self.up(x).relu()", 0, set(), ""),
-        ("inner: int = 12", "inner: int = 16", 10, {("inner",)}, "= 1×5×12 → float32  (1, length, inner) = 1×5×16"),
+        ("inner: int = 12", "inner: int = 16", 10, {("inner",)}, "= 1×5×12 → float32  (batch, length, inner) = 1×5×16"),
         (
             "layers: int = 2",
             "layers: int = 3",
             42,
             {("layers",)},
-            "not there → float32  (1, length, width) = 1×5×8",
+            "not there → float32  (batch, length, width) = 1×5×8",
         ),
-        (UP, WIDER, 10, {()}, "(1, length, inner) = 1×5×12 → float32  (1, length, 3*inner) = 1×5×36"),
+        (UP, WIDER, 10, {()}, "(batch, length, inner) = 1×5×12 → float32  (batch, length, 3*inner) = 1×5×36"),
         # The same sizes now, by another formula: only the trials can tell.
-        (UP, UP.replace("config.inner", "(config.width + 4)"), 10, {()}, "→ float32  (1, length, width + 4) = 1×5×12"),
-        ("return x\n\ndef", "return x.half()\n\ndef", 2, {()}, "float32  (1, length, width) = 1×5×8 → float16"),
+        (
+            UP,
+            UP.replace("config.inner", "(config.width + 4)"),
+            10,
+            {()},
+            "→ float32  (batch, length, width + 4) = 1×5×12",
+        ),
+        ("return x\n\ndef", "return x.half()\n\ndef", 2, {()}, "float32  (batch, length, width) = 1×5×8 → float16"),
     ],
     ids=["nothing", "another spelling", "a default", "a layer", "a formula", "a formula, same sizes", "a dtype"],
 )
