@@ -33,18 +33,19 @@ class TraceServiceStub:
     values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, INTERNAL when its
-    bytes are not the message, UNAVAILABLE when no server is there.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
     Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
     DeleteTrace and FindFormulas need a key of scope "write".
 
-    Errors of any RPC: UNAUTHENTICATED (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     @_typing.overload
@@ -87,7 +88,7 @@ class TraceServiceStub:
     the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListTraces: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
     DATA_LOSS (STORE_DAMAGED).
@@ -187,18 +188,19 @@ class TraceServiceAsyncStub(TraceServiceStub):
     values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, INTERNAL when its
-    bytes are not the message, UNAVAILABLE when no server is there.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
     Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
     DeleteTrace and FindFormulas need a key of scope "write".
 
-    Errors of any RPC: UNAUTHENTICATED (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -238,7 +240,7 @@ class TraceServiceAsyncStub(TraceServiceStub):
     the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListTraces: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]  # type: ignore[assignment]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
     DATA_LOSS (STORE_DAMAGED).
@@ -337,18 +339,19 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
     own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
-    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, INTERNAL when its
-    bytes are not the message, UNAVAILABLE when no server is there.
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
     Limits that are given as "at most" are a server's defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
     DeleteTrace and FindFormulas need a key of scope "write".
 
-    Errors of any RPC: UNAUTHENTICATED (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
-    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
-    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
-    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where the bytes are not the message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED (PERMISSION_DENIED where the key's scope does
+    not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE when the server stops before the call is done),
+    CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED), INTERNAL (INTERNAL, a defect of the server). Each RPC
+    lists its own besides.
     """
 
     @_abc_1.abstractmethod
@@ -422,7 +425,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.ListTracesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_service_pb2.ListTracesResponse, _abc.Awaitable[_trace_service_pb2.ListTracesResponse]]:
-        """The stored traces, newest first, paged.
+        """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
         DATA_LOSS (STORE_DAMAGED).

@@ -166,7 +166,7 @@ class Packed(Attention):
     lengths = (2, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v = (cut(each(x)).split(self.lengths, 2) for each in (self.q, self.k, self.v))
+        q, k, v = (torch.split(cut(each(x)), list(self.lengths), 2) for each in (self.q, self.k, self.v))
         outputs = [
             ((a @ b.transpose(2, 3) / 2).softmax(-1) @ c).transpose(1, 2) for a, b, c in zip(q, k, v, strict=True)
         ]
