@@ -7,7 +7,7 @@ A changed size that is attributed to some fields is wrong where, on a graph that
 * one of several named fields has no effect: neither changing it alone in the one configuration nor putting it back
   alone in the other changes the size.
 
-Where a model accepts none of these mixtures, the size counts as untested.
+What a model does not accept as a configuration cannot be tried; a size of which nothing can be counts as untested.
 """
 
 from __future__ import annotations
@@ -162,9 +162,9 @@ class _Truth:
     def _matters(self, name: str, tensor: TensorChange, size: SizeChange) -> bool | None:
         forth = self._seen(False, frozenset({name}), tensor, size)
         back = self._seen(True, frozenset({name}), tensor, size)
-        if forth is None and back is None:
-            return None
-        return forth not in (None, size.before) or back not in (None, size.after)
+        if forth not in (None, size.before) or back not in (None, size.after):
+            return True
+        return None if forth is None or back is None else False
 
     def _seen(self, back: bool, names: frozenset[str], tensor: TensorChange, size: SizeChange) -> int | None:
         """The size where these fields alone are changed in the base, or put back in the changed configuration."""
