@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fxtrace.client import Client
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
+    from fxtrace.lock import check_lock
     from fxtrace.service.engine import Engine
     from fxtrace.tls import Tls
     from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
@@ -43,6 +44,7 @@ _HOME = {
     "Tls": "fxtrace.tls",
     "Trace": "fxtrace.trace",
     "TraceRequest": "fxtrace.trace",
+    "check_lock": "fxtrace.lock",
 }
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "Tls",
     "Trace",
     "TraceRequest",
+    "check_lock",
 ]
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
+from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot, TensorSpec
@@ -119,6 +120,20 @@ class TraceApi(Protocol[Array_co]):
         progress: Callable[[Progress], None] | None = None,
     ) -> bytes:
         """The graph as a picture, or as DOT text; an error from `progress` stops the work."""
+
+    def diff_traces(self, before: str, after: str, *, progress: Callable[[Progress], None] | None = None) -> GraphDiff:
+        """What changed from one trace to another, and which configuration fields explain it."""
+
+    def render_diff(
+        self,
+        before: str,
+        after: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> bytes:
+        """Two traces in one picture, or as DOT text: what is added, removed, changed and equal."""
 
     def close(self) -> None:
         """Lets go of what is held open."""

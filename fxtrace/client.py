@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fxtrace import wire
 from fxtrace.connection import Connection
+from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
@@ -471,12 +472,60 @@ class Client(Generic[Array]):
             options=wire.RENDER_OPTIONS.encode(options or RenderOptions()),
         )
         with self._connection.stream(self._stub.RenderGraph, request) as parts:
-            picture = bytearray()
-            for part in parts:
-                if progress is not None and part.HasField("progress"):
-                    progress(wire.PROGRESS.decode(part.progress))
-                picture += part.chunk
-            return bytes(picture)
+            return _picture(parts, progress)
+
+    def diff_traces(self, before: str, after: str, *, progress: Callable[[Progress], None] | None = None) -> GraphDiff:
+        """What changed from one trace to another, and which configuration fields explain it.
+
+        Args:
+            before: the first trace.
+            after: the second one.
+            progress: called as the work goes on. An exception that it raises cancels the work and is raised here.
+
+        Raises:
+            TraceNotFound, NameInvalid
+            WorkerCrashed, TimeLimit, MemoryLimit, Busy: as `create_trace`.
+
+        Example:
+            >>> wider = client.create_trace(TraceRequest("reference", {"d_ff": 512}))
+            >>> diff = client.diff_traces(trace.id, wider.id)
+            >>> diff.explained, diff.unexplained
+            ({'d_ff': 8}, 0)
+        """
+        request = rpc.DiffTracesRequest(before=wire.trace_name(before), after=wire.trace_name(after))
+        parts = []
+        with self._connection.stream(self._stub.DiffTraces, request) as events:
+            for event in events:
+                if event.WhichOneof("event") == "diff":
+                    parts.append(event.diff)
+                elif progress is not None:
+                    progress(wire.PROGRESS.decode(event.progress))
+        return wire.decode_diff(parts)
+
+    def render_diff(
+        self,
+        before: str,
+        after: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+        *,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> bytes:
+        """Two traces in one picture, or as DOT text: what is added, removed, changed and equal.
+
+        Arguments and errors are those of `diff_traces` and `render_graph`; options name nodes of the trace after.
+
+        Example:
+            Path("diff.svg").write_bytes(client.render_diff(trace.id, wider.id))
+        """
+        request = rpc.RenderDiffRequest(
+            before=wire.trace_name(before),
+            after=wire.trace_name(after),
+            format=wire.IMAGE_FORMAT.encode(format),
+            options=wire.RENDER_OPTIONS.encode(options or RenderOptions()),
+        )
+        with self._connection.stream(self._stub.RenderDiff, request) as parts:
+            return _picture(parts, progress)
 
     def _array(self, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Array:
         if not self._as_torch:
@@ -487,6 +536,17 @@ class Client(Generic[Array]):
         if not data.size:  # PyTorch refuses to view no bytes as another type
             return cast(Array, torch.empty(shape, dtype=kind))
         return cast(Array, torch.from_numpy(data).view(kind).reshape(shape))
+
+
+def _picture(
+    parts: Iterable[rpc.RenderGraphResponse | rpc.RenderDiffResponse], progress: Callable[[Progress], None] | None
+) -> bytes:
+    picture = bytearray()
+    for part in parts:
+        if progress is not None and part.HasField("progress"):
+            progress(wire.PROGRESS.decode(part.progress))
+        picture += part.chunk
+    return bytes(picture)
 
 
 def _as_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:

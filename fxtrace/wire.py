@@ -11,7 +11,7 @@ What has the same fields on both sides is a `fxtrace.records.Record`: `TRACE.enc
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import cast
@@ -20,6 +20,7 @@ from google.protobuf.empty_pb2 import Empty
 from google.protobuf.struct_pb2 import ListValue, NullValue, Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fxtrace.diff import GraphDiff
 from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, InputError, NameInvalid, OptionInvalid
 from fxtrace.explain import Explanation
@@ -252,6 +253,27 @@ TRACE = Record(
 )
 IMAGE_FORMAT = enum_codec(rpc.ImageFormat.DESCRIPTOR, IMAGE_FORMATS, default="svg", field="format")
 RUNG = enum_codec(rpc.Rung.DESCRIPTOR, RUNGS, default="", field="rung")
+
+
+GRAPH_DIFF = Record(GraphDiff, rpc.GraphDiff, _BY_TYPE, path="diff.")
+
+
+def encode_diff(diff: GraphDiff, size: int = 2000) -> Iterator[rpc.GraphDiff]:
+    """The comparison in parts of at most so many nodes or values, which merged in order are the whole."""
+    empty = replace(diff, fields=(), pairs=(), removed=(), added=(), values=(), notes=())
+    yield GRAPH_DIFF.encode(replace(empty, fields=diff.fields, notes=diff.notes))
+    for name in ("pairs", "removed", "added", "values"):
+        items = getattr(diff, name)
+        for start in range(0, len(items), size):
+            yield GRAPH_DIFF.encode(replace(empty, **{name: items[start : start + size]}))
+
+
+def decode_diff(parts: Iterable[rpc.GraphDiff]) -> GraphDiff:
+    """The comparison whose parts these are, in order."""
+    whole = rpc.GraphDiff()
+    for part in parts:
+        whole.MergeFrom(part)
+    return GRAPH_DIFF.decode(whole)
 
 
 def encode_graph(graph: Graph, start: int = 0, stop: int | None = None, *, basic: bool = False) -> pb.Graph:

@@ -22,10 +22,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("shapes", "models"),
     ("capture",),
     ("probe", "trials"),
+    ("lock",),
     ("tensorfile",),
     ("store",),
     ("client", "connection", "remote"),
-    ("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness", "service.comparing"),
+    (
+        *("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
+        *("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
+    ),
     ("service",),
     ("cli", "doctor", "__main__"),
 )

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import pytest
 from google.protobuf.message import Message
@@ -12,6 +12,19 @@ from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
 from fxtrace import wire
+from fxtrace.diff import (
+    FieldChange,
+    GraphDiff,
+    How,
+    Lone,
+    NodePair,
+    NodeSide,
+    SizeChange,
+    TensorChange,
+    TensorSide,
+    Totals,
+    ValueChange,
+)
 from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, FxtraceError, InputError, NameInvalid, OptionInvalid
 from fxtrace.explain import Explanation, Sized
@@ -182,6 +195,31 @@ OPTIONS = st.builds(
 QUERIES = st.builds(
     NodeQuery, TEXTS, TEXTS, TEXTS, max_depth=st.none() | INT32, path=st.none() | st.tuples(TEXTS, TEXTS), pattern=TEXTS
 )
+SIDES = st.builds(NodeSide, TEXTS, TEXTS, tuples(TEXTS))
+TENSOR_SIDES = st.builds(TensorSide, TEXTS, SHAPES, TEXTS)
+SIZES = st.builds(SizeChange, INT32, INT64, INT64, TEXTS, tuples(TEXTS))
+TOTALS = st.builds(Totals, INT64, INT64, INT64)
+LONE = tuples(st.builds(Lone, SIDES, tuples(TEXTS)))
+DIFFS = st.builds(
+    GraphDiff,
+    fields=tuples(st.builds(FieldChange, NAMES, JSON, JSON)),
+    pairs=tuples(
+        st.builds(
+            NodePair,
+            SIDES,
+            SIDES,
+            st.sampled_from(get_args(How)),
+            tuples(st.builds(TensorChange, TENSOR_SIDES, TENSOR_SIDES, tuples(SIZES))),
+            tuples(TEXTS),
+        )
+    ),
+    removed=LONE,
+    added=LONE,
+    before=TOTALS,
+    after=TOTALS,
+    values=tuples(st.builds(ValueChange, TEXTS, TEXTS, TEXTS, FLOATS, FLOATS)),
+    notes=tuples(TEXTS),
+)
 NAMED = st.dictionaries(NAMES, INT64, max_size=3)
 FINDINGS = st.builds(
     Finding, st.none() | st.sampled_from(["a", "a*b.c[1]", "min(3, a)//2"]).map(Formula), tuples(NAMES), INT32
@@ -260,6 +298,7 @@ def test_basic_view_keeps_what_a_node_is_and_drops_the_rest(graph: Graph) -> Non
         (FORMULAS, wire.encode_formulas, wire.decode_formulas),
         (PROGRESS, wire.PROGRESS.encode, wire.PROGRESS.decode),
         (SPECS, wire.SPEC.encode, wire.SPEC.decode),
+        (DIFFS, wire.GRAPH_DIFF.encode, wire.GRAPH_DIFF.decode),
     ],
 )
 def test_round_trip(values: SearchStrategy[Any], encode: Any, decode: Any) -> None:
@@ -268,6 +307,13 @@ def test_round_trip(values: SearchStrategy[Any], encode: Any, decode: Any) -> No
         assert decode(travel(encode(value))) == value
 
     check()
+
+
+@given(DIFFS, st.integers(1, 2))
+def test_parts_make_up_a_comparison(diff: GraphDiff, size: int) -> None:
+    parts = [travel(part) for part in wire.encode_diff(diff, size)]
+    assert wire.decode_diff(parts) == diff
+    assert all(len(part.pairs) + len(part.added) + len(part.removed) + len(part.values) <= size for part in parts)
 
 
 def test_the_graph_s_messages_carry_names_and_users_for_other_languages() -> None:

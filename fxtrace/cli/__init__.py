@@ -21,6 +21,7 @@ from fxtrace.cli.demo import demo
 from fxtrace.cli.diff import diff, formulas
 from fxtrace.cli.doctor import doctor
 from fxtrace.cli.keys import keys
+from fxtrace.cli.lock import check, lock
 from fxtrace.cli.look import explain, graph, snapshots, tensor
 from fxtrace.cli.models import models
 from fxtrace.cli.query import query
@@ -38,9 +39,9 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, doctor):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, diff, doctor):
     app.command(cls=AskingCommand)(command)
-for here in (formulas, diff, demo):
+for here in (formulas, lock, check, demo):
     app.command()(here)
 app.command(cls=ServeCommand)(serve)
 app.add_typer(keys)

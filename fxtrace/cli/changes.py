@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import math
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from rich.console import RenderableType
-from rich.text import Text
 
 from fxtrace.cli.tables import add, facts, table
-from fxtrace.diff import GraphDiff, Lone, NodePair
+from fxtrace.diff import GraphDiff, Lone, NodePair, ValueChange
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, show_shape
+
+_MOST_VALUES, _MOST_ROWS = 5, 20
 
 
 def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]:
@@ -44,22 +46,23 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
 
 
 def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
-    """What changed: the fields, and for each the sizes it explains; then what is unexplained, added and removed."""
+    """What changed: the fields, and for each the nodes it explains; then the rest, what is added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
+    before, after = diff.before, diff.after
     yield facts(
         f"{equal} nodes equal, {len(diff.changed)} changed, {len(diff.added)} added, {len(diff.removed)} removed",
         *((each.name, f"{_text(each.before)} → {_text(each.after)}{_effect(diff, each.name)}") for each in diff.fields),
-        ("parameters", _arrow(diff.parameters)),
-        ("bytes of tensors", _arrow(diff.nbytes)),
+        ("changed sizes", _explained(diff)),
+        ("parameters", _arrow(before.parameters, after.parameters)),
+        ("bytes of tensors", _arrow(before.nbytes, after.nbytes)),
+        ("numbers", _numbers(diff)),
+        ("notes", "\n".join(diff.notes)),
     )
     groups: dict[tuple[str, ...], list[NodePair]] = defaultdict(list)
     for pair in diff.changed:
-        because = {cause for tensor in pair.tensors for size in tensor.sizes for cause in size.causes}
-        groups[tuple(sorted(because))].append(pair)
+        groups[tuple(sorted(pair.because))].append(pair)
     for causes, pairs in sorted(groups.items(), key=lambda item: (not item[0], item[0])):
-        grid = table(
-            f"Because of {', '.join(causes)}" if causes else "Changed otherwise", "", "before", "after", "made of"
-        )
+        grid = table(f"Because of {', '.join(causes)}" if causes else "Changed", "", "before", "after", "made of")
         for name, row in _folded(pairs):
             add(grid, name, *row)
         yield grid
@@ -69,62 +72,102 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
             for row in _lone_rows(nodes):
                 add(grid, *row)
             yield grid
+    apart = [each for each in diff.values if each.largest != 0]
+    if apart:
+        grid = table("Numbers furthest apart", "role", "largest difference", "largest value before")
+        for value in sorted(apart, key=_apart, reverse=True)[:_MOST_VALUES]:
+            add(grid, value.role, f"{value.largest:.3g}", f"{value.scale:.3g}")
+        yield grid
 
 
 def _effect(diff: GraphDiff, field: str) -> str:
-    sizes = diff.explained.get(field, 0)
-    nodes = sum(field in each.causes for each in (*diff.added, *diff.removed))
-    told = [f"{sizes} sizes" if sizes else "", f"{nodes} nodes added or removed" if nodes else ""]
-    return f"   explains {' and '.join(filter(None, told))}" if any(told) else "   changes no shape"
+    nodes = diff.explained.get(field, 0)
+    return f"   explains {_count(nodes, 'node')}" if nodes else "   explains none"
 
 
-def _folded(pairs: Iterable[NodePair]) -> Iterator[tuple[str, tuple[Text | str, ...]]]:
-    """A row for each role of a layer and each other node, layers that read the same in one."""
-    rows: dict[tuple[str, tuple[str, ...]], list[int]] = {}
+def _explained(diff: GraphDiff) -> str:
+    if not diff.sizes:
+        return ""
+    return f"{len(diff.sizes) - diff.unexplained} explained, {diff.unexplained} unexplained"
+
+
+def _numbers(diff: GraphDiff) -> str:
+    if not diff.values:
+        return ""
+    apart = sum(each.largest != 0 for each in diff.values)
+    return (
+        f"of {len(diff.values)} roles' tensors with one shape, {len(diff.values) - apart} equal and {apart} different"
+    )
+
+
+def _apart(value: ValueChange) -> float:
+    return math.inf if math.isnan(value.largest) else value.largest / value.scale if value.scale else value.largest
+
+
+def _folded(pairs: Iterable[NodePair]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """A row for each role of a layer, layers that read the same in one; and one for all that has no role."""
+    rows: dict[tuple[str, tuple[str, ...]], list[int | None]] = {}
+    rest: list[NodePair] = []
     for pair in pairs:
+        if not (pair.before.roles or pair.after.roles):
+            rest.append(pair)
+            continue
         name, layer = _place(pair)
-        layers = rows.setdefault((name, _row(pair)), [])
-        if layer is not None:
-            layers.append(layer)
+        rows.setdefault((name, _row(pair)), []).append(layer)
+    blocks: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for (name, row), layers in rows.items():
-        yield name.replace("*", _span(layers)), row
+        block, _, part = name.replace("*", _span(layer for layer in layers if layer is not None)).rpartition(".")
+        blocks.setdefault((block, row), []).append(part)
+    for (block, row), parts in blocks.items():
+        yield f"{block}: {', '.join(parts)}", row
+    if len(rows) == 0 or len(rest) == 1:
+        for pair in rest[:_MOST_ROWS]:
+            yield _place(pair)[0], _row(pair)
+        rest = rest[_MOST_ROWS:]
+    if rest:
+        kinds = Counter(pair.before.kind for pair in rest)
+        yield f"{len(rest)} without a role", (", ".join(f"{count} {kind}" for kind, count in kinds.items()), "", "")
 
 
 def _place(pair: NodePair) -> tuple[str, int | None]:
-    role = pair.roles[0][0] if pair.roles[0] else pair.roles[1][0] if pair.roles[1] else ""
+    """What a pair is called: its role, with the layer taken out; else the nodes themselves."""
+    role = (*pair.before.roles, *pair.after.roles, "")[0]
     if not role:
-        return pair.before if pair.before == pair.after else f"{pair.before} → {pair.after}", None
+        return " → ".join(dict.fromkeys((pair.before.name, pair.after.name))), None
     pieces = role.split(".")
     layer = next((piece for piece in pieces if piece.isdecimal()), None)
     return ".".join("*" if piece == layer else piece for piece in pieces), int(layer) if layer is not None else None
 
 
 def _row(pair: NodePair) -> tuple[str, ...]:
-    before, after, made_of = [], [], []
+    before: list[str] = []
+    after: list[str] = []
+    made_of: list[str] = []
     for tensor in pair.tensors:
-        dtypes = tensor.dtype if tensor.dtype[0] != tensor.dtype[1] else ("", "")
-        before.append(f"{show_shape(tensor.shape[0])} {dtypes[0]}".strip())
-        after.append(f"{show_shape(tensor.shape[1])} {dtypes[1]}".strip())
-        made_of += [size.formula or f"dimension {size.dimension}: unexplained" for size in tensor.sizes]
-    if pair.kind[0] != pair.kind[1]:
-        before.append(pair.kind[0])
-        after.append(pair.kind[1])
-    if pair.roles[0] != pair.roles[1]:
-        before += [f"is no {role} later" for role in pair.roles[0] if role not in pair.roles[1]]
-        after += [f"is {role}" for role in pair.roles[1] if role not in pair.roles[0]]
-    return "\n".join(before), "\n".join(after), ", ".join(dict.fromkeys(made_of))
+        same = tensor.before.dtype == tensor.after.dtype
+        for side, lines in ((tensor.before, before), (tensor.after, after)):
+            lines.append(show_shape(side.shape) + ("" if same else f" {side.dtype}"))
+        made_of += [size.formula or ("" if size.causes else "unexplained") for size in tensor.sizes]
+    if pair.before.kind != pair.after.kind:
+        before.append(pair.before.kind)
+        after.append(pair.after.kind)
+    lost = [role for role in pair.before.roles if role not in pair.after.roles]
+    won = [role for role in pair.after.roles if role not in pair.before.roles]
+    before += [f"is {role.rpartition('.')[2]}" for role in lost]
+    after += [f"is {role.rpartition('.')[2]}" for role in won] or ["is it no more"] * bool(lost)
+    return "\n".join(before), "\n".join(after), ", ".join(dict.fromkeys(filter(None, made_of)))
 
 
 def _lone_rows(nodes: Sequence[Lone]) -> Iterator[tuple[str, str, str]]:
     groups: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
     where = ""
-    for node in nodes:
-        if node.roles:
-            pieces = node.roles[0].split(".")
+    for lone in nodes:
+        if lone.node.roles:
+            pieces = lone.node.roles[0].split(".")
             where = ".".join(pieces[:3] if len(pieces) > 3 else pieces[:-1])
-        groups[where or node.node, node.causes] += 1
+        groups[where or lone.node.name, lone.causes] += 1
     for (place, causes), count in groups.items():
-        yield str(count), place, ", ".join(causes) or "unexplained"
+        yield str(count), place, ", ".join(causes)
 
 
 def _span(layers: Iterable[int]) -> str:
@@ -138,5 +181,9 @@ def _text(value: object) -> str:
     return "—" if value is None else repr(value)
 
 
-def _arrow(pair: tuple[int, int]) -> str:
-    return f"{pair[0]:,}" if pair[0] == pair[1] else f"{pair[0]:,} → {pair[1]:,}"
+def _arrow(before: int, after: int) -> str:
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"
+
+
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"

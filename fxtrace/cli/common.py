@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from fxtrace.errors import FxtraceError, NameInvalid, OptionInvalid, TraceNotFound
+from fxtrace.trace import Json as JsonValue
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -138,6 +140,19 @@ def pairs(option: str, items: list[str] | None) -> dict[str, str]:
             raise typer.BadParameter(f"expected NAME=VALUE, got '{item}'", param_hint=option)
         result[name] = value
     return result
+
+
+def settings_of(items: list[str] | None) -> dict[str, JsonValue]:
+    """The fields that `--set` sets: each value is JSON, or else text."""
+    return {name: _value(text) for name, text in pairs("--set", items).items()}
+
+
+def _value(text: str) -> JsonValue:
+    try:
+        value: JsonValue = json.loads(text)
+    except ValueError:
+        return text
+    return value
 
 
 def write_file(path: Path, data: bytes) -> None:

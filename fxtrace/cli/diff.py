@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, connect, connect_here, pairs, resolve_trace
+from fxtrace.cli.common import (
+    Json,
+    Server,
+    StorePlace,
+    connect,
+    resolve_trace,
+    settings_of,
+    write_file,
+)
+from fxtrace.cli.render import format_of
 from fxtrace.errors import OptionInvalid
-from fxtrace.trace import Json as JsonValue
-from fxtrace.trace import TraceRequest
+from fxtrace.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
 
 if TYPE_CHECKING:
     from fxtrace.cli.common import Api
@@ -35,7 +44,7 @@ def formulas(
 
     with connect(server, store) as api:
         with progress_bar(hidden=as_json) as report:
-            trace_id = _trace(api, what)
+            trace_id = trace_meant(api, what, report)
             found = api.find_formulas(trace_id, progress=report)
         graph = api.get_graph(trace_id)
     if as_json:
@@ -49,6 +58,19 @@ def formulas(
 def diff(
     before: Annotated[str, typer.Argument(metavar="BEFORE", help=_SIDE)],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="The same, of the other side.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=f"Draw both as one picture instead, {', '.join(IMAGE_FORMATS)} by the file's ending.",
+        ),
+    ] = None,
+    depth: Annotated[int | None, typer.Option(min=0, help="In the picture: modules nested deeper are one box.")] = None,
+    module: Annotated[str, typer.Option(help="In the picture: only this module's inside.")] = "",
+    theme: Annotated[Theme, typer.Option(help="The picture's colours.")] = "light",
+    server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
@@ -57,18 +79,31 @@ def diff(
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.tables import show_on_stdout
 
-    with connect_here(store) as engine, progress_bar(hidden=as_json) as report:
-        ids = _trace(engine, before), _trace(engine, after)
-        changes = engine.diff_traces(*ids, progress=report)
-    if as_json:
-        echo_json({"before": ids[0], "after": ids[1], "diff": changes, "explained": changes.explained})
+    image_format = None if out is None else format_of(out)
+    with connect(server, store) as api, progress_bar(hidden=as_json) as report:
+        ids = trace_meant(api, before, report), trace_meant(api, after, report)
+        if out is not None and image_format is not None:
+            options = RenderOptions(depth=depth, module=module, theme=theme)
+            picture = api.render_diff(*ids, image_format, options, progress=report)
+        else:
+            changes = api.diff_traces(*ids, progress=report)
+    if out is not None:
+        write_file(out, picture)
+        written = {"before": ids[0], "after": ids[1], "file": str(out), "nbytes": len(picture)}
+        echo_json(written) if as_json else typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+    elif as_json:
+        told = {"explained": changes.explained, "unexplained": changes.unexplained}
+        echo_json({"before": ids[0], "after": ids[1], "diff": changes, **told})
     else:
         show_on_stdout(*diff_tables(changes))
 
 
-def _trace(api: Api, text: str) -> str:
-    """The id of the trace that is meant; a model is traced."""
-    words = shlex.split(text)
+def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
+    """The id of the trace that is meant; a model is traced, with the settings that follow its name."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        raise OptionInvalid(f"expected a trace or a model; a quotation is not closed: {text}", field="trace") from None
     if not words:
         raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
     if len(words) == 1 and (text == "latest" or re.fullmatch(r"[0-9a-f]{4,32}", text)):
@@ -78,13 +113,5 @@ def _trace(api: Api, text: str) -> str:
         raise OptionInvalid(
             f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
         )
-    settings = pairs("--set", rest[1::2])
-    return api.create_trace(TraceRequest(model, {name: _value(each) for name, each in settings.items()})).id
-
-
-def _value(text: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text)
-    except ValueError:
-        return text
-    return value
+    request = TraceRequest(model, settings_of(rest[1::2]))
+    return api.create_trace(request, progress=report).id

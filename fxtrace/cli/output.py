@@ -37,6 +37,8 @@ _STAGES = {
     "draw": "drawing the graph",
     "layout": "laying it out",
     "probe": "trying configurations",
+    "align": "finding what corresponds",
+    "compare": "comparing numbers",
     "verify": "comparing bytes",
 }
 

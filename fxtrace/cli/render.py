@@ -35,7 +35,7 @@ def render(
     """Draw the graph."""
     from fxtrace.cli.output import echo_json, progress_bar
 
-    image_format = _format(out)
+    image_format = format_of(out)
     options = RenderOptions(
         depth=depth,
         fold_layers=not unfold,
@@ -56,7 +56,12 @@ def render(
         typer.echo(f"wrote {out} ({len(picture):,} bytes)")
 
 
-def _format(file: Path) -> ImageFormat:
+def format_of(file: Path) -> ImageFormat:
+    """The picture's format, by the file's ending.
+
+    Raises:
+        OptionInvalid: it has none of theirs.
+    """
     ending = file.suffix.removeprefix(".").lower()
     for known in IMAGE_FORMATS:
         if known == ending:

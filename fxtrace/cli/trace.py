@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace
+from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace, settings_of
 from fxtrace.errors import InputError
 from fxtrace.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
-from fxtrace.trace import Json as JsonValue
 
 
 def trace(
@@ -74,7 +72,7 @@ def trace(
 
     request = TraceRequest(
         model,
-        configuration={name: _value(text) for name, text in pairs("--set", settings).items()},
+        configuration=settings_of(settings),
         input_shapes={name: _shape(name, text) for name, text in pairs("--shape", shapes).items()},
         inputs={name: _read_input(name, Path(file)) for name, file in pairs("--input", inputs).items()},
         rung=rung or "",
@@ -113,14 +111,6 @@ def delete(trace: TraceArgument, server: Server = None, store: StorePlace = None
         trace_id = resolve_trace(api, trace)
         api.delete_trace(trace_id)
     echo_json({"deleted": trace_id}) if as_json else typer.echo(f"deleted {trace_id}")
-
-
-def _value(text: str) -> JsonValue:
-    try:
-        value: JsonValue = json.loads(text)
-    except ValueError:
-        return text
-    return value
 
 
 def _shape(name: str, text: str) -> tuple[int, ...]:

@@ -1,16 +1,19 @@
 """What changed between two graphs, and which configuration field explains it."""
 
 from fxtrace.diff.align import How, Pair, align
-from fxtrace.diff.diff import (
+from fxtrace.diff.changes import (
     FieldChange,
     GraphDiff,
     Lone,
     NodePair,
+    NodeSide,
     SizeChange,
     TensorChange,
-    changed_fields,
-    compare,
+    TensorSide,
+    Totals,
+    ValueChange,
 )
+from fxtrace.diff.diff import changed_fields, common_formulas, compare, explain_by_trial, explain_sizes, put_field
 
 __all__ = [
     "FieldChange",
@@ -18,10 +21,18 @@ __all__ = [
     "How",
     "Lone",
     "NodePair",
+    "NodeSide",
     "Pair",
     "SizeChange",
     "TensorChange",
+    "TensorSide",
+    "Totals",
+    "ValueChange",
     "align",
     "changed_fields",
+    "common_formulas",
     "compare",
+    "explain_by_trial",
+    "explain_sizes",
+    "put_field",
 ]

@@ -12,7 +12,8 @@ from collections.abc import Container, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fxtrace.graph import Graph, Node, Role
+from fxtrace.diff.blocks import matched_roles
+from fxtrace.graph import Graph, Node
 
 How = Literal["role", "place", "dataflow", "order"]
 """How two nodes were found to be one another: by a common role, by their place among the modules, by doing the same
@@ -64,13 +65,11 @@ class _Pairs:
         return True
 
     def by_role(self) -> None:
-        """Nodes that share roles; those that share most first."""
-        names = [_role_names(side.graph) for side in (self.first, self.second)]
-        stacks = [{role.stack for _, role in each.values() if role.layer is not None} for each in names]
-        if all(len(each) == 1 for each in stacks) and stacks[0] != stacks[1]:
-            # An encoder alone against a decoder alone: their layers correspond, whatever the stacks are called.
-            names = [{_plain(role): (node, role) for node, role in each.values()} for each in names]
-        votes = Counter((names[0][role][0], names[1][role][0]) for role in names[0] if role in names[1])
+        """Nodes that share roles; those that share most first, what a value is before what it is taken for."""
+        ours, theirs = matched_roles(self.first.graph, self.second.graph)
+        votes: Counter[tuple[str, str]] = Counter()
+        for role in (role for role in ours if role in theirs):
+            votes[ours[role], theirs[role]] += _MADE if role.made else 1
         for (before, after), _ in votes.most_common():
             self.pair(before, after, "role")
 
@@ -121,7 +120,7 @@ class _Pairs:
             if name not in self._taken:
                 groups[self._look(self.second, name)][1].append(name)
         for ours, theirs in groups.values():
-            if len(ours) == len(theirs) == 1:
+            if len(ours) == len(theirs) == 1 and self._alike(ours[0], theirs[0]):
                 yield ours[0], theirs[0]
 
     def _look(self, side: _Side, name: str) -> Hashable:
@@ -145,6 +144,7 @@ class _Pairs:
 
 
 _ENDS = ("placeholder", "output")
+_MADE = 1000  # times as much as a role that only says what reads the value
 
 
 def _key(node: Node) -> Hashable:
@@ -168,15 +168,3 @@ def _gaps(graph: Graph, paired: Container[str]) -> Mapping[tuple[str, str], list
             gaps[last, node.name] = row
         row, last = [], node.name
     return {**gaps, (last, ""): row} if row else gaps
-
-
-def _role_names(graph: Graph) -> dict[str, tuple[str, Role]]:
-    """Node names and roles by role name."""
-    return {str(role): (node.name, role) for node in graph.nodes for role in node.roles}
-
-
-def _plain(role: Role) -> str:
-    """A role's name without its stack, and with masked self-attention as self-attention."""
-    return ".".join(
-        str(each) for each in (role.layer, role.block.removeprefix("masked_"), role.part) if each is not None
-    )

@@ -2,227 +2,221 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from fxtrace.diff.align import How, align
+from fxtrace.diff.changes import (
+    FieldChange,
+    GraphDiff,
+    Lone,
+    NodePair,
+    NodeSide,
+    SizeChange,
+    TensorChange,
+    TensorSide,
+    Totals,
+)
 from fxtrace.dims import Formula, Formulas
 from fxtrace.graph import Graph, Node, TensorSpec
 from fxtrace.trace import Json
 
 
-@dataclass(frozen=True, slots=True)
-class FieldChange:
-    """A configuration field that is not the same; None on a side that has no such field."""
-
-    name: str
-    before: Json
-    after: Json
-
-
-@dataclass(frozen=True, slots=True)
-class SizeChange:
-    """A size that is not the same.
-
-    `formula` is what it was confirmed to be, and `causes` the changed fields in it that make the difference; both are
-    empty where nothing was found that gives both sizes.
-    """
-
-    dimension: int
-    before: int
-    after: int
-    formula: str = ""
-    causes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class TensorChange:
-    """A tensor of a pair of nodes whose shape or dtype is not the same. `sizes` is empty where the ranks differ."""
-
-    before: str
-    after: str
-    shape: tuple[tuple[int, ...], tuple[int, ...]]
-    dtype: tuple[str, str]
-    sizes: tuple[SizeChange, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class NodePair:
-    """Two nodes that correspond, and what is not the same of them.
-
-    `kind` and `roles` are those before and after; where they are equal, nothing about them changed.
-    """
-
-    before: str
-    after: str
-    how: How
-    tensors: tuple[TensorChange, ...] = ()
-    kind: tuple[str, str] = ("", "")
-    roles: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
-
-    @property
-    def equal(self) -> bool:
-        """Whether nothing changed but perhaps the name."""
-        return not self.tensors and self.kind[0] == self.kind[1] and self.roles[0] == self.roles[1]
-
-
-@dataclass(frozen=True, slots=True)
-class Lone:
-    """A node of one graph alone, and the fields that account for it."""
-
-    node: str
-    roles: tuple[str, ...]
-    causes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class GraphDiff:
-    """What changed from one graph to another.
-
-    Attributes:
-        fields: the configuration fields that are not the same.
-        pairs: the nodes that correspond, in the first graph's order.
-        removed, added: the nodes of one graph alone.
-        parameters: elements of all parameters, before and after.
-        nbytes: bytes of all tensors, before and after.
-    """
-
-    fields: tuple[FieldChange, ...]
-    pairs: tuple[NodePair, ...]
-    removed: tuple[Lone, ...]
-    added: tuple[Lone, ...]
-    parameters: tuple[int, int]
-    nbytes: tuple[int, int]
-
-    @property
-    def changed(self) -> tuple[NodePair, ...]:
-        """The pairs that are not equal."""
-        return tuple(pair for pair in self.pairs if not pair.equal)
-
-    @cached_property
-    def explained(self) -> Mapping[str, int]:
-        """By field, how many changed sizes it accounts for."""
-        return Counter(
-            cause for pair in self.pairs for tensor in pair.tensors for size in tensor.sizes for cause in size.causes
-        )
-
-    @cached_property
-    def unexplained(self) -> int:
-        """How many changed sizes no field accounts for."""
-        return sum(not size.causes for pair in self.pairs for tensor in pair.tensors for size in tensor.sizes) + sum(
-            not tensor.sizes and tensor.shape[0] != tensor.shape[1] for pair in self.pairs for tensor in pair.tensors
-        )
-
-
-def compare(
-    first: Graph,
-    second: Graph,
-    fields: tuple[FieldChange, ...] = (),
-    formulas: tuple[Formulas | None, Formulas | None] = (None, None),
-    *,
-    removed: Mapping[str, tuple[str, ...]] | None = None,
-    added: Mapping[str, tuple[str, ...]] | None = None,
-) -> GraphDiff:
-    """Compares two graphs.
+def compare(first: Graph, second: Graph, fields: tuple[FieldChange, ...] = ()) -> GraphDiff:
+    """Compares two graphs; nothing is attributed yet.
 
     Args:
         first: the graph before.
         second: the graph after.
         fields: what changed in the configuration.
-        formulas: of either graph, where they were looked for.
-        removed: for nodes of the first graph alone, the fields that account for them.
-        added: for those of the second alone.
     """
     pairs = align(first, second)
-    blame = _Blame(formulas)
-    found = tuple(_pair(first.node(each.before), second.node(each.after), each.how, blame) for each in pairs)
     befores, afters = {each.before for each in pairs}, {each.after for each in pairs}
     return GraphDiff(
         fields,
-        found,
-        tuple(_lone(node, removed or {}) for node in first.nodes if node.name not in befores),
-        tuple(_lone(node, added or {}) for node in second.nodes if node.name not in afters),
-        (first.parameter_count, second.parameter_count),
-        (_bytes(first), _bytes(second)),
+        tuple(_pair(first.node(each.before), second.node(each.after), each.how) for each in pairs),
+        tuple(Lone(_node_side(node)) for node in first.nodes if node.name not in befores),
+        tuple(Lone(_node_side(node)) for node in second.nodes if node.name not in afters),
+        _totals(first),
+        _totals(second),
     )
 
 
 def changed_fields(before: Mapping[str, Json], after: Mapping[str, Json]) -> tuple[FieldChange, ...]:
-    """The fields of two configurations that are not the same, in the order of the first one."""
-    names = dict.fromkeys((*before, *after))
+    """The fields of two configurations that are not the same, in the order of the first one.
+
+    One inside a nest is named with the way to it: `text_config.hidden_size`, `conv_kernel[0]`.
+    """
+    ours, theirs = dict(_plain(before, after)), dict(_plain(after, before))
+    names = dict.fromkeys((*ours, *theirs))
     return tuple(
-        FieldChange(name, before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)
+        FieldChange(name, ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)
     )
 
 
-class _Blame:
-    """Finds the fields that explain a changed size."""
+def _plain(fields: Mapping[str, Json], others: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """(name, value) of each field; nests that both sides have are taken apart."""
+    for name, value in fields.items():
+        other = others.get(name)
+        match value, other:
+            case dict(), dict():
+                yield from _plain(value, other, f"{prefix}{name}.")
+            case list(), list() if len(value) == len(other):
+                yield from ((f"{prefix}{name}[{index}]", each) for index, each in enumerate(value))
+            case _:
+                yield f"{prefix}{name}", value
 
-    def __init__(self, formulas: tuple[Formulas | None, Formulas | None]) -> None:
-        self._formulas = formulas
-        known = [each.sizes if each else {} for each in formulas]
-        self._sizes = known if all(known) else []
-        self._changed = (
-            {name for name in (*known[0], *known[1]) if known[0].get(name) != known[1].get(name)}
-            if self._sizes
-            else set()
-        )
 
-    def size(self, tensors: tuple[str, str], dimension: int, before: int, after: int) -> SizeChange:
-        if not self._sizes:
-            return SizeChange(dimension, before, after)
-        for formulas, tensor in zip(self._formulas, tensors, strict=True):
-            findings = formulas.tensors.get(tensor, ()) if formulas else ()
-            formula = findings[dimension].formula if dimension < len(findings) else None
-            if formula is None:
-                continue
-            if formula.value(self._sizes[0]) == before and formula.value(self._sizes[1]) == after:
-                return SizeChange(dimension, before, after, str(formula), self._causes(formula))
-        return SizeChange(dimension, before, after)
+def put_field(fields: Mapping[str, Json], name: str, value: Json, prefix: str = "") -> dict[str, Json]:
+    """The configuration with one field replaced, which is named as in `changed_fields`."""
 
-    def _causes(self, formula: Formula) -> tuple[str, ...]:
+    def put(at: str, each: Json) -> Json:
+        if at == name:
+            return value
+        match each:
+            case dict():
+                return put_field(each, name, value, f"{at}.")
+            case list():
+                return [put(f"{at}[{index}]", item) for index, item in enumerate(each)]
+            case _:
+                return each
+
+    return {key: put(f"{prefix}{key}", each) for key, each in fields.items()}
+
+
+def explain_sizes(
+    diff: GraphDiff, sizes: tuple[Mapping[str, int], Mapping[str, int]], formulas: Formulas, side: int
+) -> GraphDiff:
+    """The comparison, with each size that a formula of one graph gives on both sides attributed to the fields in it.
+
+    Args:
+        diff: the comparison.
+        sizes: the named sizes of either graph.
+        formulas: of one graph's tensors. They must hold for the other one's configuration, too: it is of the same
+            model, or has the same formula for the size.
+        side: whose formulas they are: 0 of the graph before, 1 of the one after.
+    """
+    # Sizes of inputs that no field decides: the same on both sides, or their formulas do not give both.
+    given = {name: size for name, size in formulas.sizes.items() if name not in sizes[0] and name not in sizes[1]}
+    old, new = ({**given, **each} for each in sizes)
+    different = {name for name in (*old, *new) if old.get(name) != new.get(name)}
+
+    def causes(formula: Formula) -> tuple[str, ...]:
         """The changed names in a formula that make a difference to it."""
-        old, new = self._sizes
         return tuple(
             name
-            for name in sorted(formula.names & self._changed)
+            for name in sorted(formula.names & different)
             if formula.value({**old, name: new[name]}) != formula.value(old)
             or formula.value({**new, name: old[name]}) != formula.value(new)
         )
 
+    def explain(tensor: TensorChange, size: SizeChange) -> SizeChange:
+        findings = formulas.tensors.get((tensor.before, tensor.after)[side].name, ())
+        formula = findings[size.dimension].formula if size.dimension < len(findings) else None
+        if size.formula or formula is None or (formula.value(old), formula.value(new)) != (size.before, size.after):
+            return size
+        return replace(size, formula=str(formula), causes=causes(formula))
 
-def _pair(before: Node, after: Node, how: How, blame: _Blame) -> NodePair:
-    ours, theirs = before.tensors, after.tensors
-    changes = [
-        _tensor_change((name, spec), (twin, other), blame)
-        for (name, spec), (twin, other) in zip(ours, theirs, strict=False)
-        if spec.shape != other.shape or spec.dtype != other.dtype
-    ]
-    return NodePair(
-        before.name,
-        after.name,
-        how,
-        tuple(changes),
-        (before.kind, after.kind),
-        (tuple(map(str, before.roles)), tuple(map(str, after.roles))),
+    return _with_sizes(diff, explain)
+
+
+def common_formulas(first: Formulas, second: Formulas, diff: GraphDiff) -> Formulas:
+    """Those formulas of the first graph that read the same in the second one, at the nodes that correspond."""
+    twins = {side.name: other for pair in diff.pairs for side, other in _tensor_sides(pair)}
+    kept = {
+        name: tuple(
+            finding if _text(second, twins[name], place) == finding.formula else replace(finding, formula=None)
+            for place, finding in enumerate(findings)
+        )
+        for name, findings in first.tensors.items()
+        if name in twins
+    }
+    return replace(first, tensors=kept)
+
+
+def _tensor_sides(pair: NodePair) -> Iterator[tuple[TensorSide, str]]:
+    for tensor in pair.tensors:
+        yield tensor.before, tensor.after.name
+
+
+def _text(formulas: Formulas, tensor: str, place: int) -> Formula | None:
+    findings = formulas.tensors.get(tensor, ())
+    return findings[place].formula if place < len(findings) else None
+
+
+def explain_by_trial(diff: GraphDiff, trials: Iterable[tuple[str, Graph, Graph, int]]) -> GraphDiff:
+    """The comparison, with what no formula explains attributed to the fields that alone undo it.
+
+    Args:
+        diff: the comparison.
+        trials: (field, graph, the graph of the same model with that field alone as the other side has it, whose: 0 of
+            the graph before, 1 of the one after).
+    """
+    for field, graph, tried, side in trials:
+        seen = compare(graph, tried)
+        lost = {each.node.name for each in seen.removed}
+        kept = {pair.before.name: pair for pair in seen.pairs}
+        sizes = {
+            (tensor.before.name, size.dimension)
+            for pair in seen.pairs
+            for tensor in pair.tensors
+            for size in tensor.sizes
+        }
+
+        def blame(tensor: TensorChange, size: SizeChange, field: str = field, side: int = side) -> SizeChange:
+            if size.formula or ((tensor.before, tensor.after)[side].name, size.dimension) not in sizes:  # noqa: B023
+                return size
+            return replace(size, causes=_and(size.causes, field))
+
+        diff = _with_sizes(diff, blame)
+        pairs = []
+        for pair in diff.pairs:
+            trial = kept.get((pair.before, pair.after)[side].name)
+            restructures = pair.restructured and trial is not None and trial.restructured
+            pairs.append(replace(pair, causes=_and(pair.causes, field)) if restructures else pair)
+        nodes = (diff.removed, diff.added)[side]
+        alone = tuple(replace(x, causes=_and(x.causes, field)) if x.node.name in lost else x for x in nodes)
+        removed, added = (alone, diff.added) if side == 0 else (diff.removed, alone)
+        diff = replace(diff, pairs=tuple(pairs), removed=removed, added=added)
+    return diff
+
+
+def _and(causes: tuple[str, ...], field: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*causes, field)))
+
+
+def _with_sizes(diff: GraphDiff, change: Callable[[TensorChange, SizeChange], SizeChange]) -> GraphDiff:
+    def of(tensor: TensorChange) -> TensorChange:
+        return replace(tensor, sizes=tuple(change(tensor, size) for size in tensor.sizes))
+
+    pairs = (replace(pair, tensors=tuple(map(of, pair.tensors))) if pair.tensors else pair for pair in diff.pairs)
+    return replace(diff, pairs=tuple(pairs))
+
+
+def _pair(before: Node, after: Node, how: How) -> NodePair:
+    changes = (
+        _tensor_change(ours, theirs)
+        for ours, theirs in zip(before.tensors, after.tensors, strict=False)
+        if (ours[1].shape, ours[1].dtype) != (theirs[1].shape, theirs[1].dtype)
+    )
+    return NodePair(_node_side(before), _node_side(after), how, tuple(changes))
+
+
+def _tensor_change(before: tuple[str, TensorSpec], after: tuple[str, TensorSpec]) -> TensorChange:
+    (name, spec), (twin, other) = before, after
+    sizes = (
+        SizeChange(dimension, old, new)
+        for dimension, (old, new) in enumerate(zip(spec.shape, other.shape, strict=False))
+        if old != new and len(spec.shape) == len(other.shape)
+    )
+    return TensorChange(
+        TensorSide(name, spec.shape, spec.dtype), TensorSide(twin, other.shape, other.dtype), tuple(sizes)
     )
 
 
-def _tensor_change(before: tuple[str, TensorSpec], after: tuple[str, TensorSpec], blame: _Blame) -> TensorChange:
-    (name, spec), (twin, other) = before, after
-    sizes = [
-        blame.size((name, twin), dimension, old, new)
-        for dimension, (old, new) in enumerate(zip(spec.shape, other.shape, strict=False))
-        if old != new and len(spec.shape) == len(other.shape)
-    ]
-    return TensorChange(name, twin, (spec.shape, other.shape), (spec.dtype, other.dtype), tuple(sizes))
+def _node_side(node: Node) -> NodeSide:
+    return NodeSide(node.name, node.kind, tuple(map(str, node.roles)))
 
 
-def _lone(node: Node, causes: Mapping[str, tuple[str, ...]]) -> Lone:
-    return Lone(node.name, tuple(map(str, node.roles)), causes.get(node.name, ()))
-
-
-def _bytes(graph: Graph) -> int:
-    return sum(spec.nbytes for _, spec in graph.tensors())
+def _totals(graph: Graph) -> Totals:
+    return Totals(len(graph.nodes), graph.parameter_count, sum(spec.nbytes for _, spec in graph.tensors()))

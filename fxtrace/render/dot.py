@@ -6,13 +6,13 @@ from collections.abc import Iterator, Sequence
 
 import graphviz
 
-from fxtrace.graph import Graph, Snapshot, show_sizes
+from fxtrace.graph import Graph, Snapshot, TensorSpec, show_sizes
 from fxtrace.render import boxes, focus, labels
 from fxtrace.render.fold import fold_depth, fold_layers, is_lit
 from fxtrace.render.labels import font
 from fxtrace.render.links import alone, mark, share
-from fxtrace.render.style import FONT, PALETTES
-from fxtrace.render.title import heading
+from fxtrace.render.style import FONT, PALETTES, Palette
+from fxtrace.render.title import heading, legend
 from fxtrace.render.view import HOLDERS, Box, Link, View, build, home, prefixes
 from fxtrace.trace import RenderOptions
 
@@ -44,10 +44,10 @@ def to_dot(
         view = fold_layers(view, lit)
     if options.depth is not None:
         view = fold_depth(view, options.depth)
-    return _Drawing(share(view), options, lit).source(title)
+    return Drawing(share(view), options, lit).source(title)
 
 
-class _Drawing:
+class Drawing:
     """A view written as DOT."""
 
     def __init__(self, view: View, options: RenderOptions, lit: frozenset[str]) -> None:
@@ -65,6 +65,7 @@ class _Drawing:
         self.alone = alone(view) if self.down else set()
 
     def source(self, title: str) -> str:
+        """The DOT text."""
         palette, view = self.palette, self.view
         layout = {"newrank": "true"}
         if view.repeats:
@@ -76,7 +77,7 @@ class _Drawing:
             graph_attr={
                 "bgcolor": palette.paper,
                 "fontname": FONT,
-                "label": heading(view, title, palette, lit=bool(self.lit)),
+                "label": self.heading(title),
                 "labeljust": "l",
                 "labelloc": "t",
                 "nodesep": "0.3",
@@ -94,6 +95,24 @@ class _Drawing:
             self._link(drawing, link)
         return str(drawing.source)
 
+    def heading(self, title: str) -> str:
+        """The picture's own label."""
+        return heading(self.view, title, self.palette, legend(self.view, self.palette, lit=bool(self.lit)))
+
+    def box_look(self, box: Box, name: str) -> dict[str, str]:
+        """A box's attributes; `name` is its own module, as seen from the frame it is drawn in."""
+        lit = is_lit(box, self.lit)
+        return boxes.attributes(box, self.view, name, self.palette if lit else self.faded, lit=lit)
+
+    def link_ink(self, link: Link) -> Palette:
+        """The colours of a link."""
+        ends = (self.view.boxes[link.tail], self.view.boxes[link.head])
+        return self.palette if all(is_lit(box, self.lit) for box in ends) else self.faded
+
+    def link_text(self, _: Link, spec: TensorSpec) -> str:
+        """What is written beside a link."""
+        return show_sizes(spec)
+
     def _contents(self) -> dict[str, list[Box | str]]:
         """What is directly in each frame: boxes, and paths of frames where their first box comes."""
         contents: dict[str, list[Box | str]] = {"": []}
@@ -110,10 +129,7 @@ class _Drawing:
         """Draws what is in a frame."""
         for item in self.contents[frame]:
             if isinstance(item, Box):
-                lit = is_lit(item, self.lit)
-                ink = self.palette if lit else self.faded
-                look = boxes.attributes(item, self.view, self._own_name(item, frame), ink, lit=lit)
-                into.node(self.ids[item.key], **look)
+                into.node(self.ids[item.key], **self.box_look(item, self._own_name(item, frame)))
             else:
                 with into.subgraph(name=f"cluster_{labels.escape(item)}") as cluster:
                     cluster.attr(**self._frame(item, frame))
@@ -187,8 +203,7 @@ class _Drawing:
 
     def _link(self, drawing: graphviz.Digraph, link: Link) -> None:
         tail, head = self.ids[link.tail], self.ids[link.head]
-        ends = (self.view.boxes[link.tail], self.view.boxes[link.head])
-        ink = self.palette if all(is_lit(box, self.lit) for box in ends) else self.faded
+        ink = self.link_ink(link)
         look = {"edgetooltip": boxes.tooltip(labels.link_details(link, self.view))}
         match link.kind:
             case "residual":
@@ -201,7 +216,7 @@ class _Drawing:
             case "flow":
                 look |= {"color": ink.edge, "weight": "100"}  # straight, before frames are made narrow
         if link in self.labelled and link.spec is not None:
-            look["label"] = f"<&nbsp;{font(show_sizes(link.spec), ink.muted)}>"
+            look["label"] = f"<&nbsp;{font(self.link_text(link, link.spec), ink.muted)}>"
             if link in self.alone:
                 # In nested frames Graphviz makes twice the room for a label, and would bend a straight line to find it.
                 look["labelfloat"] = "true"

@@ -35,6 +35,12 @@ def check(graph: Graph, options: RenderOptions) -> None:
             raise NodeNotFound(message, field="module", module=options.module)
 
 
+def check_options(graph: Graph, options: RenderOptions, snapshots: Sequence[Snapshot] = ()) -> None:
+    """Raises what drawing the graph with these options would raise of them; see `fxtrace.render.to_dot`."""
+    check(graph, options)
+    highlighted(graph, options.highlight, snapshots)
+
+
 def highlighted(
     graph: Graph, highlight: Sequence[str], snapshots: Sequence[Snapshot]
 ) -> tuple[frozenset[str], frozenset[str]]:

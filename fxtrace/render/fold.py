@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from fxtrace.graph import Arg, Node, Ref, SliceArg, Symbol, TensorSpec
 from fxtrace.render.view import Box, Link, View, calls_deep, prefixes, within
@@ -11,13 +13,15 @@ from fxtrace.render.view import Box, Link, View, calls_deep, prefixes, within
 Key = tuple[object, ...]
 
 
-def fold_layers(view: View, lit: frozenset[str] = frozenset()) -> View:
+def fold_layers(
+    view: View, lit: frozenset[str] = frozenset(), marks: Mapping[str, Hashable] = MappingProxyType({})
+) -> View:
     """Folds every run of identical layers into its first one.
 
     Layers are siblings of one class, each fed by the one before. Identical means the same ops with the same constants,
     shapes and parameters' shapes, wired alike: an outside input feeds all of them or none, and each takes from the one
     before what the first takes from outside. Boxes of `lit` nodes stay: a layer that has one is folded away only if
-    the same box of the first layer is lit too.
+    the same box of the first layer is lit too. `marks`, by node name, must be equal, too.
     """
     members: dict[str, list[str]] = defaultdict(list)
     ops: dict[str, int] = defaultdict(int)
@@ -33,7 +37,7 @@ def fold_layers(view: View, lit: frozenset[str] = frozenset()) -> View:
             siblings[path.rpartition(".")[0], module.type if module else ""].append(path)
     for group in sorted(siblings.values(), key=lambda paths: -paths[0].count(".")):
         if len(group) > 1:
-            view = _fold_siblings(view, {path: members[path] for path in group}, lit)
+            view = _fold_siblings(view, {path: members[path] for path in group}, lit, marks)
     return view
 
 
@@ -84,7 +88,9 @@ class _Layer:
     out: tuple[Link, ...]
 
 
-def _fold_siblings(view: View, members: dict[str, list[str]], lit: frozenset[str]) -> View:
+def _fold_siblings(
+    view: View, members: dict[str, list[str]], lit: frozenset[str], marks: Mapping[str, Hashable]
+) -> View:
     into = view.incoming()
     out: dict[str, list[Link]] = defaultdict(list)
     for link in view.links:
@@ -106,7 +112,7 @@ def _fold_siblings(view: View, members: dict[str, list[str]], lit: frozenset[str
         run = [layers[start]]
         carried: dict[str, int] = {}
         for layer in layers[start + 1 :]:
-            if not _continues(view, run, layer, carried, lit):
+            if not _continues(view, run, layer, carried, lit, marks):
                 break
             run.append(layer)
         if len(run) > 1 and _alike_outside(run):
@@ -115,7 +121,14 @@ def _fold_siblings(view: View, members: dict[str, list[str]], lit: frozenset[str
     return view
 
 
-def _continues(view: View, run: list[_Layer], layer: _Layer, carried: dict[str, int], lit: frozenset[str]) -> bool:
+def _continues(
+    view: View,
+    run: list[_Layer],
+    layer: _Layer,
+    carried: dict[str, int],
+    lit: frozenset[str],
+    marks: Mapping[str, Hashable],
+) -> bool:
     """Whether a layer goes on a run; `carried` says which place of a layer takes the part of which outside input."""
     first, before = run[0], run[-1]
     if len(layer.boxes) != len(first.boxes) or len(layer.into) != len(first.into):
@@ -124,6 +137,8 @@ def _continues(view: View, run: list[_Layer], layer: _Layer, carried: dict[str, 
         if _shape_of(view, ours, first.path) != _shape_of(view, theirs, layer.path):
             return False
         if not is_lit(ours, lit) and is_lit(theirs, lit):
+            return False
+        if [marks.get(node.name) for node in ours.nodes] != [marks.get(node.name) for node in theirs.nodes]:
             return False
     found = dict(carried)
     for a, b in zip(first.into, layer.into, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from fxtrace.trace import Theme
@@ -42,6 +42,7 @@ class Palette:
 
     `heads` are the families' colours: the head of a box with `head_ink` on it, and the outline of a pill, whose fill is
     in `pills`. `clusters` are the fills of modules by nesting, outermost first, repeated from the second on.
+    `changes` are for what a comparison found: `added`, `removed`, `changed` and `equal`.
     """
 
     paper: str
@@ -62,6 +63,7 @@ class Palette:
     residual: str
     crossing: str
     highlight: str
+    changes: Mapping[str, str]
 
     def head(self, family: str) -> str:
         """A family's own colour."""
@@ -70,6 +72,19 @@ class Palette:
     def pill(self, family: str) -> str:
         """A family's pale colour."""
         return self.pills.get(family, self.pills[OTHER])
+
+    def tinted(self, change: str) -> Palette:
+        """The palette for what changed in this way: of one colour, and pale for what is equal."""
+        colour = self.changes[change]
+        fill = _mix(colour, self.paper, 0.85)
+        all_heads = dict.fromkeys(self.heads, colour)
+        pale = replace(self, heads=all_heads, pills=dict.fromkeys(self.pills, fill), note=colour, edge=colour)
+        if change == "equal":
+            pale = replace(pale, ink=self.muted, port=colour, residual=self.note, crossing=self.edge, edge=self.edge)
+            grey = self.muted
+            return replace(pale, head_ink=grey, head_muted=grey, port_ink=grey, port_muted=grey)
+        strong = replace(pale, port=colour, residual=colour, crossing=colour, muted=self.ink)
+        return replace(strong, port_ink=self.head_ink, port_muted=self.head_muted)
 
     def dimmed(self, amount: float = 0.45) -> Palette:
         """The palette moved towards the paper, for what a highlight leaves in the background."""
@@ -120,6 +135,7 @@ _LIGHT = Palette(
     residual="#2a6bdc",
     crossing="#c2560a",
     highlight="#f08c00",
+    changes={"added": "#16794c", "removed": "#c0392b", "changed": "#2457c5", "equal": "#e3e8ef"},
 )
 
 _DARK = Palette(
@@ -151,6 +167,7 @@ _DARK = Palette(
     residual="#5b95f5",
     crossing="#ef8a3c",
     highlight="#ffb224",
+    changes={"added": "#1f9d63", "removed": "#d9534a", "changed": "#4a83f0", "equal": "#273349"},
 )
 
 PALETTES: Mapping[Theme, Palette] = {"light": _LIGHT, "dark": _DARK}

@@ -11,18 +11,19 @@ from fxtrace.render.style import FAMILIES, OTHER, Palette
 from fxtrace.render.view import View, within
 
 
-def heading(view: View, title: str, palette: Palette, *, lit: bool) -> str:
-    """The title, what the picture is of in numbers, and the legend, as one label."""
-    facts = " · ".join(_facts(view, title))
+def heading(
+    view: View, title: str, palette: Palette, legend: list[tuple[str, str]], facts: list[str] | None = None
+) -> str:
+    """The title, what the picture is of in numbers (or `facts`), and the legend (text and colour), as one label."""
+    told = " · ".join(_facts(view, title) if facts is None else facts)
     name = title or view.graph.name
-    legend = "&nbsp;&nbsp;&nbsp; ".join(
-        f"{font('■', colour, 12)}&nbsp; {font(text, palette.muted, 8.5)}"
-        for text, colour in _legend(view, palette, lit)
+    signs = "&nbsp;&nbsp;&nbsp; ".join(
+        f"{font('■', colour, 12)}&nbsp; {font(text, palette.muted, 8.5)}" for text, colour in legend
     )
     rows = (
         font(f"{name} · {view.scope}" if view.scope else name, palette.ink, 17, bold=True),
-        font(facts, palette.muted, 9.5),
-        legend,
+        font(told, palette.muted, 9.5),
+        signs,
     )
     cells = (f'<TR><TD ALIGN="LEFT" CELLPADDING="3">{row}</TD></TR>' for row in rows if row)
     return f'<<TABLE BORDER="0" CELLBORDER="0" CELLSPACING="0">{"".join(cells)}</TABLE>>'
@@ -43,7 +44,8 @@ def _facts(view: View, title: str) -> list[str]:
     return [*facts, *(labels.short_dtype(dtype) for dtype, _ in dtypes.most_common(1))]
 
 
-def _legend(view: View, palette: Palette, lit: bool) -> list[tuple[str, str]]:
+def legend(view: View, palette: Palette, *, lit: bool) -> list[tuple[str, str]]:
+    """What the colours in a picture mean."""
     families = {box.family for box in view.boxes.values() if box.form in ("op", "pill", "module")}
     kinds = {link.kind for link in view.links}
     entries = [(name, palette.head(name)) for name in dict.fromkeys((*FAMILIES.values(), OTHER)) if name in families]

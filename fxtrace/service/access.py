@@ -27,6 +27,8 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/ReadTensor": "read",
     "/fxtrace.v1.TraceService/BatchReadTensors": "read",
     "/fxtrace.v1.TraceService/RenderGraph": "read",
+    "/fxtrace.v1.TraceService/DiffTraces": "read",
+    "/fxtrace.v1.TraceService/RenderDiff": "read",
     "/fxtrace.v1.TraceService/Explain": "read",
     "/fxtrace.v1.TraceService/FindFormulas": "write",
     "/fxtrace.v1.TraceService/GetFormulas": "read",

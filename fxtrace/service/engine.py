@@ -226,7 +226,7 @@ class Engine:
             from fxtrace.service.comparing import find_formulas
 
             report = progress or (lambda _: None)
-            found = find_formulas(self._traced(trace_id), report)
+            found = find_formulas(self.traced(trace_id), report)
             report(Progress("store"))
             self._store.put_formulas(trace_id, found)
         return found
@@ -250,15 +250,22 @@ class Engine:
     def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
         """What changed from one trace to another, and which configuration fields explain it.
 
+        What cannot be attributed, for want of a trace's model or of formulas, is told all the same; the notes say why.
+
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
-            ModelNotFound: a trace's model is not at hand.
         """
-        from fxtrace.service.comparing import diff
+        from fxtrace.service.diffing import diff_traces
 
-        return diff(self._traced(before), self._traced(after), progress or (lambda _: None))
+        return diff_traces(self, (before, after), progress or (lambda _: None))
 
-    def _traced(self, trace_id: str) -> Traced:
+    def traced(self, trace_id: str) -> Traced:
+        """A trace with its graph and its model.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+            ModelNotFound, ModelInvalid: the trace's model is not at hand.
+        """
         from fxtrace.service.comparing import Traced
 
         trace = self._store.trace(trace_id)
@@ -400,18 +407,72 @@ class Engine:
             DependencyMissing: Graphviz is not installed.
             TimeLimit, MemoryLimit: the layout takes too long, or too much memory.
         """
-        from fxtrace.render import to_dot, to_image
+        from fxtrace.render import to_dot
 
-        report = progress or (lambda _: None)
+        trace, graph = self._store.trace(trace_id), self._graph(trace_id)
+        snapshots = self._store.snapshots(trace_id)
         if format not in IMAGE_FORMATS:
             raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
-        trace, graph = self._store.trace(trace_id), self._graph(trace_id)
+        return self._drawn(
+            lambda: to_dot(graph, options or RenderOptions(), snapshots=snapshots, title=trace.model), format, progress
+        )
+
+    def render_diff(
+        self,
+        before: str,
+        after: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+        *,
+        progress: Report | None = None,
+    ) -> bytes:
+        """Two traces in one picture, or as DOT text: what is added, removed, changed and equal.
+
+        Arguments and errors are those of `diff_traces` and `render_graph`. Options name nodes of the trace after.
+        """
+        self.check_picture(after, format, options)
+        diff = self.diff_traces(before, after, progress=progress)
+        return self.draw_diff(before, after, format, options, diff=diff, progress=progress)
+
+    def check_picture(
+        self,
+        trace_id: str,
+        format: ImageFormat,  # noqa: A002
+        options: RenderOptions | None,
+    ) -> None:
+        """Raises what drawing a trace so would raise of the format and the options, before anything takes time."""
+        from fxtrace.render import check_options
+
+        if format not in IMAGE_FORMATS:
+            raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
+        check_options(self._graph(trace_id), options or RenderOptions(), self._store.snapshots(trace_id))
+
+    def draw_diff(
+        self,
+        before: str,
+        after: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+        *,
+        diff: GraphDiff,
+        progress: Report | None = None,
+    ) -> bytes:
+        """The picture of a comparison that was made of these two traces before; see `render_diff`."""
+        from fxtrace.render import diff_to_dot
+
+        graphs = self._graph(before), self._graph(after)
+        return self._drawn(lambda: diff_to_dot(*graphs, diff, options or RenderOptions()), format, progress)
+
+    def _drawn(self, dot: Callable[[], str], format: ImageFormat, progress: Report | None) -> bytes:  # noqa: A002
+        from fxtrace.render import to_image
+
+        report = progress or (lambda _: None)
         report(Progress("draw"))
-        dot = to_dot(graph, options or RenderOptions(), snapshots=self._store.snapshots(trace_id), title=trace.model)
+        text = dot()
         if format == "dot":
-            return dot.encode()
+            return text.encode()
         report(Progress("layout"))
-        return to_image(dot, format, self._render_seconds)
+        return to_image(text, format, self._render_seconds)
 
     def _graph(self, trace_id: str) -> Graph:
         self._store.require(trace_id)  # another process may have deleted it

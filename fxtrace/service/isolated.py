@@ -14,6 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fxtrace import wire
+from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.explain import Explanation
@@ -231,6 +232,41 @@ class IsolatedEngine:
         args = (trace_id, format, options)
         job = Job("render_graph", args, what="drawing the graph", seconds=self._settings.render_seconds)
         return self._follow(_Shared(("picture", *args), job, self._pictures), progress or (lambda _: None))
+
+    def diff_traces(self, before: str, after: str, *, progress: Report | None = None) -> GraphDiff:
+        """What changed from one trace to another, and which configuration fields explain it.
+
+        Raises:
+            Busy: too many wait already.
+            WorkerCrashed, TimeLimit, MemoryLimit: attributing is too much for one call.
+            FxtraceError: as `Engine.diff_traces`.
+        """
+        for trace_id in (before, after):
+            self._engine.store.require(trace_id)  # so that the ordinary mistake needs no worker
+        args = (before, after)
+        job = Job("diff_traces", args, what="comparing the traces", seconds=self._settings.capture_seconds)
+        told = self._follow(_Shared(("diff", *args), job, self._captures), progress or (lambda _: None))
+        return wire.GRAPH_DIFF.decode(rpc.GraphDiff.FromString(told))
+
+    def render_diff(
+        self,
+        before: str,
+        after: str,
+        format: ImageFormat = "svg",  # noqa: A002
+        options: RenderOptions | None = None,
+        *,
+        progress: Report | None = None,
+    ) -> bytes:
+        """Two traces in one picture, or as DOT text.
+
+        Raises:
+            FxtraceError: as `diff_traces` and `render_graph`.
+        """
+        self._engine.check_picture(after, format, options)
+        diff = self.diff_traces(before, after, progress=progress)
+        args = (before, after, format, options)
+        job = Job("draw_diff", (*args, diff), what="drawing the graph", seconds=self._settings.render_seconds)
+        return self._follow(_Shared(("diff picture", *args), job, self._pictures), progress or (lambda _: None))
 
     def _follow(self, shared: _Shared, report: Report) -> bytes:
         """The value of a job; of the one that is under way, where the same was asked for before."""

@@ -45,6 +45,7 @@ _MEDIA_TYPES: dict[ImageFormat, str] = {
 
 P = ParamSpec("P")
 T = TypeVar("T")
+Picture = TypeVar("Picture", rpc.RenderGraphResponse, rpc.RenderDiffResponse)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -201,7 +202,29 @@ class TraceServicer:
                 if isinstance(event, Progress):
                     yield rpc.RenderGraphResponse(progress=wire.PROGRESS.encode(event))
                 else:
-                    for part in _picture_parts(event, _MEDIA_TYPES[image_format]):
+                    for part in _picture_parts(rpc.RenderGraphResponse, event, _MEDIA_TYPES[image_format]):
+                        yield part
+
+    async def DiffTraces(self, request: rpc.DiffTracesRequest, _: Context) -> AsyncIterator[rpc.DiffTracesResponse]:
+        before, after = _two_traces(request)
+        async with aclosing(self._told(partial(self._engine.diff_traces, before, after))) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.DiffTracesResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    for part in wire.encode_diff(event):
+                        yield rpc.DiffTracesResponse(diff=part)
+
+    async def RenderDiff(self, request: rpc.RenderDiffRequest, _: Context) -> AsyncIterator[rpc.RenderDiffResponse]:
+        image_format = wire.IMAGE_FORMAT.decode(request.format)
+        options = wire.RENDER_OPTIONS.decode(request.options)
+        drawn = partial(self._engine.render_diff, *_two_traces(request), image_format, options)
+        async with aclosing(self._told(drawn)) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.RenderDiffResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    for part in _picture_parts(rpc.RenderDiffResponse, event, _MEDIA_TYPES[image_format]):
                         yield part
 
     async def Explain(self, request: rpc.ExplainRequest, _: Context) -> rpc.ExplainResponse:
@@ -329,12 +352,16 @@ def _tensor_frames(opened: Callable[[], TensorReader], chunk_bytes: int) -> Gene
         yield rpc.ReadTensorResponse(crc32=checksum).SerializeToString()
 
 
-def _picture_parts(picture: bytes, media_type: str) -> Iterator[rpc.RenderGraphResponse]:
-    first = rpc.RenderGraphResponse(media_type=media_type, nbytes=len(picture))
+def _two_traces(request: rpc.DiffTracesRequest | rpc.RenderDiffRequest) -> tuple[str, str]:
+    return wire.parse_trace_name(request.before, "before"), wire.parse_trace_name(request.after, "after")
+
+
+def _picture_parts(message: type[Picture], picture: bytes, media_type: str) -> Iterator[Picture]:
+    first = message(media_type=media_type, nbytes=len(picture))
     first.chunk = picture[:DEFAULT_CHUNK_BYTES]
     yield first
     for start in range(DEFAULT_CHUNK_BYTES, len(picture), DEFAULT_CHUNK_BYTES):
-        yield rpc.RenderGraphResponse(chunk=picture[start : start + DEFAULT_CHUNK_BYTES])
+        yield message(chunk=picture[start : start + DEFAULT_CHUNK_BYTES])
 
 
 def _read_batch(

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from fxtrace import wire
+from fxtrace.diff import GraphDiff
 from fxtrace.errors import FxtraceError
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
@@ -108,6 +109,24 @@ def render_graph(
     return engine.render_graph(trace_id, image_format, options, progress=caller.report)
 
 
+def diff_traces(engine: Engine, caller: _Caller, before: str, after: str) -> bytes:
+    """A GraphDiff message."""
+    return wire.GRAPH_DIFF.encode(engine.diff_traces(before, after, progress=caller.report)).SerializeToString()
+
+
+def draw_diff(
+    engine: Engine,
+    caller: _Caller,
+    before: str,
+    after: str,
+    image_format: ImageFormat,
+    options: RenderOptions | None,
+    diff: GraphDiff,
+) -> bytes:
+    """The picture."""
+    return engine.draw_diff(before, after, image_format, options, diff=diff, progress=caller.report)
+
+
 def find_formulas(engine: Engine, caller: _Caller, trace_id: str) -> bytes:
     """A Formulas message."""
     return wire.encode_formulas(engine.find_formulas(trace_id, progress=caller.report)).SerializeToString()
@@ -115,6 +134,8 @@ def find_formulas(engine: Engine, caller: _Caller, trace_id: str) -> bytes:
 
 _METHODS: Mapping[str, Callable[..., bytes]] = {
     "create_trace": create_trace,
+    "diff_traces": diff_traces,
+    "draw_diff": draw_diff,
     "find_formulas": find_formulas,
     "get_model": get_model,
     "render_graph": render_graph,

@@ -200,6 +200,37 @@ THEME_LIGHT: Theme.ValueType  # 1
 THEME_DARK: Theme.ValueType  # 2
 """Light on dark."""
 
+class _How:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _HowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_How.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    HOW_UNSPECIFIED: _How.ValueType  # 0
+    """Not said."""
+    HOW_ROLE: _How.ValueType  # 1
+    """By a role that both have."""
+    HOW_PLACE: _How.ValueType  # 2
+    """By their place among the modules."""
+    HOW_DATAFLOW: _How.ValueType  # 3
+    """By doing the same with values that correspond."""
+    HOW_ORDER: _How.ValueType  # 4
+    """By standing between nodes that correspond, in the same order."""
+
+class How(_How, metaclass=_HowEnumTypeWrapper):
+    """How two nodes were found to correspond."""
+
+HOW_UNSPECIFIED: How.ValueType  # 0
+"""Not said."""
+HOW_ROLE: How.ValueType  # 1
+"""By a role that both have."""
+HOW_PLACE: How.ValueType  # 2
+"""By their place among the modules."""
+HOW_DATAFLOW: How.ValueType  # 3
+"""By doing the same with values that correspond."""
+HOW_ORDER: How.ValueType  # 4
+"""By standing between nodes that correspond, in the same order."""
+
 @typing.final
 class ConfigField(message.Message):
     """A field of a model's configuration."""
@@ -1731,5 +1762,495 @@ class ExplainResponse(message.Message):
     _HasFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
     _ClearFieldArgType: _TypeAlias = typing.Literal["explanation", b"explanation"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DiffTracesRequest(message.Message):
+    """Asks what changed."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    before: builtins.str
+    """Resource name of the trace before: "traces/{trace}"."""
+    after: builtins.str
+    """Resource name of the trace after: "traces/{trace}"."""
+    def __init__(
+        self,
+        *,
+        before: builtins.str = ...,
+        after: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class DiffTracesResponse(message.Message):
+    """How far it is, or a part of the comparison."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    DIFF_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    @builtins.property
+    def diff(self) -> GraphDiff:
+        """A part of the comparison. Merged in order, as protobuf merges messages (what is repeated is joined, what is set
+        last stands), the parts are the whole.
+        """
+
+    def __init__(
+        self,
+        *,
+        progress: Progress | None = ...,
+        diff: GraphDiff | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["diff", b"diff", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["diff", b"diff", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["progress", "diff"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+@typing.final
+class FieldChange(message.Message):
+    """A configuration field, or the shape of an input, that is not the same."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name; inside a nest with the way to it: "text_config.hidden_size", "conv_kernel[0]". Of an input "{name}.shape"."""
+    @builtins.property
+    def before(self) -> struct_pb2.Value:
+        """What it was; a null value where there was no such field."""
+
+    @builtins.property
+    def after(self) -> struct_pb2.Value:
+        """What it is; a null value where there is no such field."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        before: struct_pb2.Value | None = ...,
+        after: struct_pb2.Value | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SizeChange(message.Message):
+    """A size that is not the same."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    DIMENSION_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    FORMULA_FIELD_NUMBER: builtins.int
+    CAUSES_FIELD_NUMBER: builtins.int
+    dimension: builtins.int
+    """Which of the tensor's dimensions, from 0."""
+    before: builtins.int
+    """What it was."""
+    after: builtins.int
+    """What it is."""
+    formula: builtins.str
+    """What it is made of, as an expression of configuration fields: "d_model/n_heads". Empty where no formula gives both
+    sizes.
+    """
+    @builtins.property
+    def causes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The changed fields that make the difference; empty where it is unexplained."""
+
+    def __init__(
+        self,
+        *,
+        dimension: builtins.int = ...,
+        before: builtins.int = ...,
+        after: builtins.int = ...,
+        formula: builtins.str = ...,
+        causes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "causes", b"causes", "dimension", b"dimension", "formula", b"formula"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TensorSide(message.Message):
+    """A tensor, as one of two graphs has it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    SHAPE_FIELD_NUMBER: builtins.int
+    DTYPE_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    dtype: builtins.str
+    """Element type: "float32"."""
+    @builtins.property
+    def shape(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sizes, outermost first."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        shape: abc.Iterable[builtins.int] | None = ...,
+        dtype: builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["dtype", b"dtype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class TensorChange(message.Message):
+    """A tensor whose shape or element type is not the same."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    SIZES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def before(self) -> TensorSide:
+        """As it was."""
+
+    @builtins.property
+    def after(self) -> TensorSide:
+        """As it is."""
+
+    @builtins.property
+    def sizes(self) -> containers.RepeatedCompositeFieldContainer[SizeChange]:
+        """The sizes that are not the same; empty where there are more or fewer dimensions than before."""
+
+    def __init__(
+        self,
+        *,
+        before: TensorSide | None = ...,
+        after: TensorSide | None = ...,
+        sizes: abc.Iterable[SizeChange] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class NodeSide(message.Message):
+    """A node, as one of two graphs has it."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    ROLES_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    kind: builtins.str
+    """What its op does, as in Node."""
+    @builtins.property
+    def roles(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The names of its roles."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        kind: builtins.str = ...,
+        roles: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["kind", b"kind", "name", b"name", "roles", b"roles"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class NodePair(message.Message):
+    """Two nodes that correspond. They are equal where kind and roles are, and no tensor changed."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    HOW_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    CAUSES_FIELD_NUMBER: builtins.int
+    how: How.ValueType
+    """How they were found."""
+    @builtins.property
+    def before(self) -> NodeSide:
+        """In the graph before."""
+
+    @builtins.property
+    def after(self) -> NodeSide:
+        """In the graph after."""
+
+    @builtins.property
+    def tensors(self) -> containers.RepeatedCompositeFieldContainer[TensorChange]:
+        """The tensors whose shape or element type is not the same."""
+
+    @builtins.property
+    def causes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The changed fields that account for another kind, element type, number of dimensions, or other roles."""
+
+    def __init__(
+        self,
+        *,
+        before: NodeSide | None = ...,
+        after: NodeSide | None = ...,
+        how: How.ValueType = ...,
+        tensors: abc.Iterable[TensorChange] | None = ...,
+        causes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "causes", b"causes", "how", b"how", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class LoneNode(message.Message):
+    """A node that one of the graphs has alone."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NODE_FIELD_NUMBER: builtins.int
+    CAUSES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def node(self) -> NodeSide:
+        """The node."""
+
+    @builtins.property
+    def causes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """The changed fields without which it would not be alone."""
+
+    def __init__(
+        self,
+        *,
+        node: NodeSide | None = ...,
+        causes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["node", b"node"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["causes", b"causes", "node", b"node"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ValueChange(message.Message):
+    """How far the numbers of a role's tensor are apart."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    LARGEST_FIELD_NUMBER: builtins.int
+    SCALE_FIELD_NUMBER: builtins.int
+    role: builtins.str
+    """The role's name."""
+    before: builtins.str
+    """The tensor's name before."""
+    after: builtins.str
+    """The tensor's name after."""
+    largest: builtins.float
+    """The greatest absolute difference of two elements; NaN where just one of the two is NaN."""
+    scale: builtins.float
+    """The greatest absolute value before."""
+    def __init__(
+        self,
+        *,
+        role: builtins.str = ...,
+        before: builtins.str = ...,
+        after: builtins.str = ...,
+        largest: builtins.float = ...,
+        scale: builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "largest", b"largest", "role", b"role", "scale", b"scale"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class Totals(message.Message):
+    """How much there is of a graph."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    NODES_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    nodes: builtins.int
+    """Nodes."""
+    parameters: builtins.int
+    """Elements of all parameters, shared ones once."""
+    nbytes: builtins.int
+    """Bytes of all tensors."""
+    def __init__(
+        self,
+        *,
+        nodes: builtins.int = ...,
+        parameters: builtins.int = ...,
+        nbytes: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["nbytes", b"nbytes", "nodes", b"nodes", "parameters", b"parameters"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GraphDiff(message.Message):
+    """What changed from one graph to another."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FIELDS_FIELD_NUMBER: builtins.int
+    PAIRS_FIELD_NUMBER: builtins.int
+    REMOVED_FIELD_NUMBER: builtins.int
+    ADDED_FIELD_NUMBER: builtins.int
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def fields(self) -> containers.RepeatedCompositeFieldContainer[FieldChange]:
+        """The configuration fields that are not the same."""
+
+    @builtins.property
+    def pairs(self) -> containers.RepeatedCompositeFieldContainer[NodePair]:
+        """The nodes that correspond, in the order of the graph before."""
+
+    @builtins.property
+    def removed(self) -> containers.RepeatedCompositeFieldContainer[LoneNode]:
+        """The nodes of the graph before alone."""
+
+    @builtins.property
+    def added(self) -> containers.RepeatedCompositeFieldContainer[LoneNode]:
+        """The nodes of the graph after alone."""
+
+    @builtins.property
+    def before(self) -> Totals:
+        """How much there was."""
+
+    @builtins.property
+    def after(self) -> Totals:
+        """How much there is."""
+
+    @builtins.property
+    def values(self) -> containers.RepeatedCompositeFieldContainer[ValueChange]:
+        """By role, how far the numbers are apart; only of tensors that have one shape in both traces."""
+
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What could not be told, and why."""
+
+    def __init__(
+        self,
+        *,
+        fields: abc.Iterable[FieldChange] | None = ...,
+        pairs: abc.Iterable[NodePair] | None = ...,
+        removed: abc.Iterable[LoneNode] | None = ...,
+        added: abc.Iterable[LoneNode] | None = ...,
+        before: Totals | None = ...,
+        after: Totals | None = ...,
+        values: abc.Iterable[ValueChange] | None = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["added", b"added", "after", b"after", "before", b"before", "fields", b"fields", "notes", b"notes", "pairs", b"pairs", "removed", b"removed", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RenderDiffRequest(message.Message):
+    """Asks for a picture of two traces."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    BEFORE_FIELD_NUMBER: builtins.int
+    AFTER_FIELD_NUMBER: builtins.int
+    FORMAT_FIELD_NUMBER: builtins.int
+    OPTIONS_FIELD_NUMBER: builtins.int
+    before: builtins.str
+    """Resource name of the trace before: "traces/{trace}"."""
+    after: builtins.str
+    """Resource name of the trace after: "traces/{trace}"."""
+    format: ImageFormat.ValueType
+    """The picture's format."""
+    @builtins.property
+    def options(self) -> RenderOptions:
+        """How to draw it. Roles, nodes and modules are those of the trace after. Snapshots cannot be highlighted."""
+
+    def __init__(
+        self,
+        *,
+        before: builtins.str = ...,
+        after: builtins.str = ...,
+        format: ImageFormat.ValueType = ...,
+        options: RenderOptions | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["options", b"options"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["after", b"after", "before", b"before", "format", b"format", "options", b"options"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class RenderDiffResponse(message.Message):
+    """How far it is, or a piece of the picture."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MEDIA_TYPE_FIELD_NUMBER: builtins.int
+    NBYTES_FIELD_NUMBER: builtins.int
+    CHUNK_FIELD_NUMBER: builtins.int
+    PROGRESS_FIELD_NUMBER: builtins.int
+    media_type: builtins.str
+    """MIME type; in the first message with a piece."""
+    nbytes: builtins.int
+    """Bytes of the whole picture; in the first message with a piece."""
+    chunk: builtins.bytes
+    """Bytes, in order."""
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is; such a message has nothing else."""
+
+    def __init__(
+        self,
+        *,
+        media_type: builtins.str = ...,
+        nbytes: builtins.int = ...,
+        chunk: builtins.bytes = ...,
+        progress: Progress | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...

@@ -133,6 +133,16 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.FromString,
                 _registered_method=True)
+        self.DiffTraces = channel.unary_stream(
+                '/fxtrace.v1.TraceService/DiffTraces',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesResponse.FromString,
+                _registered_method=True)
+        self.RenderDiff = channel.unary_stream(
+                '/fxtrace.v1.TraceService/RenderDiff',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer:
@@ -333,6 +343,29 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DiffTraces(self, request, context):
+        """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
+        comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
+        more or no formula was found, is compared all the same; the comparison's notes say why.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+        RESOURCE_EXHAUSTED (MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own),
+        DATA_LOSS (STORE_DAMAGED).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RenderDiff(self, request, context):
+        """Two traces in one picture: what is added, removed, changed and equal. Progress first, then the picture in chunks.
+
+        Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
+        FAILED_PRECONDITION (DEPENDENCY_MISSING).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -415,6 +448,16 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.GetFormulas,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.SerializeToString,
+            ),
+            'DiffTraces': grpc.unary_stream_rpc_method_handler(
+                    servicer.DiffTraces,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesResponse.SerializeToString,
+            ),
+            'RenderDiff': grpc.unary_stream_rpc_method_handler(
+                    servicer.RenderDiff,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -868,6 +911,60 @@ class TraceService:
             '/fxtrace.v1.TraceService/GetFormulas',
             fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.GetFormulasResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DiffTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/DiffTraces',
+            fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.DiffTracesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenderDiff(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/RenderDiff',
+            fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.FromString,
             options,
             channel_credentials,
             insecure,

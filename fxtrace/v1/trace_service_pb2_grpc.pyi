@@ -164,6 +164,21 @@ class TraceServiceStub:
     Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
     FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
+    DiffTraces: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.DiffTracesRequest, _trace_service_pb2.DiffTracesResponse]
+    """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
+    comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
+    more or no formula was found, is compared all the same; the comparison's notes say why.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+    RESOURCE_EXHAUSTED (MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own),
+    DATA_LOSS (STORE_DAMAGED).
+    """
+    RenderDiff: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.RenderDiffRequest, _trace_service_pb2.RenderDiffResponse]
+    """Two traces in one picture: what is added, removed, changed and equal. Progress first, then the picture in chunks.
+
+    Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
+    FAILED_PRECONDITION (DEPENDENCY_MISSING).
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -300,6 +315,21 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
     FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+    """
+    DiffTraces: _aio.UnaryStreamMultiCallable[_trace_service_pb2.DiffTracesRequest, _trace_service_pb2.DiffTracesResponse]  # type: ignore[assignment]
+    """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
+    comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
+    more or no formula was found, is compared all the same; the comparison's notes say why.
+
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+    RESOURCE_EXHAUSTED (MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own),
+    DATA_LOSS (STORE_DAMAGED).
+    """
+    RenderDiff: _aio.UnaryStreamMultiCallable[_trace_service_pb2.RenderDiffRequest, _trace_service_pb2.RenderDiffResponse]  # type: ignore[assignment]
+    """Two traces in one picture: what is added, removed, changed and equal. Progress first, then the picture in chunks.
+
+    Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
+    FAILED_PRECONDITION (DEPENDENCY_MISSING).
     """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -530,6 +560,33 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (FORMULAS_ABSENT where
         FindFormulas was not called for it; PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def DiffTraces(
+        self,
+        request: _trace_service_pb2.DiffTracesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.DiffTracesResponse], _abc.AsyncIterator[_trace_service_pb2.DiffTracesResponse]]:
+        """What changed from one trace to another, and which configuration fields explain it. Progress first, then the
+        comparison, in several messages where it is long. What cannot be attributed, because a model is not on offer any
+        more or no formula was found, is compared all the same; the comparison's notes say why.
+
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+        RESOURCE_EXHAUSTED (MEMORY_LIMIT, and BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own),
+        DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def RenderDiff(
+        self,
+        request: _trace_service_pb2.RenderDiffRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.RenderDiffResponse], _abc.AsyncIterator[_trace_service_pb2.RenderDiffResponse]]:
+        """Two traces in one picture: what is added, removed, changed and equal. Progress first, then the picture in chunks.
+
+        Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
+        FAILED_PRECONDITION (DEPENDENCY_MISSING).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -29,8 +29,8 @@ def roles(graph: Graph, node: str) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def reference() -> Graph:
-    return traced("reference")
+def plain() -> Graph:
+    return graph_of(*make(Variant()))
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def reference() -> Graph:
     ],
     ids=["fused QKV", "pre-norm", "fused kernel", "other ops", "an added layer"],
 )
-def test_ways_of_writing_are_aligned_by_role(variant: Variant) -> None:
-    plain, other = (graph_of(*make(each)) for each in (Variant(), variant))
+def test_ways_of_writing_are_aligned_by_role(plain: Graph, variant: Variant) -> None:
+    other = graph_of(*make(variant))
     pairs = align(plain, other)
     assert len({pair.after for pair in pairs}) == len({pair.before for pair in pairs}) == len(pairs)
     by_before = {pair.before: pair.after for pair in pairs}
@@ -85,9 +85,47 @@ def test_a_removed_module_leaves_the_rest_paired() -> None:
     x = torch.ones(2, 8)
     before, after = (graph_of(Net(names), {"x": x}) for names in (("a", "act", "b"), ("a", "b")))
     found = compare(before, after)
-    assert [each.node for each in found.removed] == ["act"]
+    assert [each.node.name for each in found.removed] == ["act"]
     assert not found.added
-    assert {pair.before: pair.after for pair in found.pairs}["b"] == "b"
+    assert {pair.before.name: pair.after.name for pair in found.pairs}["b"] == "b"
+
+
+class Layer(nn.Module):
+    def __init__(self, feed_forward: bool) -> None:
+        super().__init__()
+        self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
+        self.norm, self.last = nn.LayerNorm(16), nn.LayerNorm(16)
+        self.inner = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if feed_forward else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (each(x).view(2, 5, 4, 4).transpose(1, 2) for each in (self.query, self.key, self.value))
+        mixed = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
+        x = self.norm(x + self.out(mixed.transpose(1, 2).reshape(2, 5, 16)))
+        return x if self.inner is None else self.last(x + self.inner(x))
+
+
+def layers(*feed_forward: bool) -> Graph:
+    return graph_of(nn.Sequential(*map(Layer, feed_forward)), {"input": torch.rand(2, 5, 16)})
+
+
+@pytest.mark.parametrize("gone", [0, 1, 2])
+def test_a_block_that_is_gone_shifts_no_other(gone: int) -> None:
+    """Without it, the next layer's blocks have other numbers; the modules say which is which."""
+    before, after = layers(True, True, True), layers(*(layer != gone for layer in range(3)))
+    pairs = align(before, after)
+    for pair in pairs:
+        ours, theirs = before.node(pair.before), after.node(pair.after)
+        assert ours.module == theirs.module, pair
+    assert len(pairs) == len(after.nodes)
+    backwards = {pair.after: pair.before for pair in align(after, before)}
+    assert backwards == {pair.before: pair.after for pair in pairs}
+
+
+def test_roles_that_have_nothing_in_common_are_never_paired(plain: Graph) -> None:
+    gated = graph_of(*make(Variant(feed_forward="gated")))
+    for pair in align(plain, gated):
+        ours, theirs = roles(plain, pair.before), roles(gated, pair.after)
+        assert not (ours and theirs) or ours & theirs, pair
 
 
 def test_an_encoder_alone_is_aligned_with_a_decoder_alone() -> None:

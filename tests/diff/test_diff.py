@@ -1,50 +1,141 @@
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from fxtrace.diff import GraphDiff
+from fxtrace.diff import GraphDiff, changed_fields, compare
+from fxtrace.errors import ModelNotFound
+from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
+from fxtrace.trace import Json, TraceRequest
+
+TINY = Path(__file__).parents[1] / "service" / "tiny.py"
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    with Engine.open(tmp_path_factory.mktemp("store")) as opened:
+    models = Registry.installed()
+    models.add_file(TINY)
+    with Engine.open(tmp_path_factory.mktemp("store"), models) as opened:
         yield opened
 
 
-def difference(engine: Engine, before: dict[str, int], after: dict[str, int]) -> GraphDiff:
-    ids = [engine.create_trace(TraceRequest("reference", each)).id for each in (before, after)]
+def difference(engine: Engine, model: str, before: dict[str, Json], after: dict[str, Json]) -> GraphDiff:
+    ids = [engine.create_trace(TraceRequest(model, each)).id for each in (before, after)]
     return engine.diff_traces(*ids)
 
 
 def test_what_is_the_same_is_equal(engine: Engine) -> None:
-    found = difference(engine, {}, {})
+    found = difference(engine, "reference", {}, {})
     assert len(found.pairs) == 205
     assert (found.changed, found.added, found.removed, found.fields) == ((), (), (), ())
+    assert len(found.values) > 100
+    assert {each.largest for each in found.values} == {0}
+    assert found.before == found.after
 
 
 @pytest.mark.parametrize(
-    ("after", "causes"),
+    ("after", "explained"),
     [
-        ({"d_ff": 512}, {"d_ff"}),
-        ({"src_len": 9}, {"src_len"}),
-        ({"d_model": 64, "n_heads": 8}, {"d_model", "n_heads"}),
+        ({"d_ff": 512}, {"d_ff": 8}),
+        ({"src_len": 9}, {"src_len": 73}),
+        ({"d_model": 64, "n_heads": 8}, {"d_model": 131, "n_heads": 84}),
     ],
 )
-def test_every_changed_size_is_explained(engine: Engine, after: dict[str, int], causes: set[str]) -> None:
-    found = difference(engine, {}, after)
+def test_every_changed_size_is_explained(engine: Engine, after: dict[str, Json], explained: dict[str, int]) -> None:
+    found = difference(engine, "reference", {}, after)
     assert found.changed
-    assert set(found.explained) == causes
     assert found.unexplained == 0
-    assert (found.added, found.removed) == ((), ())
+    assert all(size.formula for size in found.sizes)
+    assert set(found.explained) == explained.keys()
+    assert (found.added, found.removed, found.notes) == ((), (), ())
 
 
-def test_added_nodes_are_explained(engine: Engine) -> None:
-    found = difference(engine, {}, {"encoder_layers": 3, "d_ff": 300})
+def test_added_layers_are_explained(engine: Engine) -> None:
+    found = difference(engine, "reference", {}, {"encoder_layers": 3, "d_ff": 300})
     assert len(found.added) == 32
     assert {each.causes for each in found.added} == {("encoder_layers",)}
     assert not found.removed
-    assert set(found.explained) == {"d_ff"}
-    back = difference(engine, {"encoder_layers": 3, "d_ff": 300}, {})
-    assert [each.node for each in back.removed] == [each.node for each in found.added]
+    assert found.explained == {"d_ff": 8, "encoder_layers": 33}  # the last layer's output is another role's, too
+    assert found.after.nodes - found.before.nodes == 32
+
+
+def test_removed_layers_are_explained(engine: Engine) -> None:
+    found = difference(engine, "reference", {"decoder_layers": 2}, {"decoder_layers": 1})
+    assert {each.causes for each in found.removed} == {("decoder_layers",)}
+    assert not found.added
+    assert found.explained.keys() == {"decoder_layers"}
+
+
+def test_fields_that_change_no_shape_explain_none(engine: Engine) -> None:
+    found = difference(engine, "tiny", {}, {"scale": 2.0})
+    assert [(each.name, each.before, each.after) for each in found.fields] == [("scale", 1, 2)]
+    assert found.explained == {}
+    assert not found.changed
+
+
+def test_without_the_model_everything_but_the_reasons_is_told(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    traces = [engine.create_trace(TraceRequest("tiny", {"width": width})) for width in (4, 5)]
+    whole = engine.diff_traces(*(trace.id for trace in traces))
+    assert whole.explained == {"width": len(whole.changed)}
+    with Engine.open(engine.store.place) as elsewhere:
+        with pytest.raises(ModelNotFound):
+            elsewhere.get_model("tiny")
+        lacking = elsewhere.diff_traces(*(trace.id for trace in traces))
+    assert lacking.unexplained == len(whole.sizes)
+    assert [pair.after for pair in lacking.changed] == [pair.after for pair in whole.changed]
+    assert "model 'tiny' is not at hand" in lacking.notes[0]
+
+
+def test_shapes_that_were_asked_for_are_told_and_tried(engine: Engine) -> None:
+    shapes = ({"ids": (3,), "x": (3, 4), "keep": (3,)}, {"ids": (6,), "x": (6, 4), "keep": (6,)})
+    ids = [engine.create_trace(TraceRequest("tiny", input_shapes=each)).id for each in shapes]
+    found = engine.diff_traces(*ids)
+    assert {each.name for each in found.fields} == {"ids.shape", "x.shape", "keep.shape"}
+    assert found.unexplained == 0
+    assert {size.formula for size in found.sizes} == {""}
+
+
+def test_traces_of_different_rungs_are_aligned_by_role(engine: Engine) -> None:
+    ids = [engine.create_trace(TraceRequest("reference", rung=rung)).id for rung in ("symbolic", "export")]
+    found = engine.diff_traces(*ids)
+    assert "captured differently (symbolic, export)" in found.notes[0]
+    assert "has shapes only" in found.notes[1]
+    graphs = [engine.get_graph(each) for each in ids]
+    shared = graphs[0].by_role.keys() & graphs[1].by_role.keys()
+    assert len(shared) > 100
+    names = {pair.before.name: pair.after.name for pair in found.pairs}
+    assert all(names[graphs[0].by_role[role].name] == graphs[1].by_role[role].name for role in shared)
+
+
+def test_numbers_are_compared_where_shapes_are_equal(engine: Engine) -> None:
+    ids = [
+        engine.create_trace(TraceRequest("reference", seed=seed, configuration={"seed": seed})).id for seed in (1, 2)
+    ]
+    found = engine.diff_traces(*ids)
+    one = next(each for each in found.values if each.role == "decoder.0.cross_attention.scores")
+    ours, theirs = (engine.read_tensor(trace, one.role) for trace in ids)
+    assert one.largest == np.abs(ours.astype(np.float64) - theirs.astype(np.float64)).max() > 0
+    assert one.scale == np.abs(ours).max()
+
+
+def test_fields_in_nests_are_named_with_the_way_to_them() -> None:
+    before: dict[str, Json] = {"a": {"b": 1, "c": [1, 2]}, "d": [1], "e": 1}
+    after: dict[str, Json] = {"a": {"b": 2, "c": [1, 3]}, "d": [1, 2], "f": 1}
+    told = {each.name: (each.before, each.after) for each in changed_fields(before, after)}
+    assert told == {"a.b": (1, 2), "a.c[1]": (2, 3), "d": ([1], [1, 2]), "e": (1, None), "f": (None, 1)}
+
+
+def test_another_op_and_another_dtype_are_changes(engine: Engine) -> None:
+    graph = engine.get_graph(engine.create_trace(TraceRequest("tiny")).id)
+    nodes = list(graph.nodes)
+    place = next(i for i, node in enumerate(nodes) if node.kind == "activation")
+    spec = nodes[place].spec
+    assert spec is not None
+    value = replace(nodes[place].values[0], spec=replace(spec, dtype="float16"))
+    nodes[place] = replace(nodes[place], values=(value,))
+    (pair,) = compare(graph, replace(graph, nodes=tuple(nodes))).changed
+    assert pair.restructured
+    assert pair.tensors[0].after.dtype == "float16"

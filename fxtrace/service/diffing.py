@@ -1,0 +1,71 @@
+"""What changed from one trace to another. A model, and PyTorch, are wanted only where something is to be attributed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from fxtrace.api import TensorReader
+from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare
+from fxtrace.errors import FxtraceError
+from fxtrace.service.numbers import value_changes
+from fxtrace.trace import Json, Progress, Trace
+
+if TYPE_CHECKING:
+    from fxtrace.service.engine import Engine, Report
+
+
+def diff_traces(engine: Engine, ids: tuple[str, str], report: Report) -> GraphDiff:
+    """What changed from one trace to another; see `Engine.diff_traces`."""
+    before, after = (engine.get_trace(each) for each in ids)
+    graphs = engine.get_graph(ids[0]), engine.get_graph(ids[1])
+    report(Progress("align"))
+    found = compare(*graphs, differences(before, after))
+    if before.rung != after.rung:
+        found = _noted(
+            found, f"captured differently ({before.rung}, {after.rung}): other ops need not mean another model"
+        )
+    if found.fields and (found.changed or found.added or found.removed):
+        found = _attributed(found, engine, (before, after), report)
+    lacking = [trace.id[:8] for trace in (before, after) if not trace.values]
+    if lacking:
+        return _noted(found, f"numbers not compared: trace {' and '.join(lacking)} has shapes only")
+
+    def opened(trace_id: str) -> Callable[[str], TensorReader]:
+        return lambda tensor: engine.open_tensor(trace_id, tensor)
+
+    values = value_changes(found, graphs, (opened(ids[0]), opened(ids[1])), report)
+    return replace(found, values=tuple(values))
+
+
+def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], report: Report) -> GraphDiff:
+    for trace in traces:
+        try:
+            engine.get_model(trace.model)
+        except FxtraceError as error:
+            return _noted(found, f"not attributed: model '{trace.model}' is not at hand ({error.message})")
+    from fxtrace.service.attributing import attribute
+
+    sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
+    return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
+
+
+def _noted(found: GraphDiff, note: str) -> GraphDiff:
+    return replace(found, notes=(*found.notes, note))
+
+
+def differences(before: Trace, after: Trace) -> tuple[FieldChange, ...]:
+    """The configuration's fields that are not the same, and the inputs whose shapes were asked for and are not."""
+    asked = {each.name for trace in (before, after) for each in trace.inputs if each.fill != "example"}
+    ours, theirs = (
+        {f"{each.name}.shape": list[Json](each.spec.shape) for each in trace.inputs if each.name in asked}
+        for trace in (before, after)
+    )
+    shapes = (
+        FieldChange(name, ours.get(name), theirs.get(name))
+        for name in dict.fromkeys((*ours, *theirs))
+        if ours.get(name) != theirs.get(name)
+    )
+    return (*changed_fields(before.configuration, after.configuration), *shapes)
