@@ -39,7 +39,7 @@ OBJECTS = "it takes objects of a class of its own, not tensors alone"
 _LINES = 3
 """How many lines of code are looked at for the names of what a model misses."""
 
-_REPAIRED, _STEPS, _CHANGES = 2, 3, 400
+_REPAIRED, _STEPS, _CHANGES = 2, 3, 80
 """How many of the layouts that got furthest are changed, in how many steps, and how many changes are tried in all."""
 
 Build = Callable[["type[PreTrainedModel]", "PreTrainedConfig"], "PreTrainedModel"]

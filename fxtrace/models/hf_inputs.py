@@ -56,6 +56,8 @@ MEDIA = ("pixel_values", "input_features", "input_values")
 # How inputs end that have words, places and sizes, not features.
 _NO_FEATURES = ("ids", "mask", "sizes", "shapes", "thw", "labels", "bbox")
 
+_SIZE = 8  # smaller numbers in a message are rather axes and counts of them
+
 # Input, the method that makes features of it, and the fields that have the token that stands for one of them.
 _FEATURES = (
     ("pixel_values", "get_image_features", ("image_token_id", "image_token_index")),
@@ -142,7 +144,8 @@ def repaired(model: type[PreTrainedModel], layout: Layout, inputs: Shapes, probl
         problem: what the model said, and the line where it did.
     """
     given, needed = dict(inputs), _needed(model)
-    words, numbers = set(re.findall(r"[A-Za-z_]\w*", problem)), {int(each) for each in re.findall(r"\d+", problem)}
+    words = set(re.findall(r"[A-Za-z_]\w*", problem))
+    numbers = {int(each) for each in re.findall(r"\d+", problem)} - set(range(_SIZE))
     parameters = inspect.signature(model.forward).parameters
     asked = [name for name in parameters if name in words and name not in (*given, *layout.beside, "self")]
     if asked:
@@ -150,7 +153,7 @@ def repaired(model: type[PreTrainedModel], layout: Layout, inputs: Shapes, probl
     for name, shape in inputs:
         if not name.endswith(_NO_FEATURES) or (name == "input_ids" and len(shape) > 2):
             for axis, size in enumerate(shape):
-                for other in sorted(numbers - {0, size}, reverse=True) if axis and size in numbers else ():
+                for other in sorted(numbers - {size}, reverse=True) if axis and size in numbers else ():
                     yield replace(layout, resized=(*layout.resized, (name, axis, other)))
     for name in given:
         if name not in needed and name not in MEDIA:

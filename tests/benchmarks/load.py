@@ -188,7 +188,7 @@ def report(seen: Seen, sizes: list[Memory], minutes: float, clients: int, missin
     for method, seconds in sorted(seen.seconds.items(), key=lambda item: -len(item[1])):
         if len(seconds) > 1:
             cuts = statistics.quantiles(seconds, n=100)
-            print(f"| {method} | {len(seconds):,} | {cuts[49] * 1e3:.3g} ms | {cuts[98] * 1e3:.3g} ms |")
+            print(f"| {method} | {len(seconds):,} | {_ms(cuts[49])} | {_ms(cuts[98])} |")
     print(
         f"\n{clients} clients, {minutes:g} minutes: {total / minutes / 60:,.0f} calls/s, {seen.errors.total()} errors"
     )
@@ -199,6 +199,10 @@ def report(seen: Seen, sizes: list[Memory], minutes: float, clients: int, missin
         print(f"| {when} | {size.front / 2**20:.0f} MiB | {size.workers / 2**20:.0f} MiB |")
     if missing:
         print(f"\nRPCs that read and are not in the mix: {', '.join(sorted(missing))}")
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds * 1e3:,.0f} ms" if seconds > 0.1 else f"{seconds * 1e3:.3g} ms"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from tests.benchmarks.fuzz.drive import METHODS, PROTO, SERVICES, TRACES, Driver, documented, vocabulary
+from tests.benchmarks.fuzz.drive import METHODS, PROTO, SERVICES, TRACES, Driver, documented, vocabularies
 from tests.benchmarks.fuzz.requests import draw_requests, requests
 from tests.conftest import MODELS
 
@@ -19,7 +19,7 @@ def test_no_request_gets_an_unknown_or_an_internal_error(tmp_path: Path) -> None
         models.add_file(MODELS / f"{name}.py")
     settings = Settings(workers=1, render_workers=1, queue_length=1, capture_seconds=1, render_seconds=1)
     with Engine.open(tmp_path / "store", models) as engine:
-        words = vocabulary(engine, TRACES[:-1])
+        words = vocabularies(engine, TRACES[:-1])
         drawn = [each for method in METHODS.values() for each in draw_requests(requests([method], words), 20, 1)]
         with serving(engine, settings=settings, isolated=True) as address:
             tally = Driver(address, (str(tmp_path),)).run(drawn)

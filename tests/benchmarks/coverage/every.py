@@ -88,12 +88,17 @@ def _attempt(model_type: str, end: Connection) -> None:
     end.send(outcome(model_type))
 
 
-def outcomes(types: list[str], workers: int) -> Iterator[Outcome]:
-    """Those of several types, each in a process of its own; one that ends its process is told of."""
+def outcomes(types: list[str], workers: int, stop: float) -> Iterator[Outcome]:
+    """Those of several types, each in a process of its own; one that ends its process is told of.
+
+    None is begun after `stop`, by the monotonic clock.
+    """
     fork = multiprocessing.get_context("fork")
     running: dict[Connection, tuple[str, ForkProcess]] = {}
     left = list(reversed(types))
     while left or running:
+        if time.monotonic() > stop:
+            left.clear()
         while left and len(running) < workers:
             here, there = fork.Pipe(duplex=False)
             process = fork.Process(target=_attempt, args=(left[-1], there))
@@ -181,13 +186,12 @@ def main() -> None:
     left = [each for each in wanted if each not in done]
     outcome("bert")  # what all need is imported here, once
     with options.results.open("a") as file:
-        while left and time.monotonic() < stop:
-            batch, left = left[: 4 * options.workers], left[4 * options.workers :]
-            for each in outcomes(batch, options.workers):
-                found[each.type] = each
-                print(json.dumps(asdict(each)), file=file, flush=True)
-                if each.kind != "traced":
-                    print(f"{each.type}: {each.said}", file=sys.stderr)
+        for each in outcomes(list(left), options.workers, stop):
+            left.remove(each.type)
+            found[each.type] = each
+            print(json.dumps(asdict(each)), file=file, flush=True)
+            if each.kind != "traced":
+                print(f"{each.type}: {each.said}", file=sys.stderr, flush=True)
     found = {each: found[each] for each in wanted if each in found}
     print(page(found) if found else "nothing tried yet", f"{len(left)} left to try")
     if found.keys() == set(every):

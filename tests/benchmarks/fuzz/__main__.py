@@ -12,13 +12,13 @@ import multiprocessing
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from tests.benchmarks.fuzz.drive import Slice, Tally, run, vocabulary
+from tests.benchmarks.fuzz.drive import Slice, Tally, run, vocabularies
 from tests.benchmarks.measure import Memory, serve, temporary_folder
 
 MODELS = [Path(__file__).parents[2] / "service" / f"{name}.py" for name in ("tiny", "dtypes")]
@@ -45,7 +45,7 @@ def main(count: int, seed: int) -> int:
         for model in MODELS:
             models.add_file(model)
         with Engine.open(folder / "store", models) as engine:  # a server would not have the time
-            words = vocabulary(engine)
+            words = vocabularies(engine)
         with serve(folder / "store", *MODELS, log=log, **SETTINGS) as (server, address):
             slices = [
                 Slice(address, str(folder), words, min(SLICE, count - done), seed + number)
@@ -67,12 +67,13 @@ def main(count: int, seed: int) -> int:
 
 def report(tally: Tally, sizes: list[Memory], server: subprocess.Popen[str], seconds: float) -> None:
     """Prints the tables."""
-    print("| ended with | reason | requests |\n| --- | --- | --- |")
-    ends: Counter[tuple[str, str]] = Counter()
+    print("| ended with | requests |\n| --- | --- |")
+    ends: dict[str, Counter[str]] = defaultdict(Counter)
     for (_, code, reason), number in tally.ends.items():
-        ends[code, reason] += number
-    for (code, reason), number in ends.most_common():
-        print(f"| `{code}` | {f'`{reason}`' if reason else ''} | {number:,} |")
+        ends[code][reason] += number
+    for code, reasons in sorted(ends.items(), key=lambda item: -item[1].total()):
+        shown = (f"{f'`{reason}` ' if reason else ''}{number:,}" for reason, number in reasons.most_common())
+        print(f"| `{code}` | {', '.join(shown)} |")
     methods = {method for method, _, _ in tally.ends}
     fine = Counter({method: tally.ends[method, "OK", ""] for method in methods})
     print(f"\nof {len(methods)} RPCs, OK:", ", ".join(f"{method} {number:,}" for method, number in fine.most_common()))

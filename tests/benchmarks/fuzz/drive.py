@@ -26,7 +26,7 @@ from fxtrace.client import Client
 from fxtrace.errors import Busy, TimeLimit
 from fxtrace.service.servicer import SERVICE
 from fxtrace.status import DOMAIN
-from fxtrace.trace import TraceRequest
+from fxtrace.trace import ModelInfo, TraceRequest
 from tests.benchmarks.fuzz.requests import (
     DEADLINE_SECONDS,
     Request,
@@ -63,32 +63,36 @@ def make_traces(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> 
     return [api.create_trace(request).id for request in traces]
 
 
-def vocabulary(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> Vocabulary:
-    """What makes sense to ask this server."""
+def vocabularies(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> list[Vocabulary]:
+    """What makes sense to ask a server of each of these traces."""
     ids = make_traces(api, traces)
-    names = [f"traces/{each}" for each in ids]
-    models = api.list_models()
-    graph, *others = (api.get_graph(trace_id) for trace_id in ids)
-    roles = [name for each in (graph, *others) for name in list(each.by_role)[::7]]
-    nodes = [node.name for each in (graph, *others) for node in each.nodes[::9]]
-    modules = [path for path in graph.modules_by_path if path]
-    parts = [".".join(role.split(".")[:2]) for role in roles]
+    spare = [f"traces/{ids[number]}" for number in _SPARE]
+    models = {each.name: each for each in api.list_models()}
+    return [_vocabulary(api, each, models, spare) for each in ids]
+
+
+def _vocabulary(api: TraceApi[Any], trace_id: str, models: Mapping[str, ModelInfo], spare: list[str]) -> Vocabulary:
+    trace, graph = api.get_trace(trace_id), api.get_graph(trace_id)
+    roles, nodes = list(graph.by_role), [node.name for node in graph.nodes]
+    tensors = [name for name, _ in graph.tensors()]
+    parts = sorted({".".join(role.split(".")[:2]) for role in roles})
+    inputs = [each.name for each in trace.inputs]
     conditions = (
         *("kind == 'matmul' && shape[-1] == src_len", "shape == [batch, n_heads, tgt_len, src_len]", "layer >= 1"),
         *("name.startsWith('t') || !module.contains('enc')", "size(users) > 1 ? rank == 2 : numel > 3", "dtype"),
         *("role.matches('.*scores$')", "'batch' in symbolic", "dims.src_len * 2 == nbytes / 4", "parameter_count > 1"),
     )
     known: dict[str, Sequence[str | int | float]] = {
-        "trace": names,
-        "name": names,
-        "GetModelRequest.name": [f"models/{each.name}" for each in models],
-        "DeleteTraceRequest.name": [names[number] for number in _SPARE],
-        "model": [f"models/{each.name}" for each in models],
-        "FieldsEntry.key": [each.name for model in models for each in model.fields],
+        "trace": [f"traces/{trace_id}"],
+        "name": [f"traces/{trace_id}"],
+        "GetModelRequest.name": [f"models/{each}" for each in models],
+        "DeleteTraceRequest.name": spare,
+        "model": [f"models/{trace.model}"],
+        "FieldsEntry.key": [each.name for each in models[trace.model].fields],
         "Value.number_value": (1, 2, 3, 4, 6, 8, 12, 16, 0, -1, 1.5),
         "Value.string_value": ("hello from cairo", "forward", "build", "team"),
-        "InputOverride.name": ("src_ids", "tgt_ids", "src_mask", "ids", "x", "keep"),
-        "SymbolicSizes.input": ("src_ids", "tgt_ids", "ids", "x"),
+        "InputOverride.name": inputs,
+        "SymbolicSizes.input": inputs,
         "SymbolicSizes.names": ("batch", "source", "", "a", "b"),
         "sizes": (1, 2, 3, 4, 5, 6),
         "TensorData.shape": (0, 1, 2, 3, 4),
@@ -97,10 +101,10 @@ def vocabulary(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) -> V
         "symbolic_timeout": (0, 1),
         "page_size": (0, 1, 2, 10, 100),
         "page_token": ("",),
-        "module": modules,
+        "module": [path for path in graph.modules_by_path if path],
         "role": roles + parts,
         "numbers": (1, 5, 33, 43),
-        "tensor": roles + nodes,
+        "tensor": roles + tensors,
         "TensorSlice.expression": ("0", "-1", "::2", "...,:3", "0,0,:5", "1:0", ":,1", "0:4:3", "5:"),
         "chunk_bytes": (0, 4096, 1 << 20, 2 << 20),
         "NodeQuery.expression": conditions,
@@ -249,7 +253,7 @@ class Slice(NamedTuple):
 
     address: str
     folder: str
-    vocabulary: Vocabulary
+    vocabularies: list[Vocabulary]
     size: int
     seed: int
 
@@ -263,7 +267,7 @@ def run(part: Slice) -> Tally:
                 break
             except (Busy, TimeLimit) as error:  # what the other process asks for is done first
                 time.sleep(getattr(error, "retry_after", 1))
-    drawn = draw_requests(requests(list(METHODS.values()), part.vocabulary), part.size, part.seed)
+    drawn = draw_requests(requests(list(METHODS.values()), part.vocabularies), part.size, part.seed)
     tally = Driver(part.address, (part.folder,)).run(drawn)
     tally.distinct = len({(request.method, request.payload) for request in drawn})
     return tally

@@ -1,7 +1,8 @@
 """Requests as hypothesis draws them: messages made from the descriptors, and bytes that are no messages, or almost.
 
 What an RPC or a field is called here is read off the server's descriptors, so that a new one is drawn without a change.
-`Vocabulary` says which values make sense where; what it does not know is made of its other words, and of odd ones.
+A `Vocabulary` says which values make sense where, when it is about one trace; what it does not know is made of other
+words, and of odd ones.
 """
 
 from __future__ import annotations
@@ -59,6 +60,14 @@ class Vocabulary:
         owner = field.containing_type.name if field.containing_type else ""
         return self.known.get(f"{owner}.{field.name}", self.known.get(field.name, ()))
 
+    @classmethod
+    def union(cls, vocabularies: Sequence[Vocabulary]) -> Vocabulary:
+        """What makes sense in any of these."""
+        fields = sorted({field for each in vocabularies for field in each.known})
+        return cls(
+            {field: list(dict.fromkeys(v for each in vocabularies for v in each.known[field])) for field in fields}
+        )
+
     @property
     def words(self) -> list[str]:
         """Every text that makes sense somewhere."""
@@ -104,11 +113,11 @@ def draw_requests(strategy: SearchStrategy[Request], count: int, number: int) ->
     return made
 
 
-def requests(methods: Sequence[MethodDescriptor], vocabulary: Vocabulary) -> SearchStrategy[Request]:
+def requests(methods: Sequence[MethodDescriptor], subjects: Sequence[Vocabulary]) -> SearchStrategy[Request]:
     """Calls of these RPCs."""
     # Work that reports progress costs a process's time, so that there is less of it.
     often = [each for each in methods for _ in range(1 if reports_progress(each) or each.name in _SELDOM else 5)]
-    messages = _Messages(vocabulary)
+    messages = _Messages(subjects)
     typed = {each.full_name: messages.strategy(each.input_type) for each in methods}
     wild = {name: _bytes_like(message) for name, message in typed.items()}
 
@@ -141,9 +150,10 @@ def reports_progress(method: MethodDescriptor) -> bool:
 class _Messages:
     """Serialised messages of any type."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
-        words = vocabulary.words
+    def __init__(self, subjects: Sequence[Vocabulary]) -> None:
+        self._subjects = st.sampled_from(subjects)
+        self._any = Vocabulary.union(subjects)
+        words = self._any.words
         self._odd = st.one_of(
             st.sampled_from(_ODD_TEXTS),
             st.text(max_size=30),
@@ -153,30 +163,31 @@ class _Messages:
         self._odd_scalars: dict[str, SearchStrategy[Any]] = {}
 
     def strategy(self, descriptor: Descriptor) -> SearchStrategy[bytes]:
-        """Bytes of messages of a type: half of them careful, such as a caller sends who knows what there is."""
+        """Bytes of messages of a type, most of them careful: such as a caller sends who asks about one trace."""
 
         @st.composite
         def message(draw: DrawFn) -> bytes:
-            data: bytes = self._message(draw, descriptor, draw(_EVENLY), 0).SerializeToString()
+            words = draw(self._subjects) if draw(_WELL_MADE) else self._any
+            data: bytes = self._message(draw, descriptor, words, 0).SerializeToString()
             return data
 
         return message()
 
-    def _message(self, draw: DrawFn, descriptor: Descriptor, careful: bool, depth: int) -> Any:
+    def _message(self, draw: DrawFn, descriptor: Descriptor, words: Vocabulary, depth: int) -> Any:
         made = GetMessageClass(descriptor)()
         for field in descriptor.fields:
-            often = careful and bool(self._vocabulary.of(field))
+            often = words is not self._any and bool(words.of(field))
             if draw(_MOSTLY if often else _EVENLY) and (field.message_type is None or depth < _DEPTH):
-                self._fill(draw, made, field, careful, depth)
+                self._fill(draw, made, field, words, depth)
         return made
 
-    def _fill(self, draw: DrawFn, made: Any, field: FieldDescriptor, careful: bool, depth: int) -> None:
+    def _fill(self, draw: DrawFn, made: Any, field: FieldDescriptor, words: Vocabulary, depth: int) -> None:
         inner = field.message_type
 
         def value(of: FieldDescriptor) -> Any:
             if of.message_type is None:
-                return self._scalar(draw, of, careful)
-            return self._message(draw, of.message_type, careful, depth + 1)
+                return self._scalar(draw, of, words)
+            return self._message(draw, of.message_type, words, depth + 1)
 
         if inner is not None and inner.GetOptions().map_entry:
             for _ in range(draw(_FEW)):
@@ -194,13 +205,13 @@ class _Messages:
         else:
             setattr(made, field.name, value(field))
 
-    def _scalar(self, draw: DrawFn, field: FieldDescriptor, careful: bool) -> Any:
-        known = self._vocabulary.of(field)
-        use: bool = draw(_MOSTLY if careful else _EVENLY)
+    def _scalar(self, draw: DrawFn, field: FieldDescriptor, words: Vocabulary) -> Any:
+        known = words.of(field)
+        use: bool = draw(_EVENLY if words is self._any else _MOSTLY)
         if known and use:
             return draw(st.sampled_from(known))
         if field.full_name not in self._odd_scalars:
-            self._odd_scalars[field.full_name] = self._odd_scalar(field, known)
+            self._odd_scalars[field.full_name] = self._odd_scalar(field, self._any.of(field))
         return draw(self._odd_scalars[field.full_name])
 
     def _odd_scalar(self, field: FieldDescriptor, known: Sequence[str | int | float]) -> SearchStrategy[Any]:
