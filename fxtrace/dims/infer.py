@@ -184,6 +184,11 @@ class _Search:
         """Sizes divided and rounded down, as windows and strides do: `(length - kernel)//stride + 1`."""
         bases = {name: self._columns[name] for name in needs}
         bases |= {f"({text})": values for text, values in self._solved.items() if set(self._parts[text]) <= set(needs)}
+        bases |= {  # heads' widths, halved
+            f"({a}//{b})": self._columns[a] // self._columns[b]
+            for a, b in permutations(needs, 2)
+            if (self._columns[a] >= self._columns[b]).all()
+        }
         named = {name: self._columns[name][: self._fitted] for name in needs}
         strides = {**named, **{str(each): np.full(self._fitted, each) for each in _STRIDES}}
         for (base, values), (stride, by) in product(bases.items(), strides.items()):
