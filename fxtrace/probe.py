@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
 from typing import Any
@@ -45,6 +45,7 @@ class Prober:
         rung: the capture rung whose nodes are to get formulas.
         values: run the model; otherwise shapes are propagated on fake tensors. A large model is never run.
         training: whether in training mode.
+        names: which integers of the configuration are changed; all of them where nothing is given.
         report: called as the work goes on; what it raises stops the work.
     """
 
@@ -57,12 +58,14 @@ class Prober:
         rung: Rung = "record",
         values: bool = True,
         training: bool = False,
+        names: Collection[str] | None = None,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
         self._fields = model.fields(config)
         self._shapes = dict(shapes or {})
         self._may_run = values and rung != "export"
+        self._names = names
 
     def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
@@ -74,7 +77,7 @@ class Prober:
         Raises:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
-        base = dict(integers(self._fields))
+        base = {name: n for name, n in integers(self._fields) if self._names is None or name in self._names}
         first = self._propagate(base)
         if isinstance(first, str):
             raise CaptureFailed(first)

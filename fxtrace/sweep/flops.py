@@ -1,12 +1,14 @@
 """FLOPs of a graph: two for each multiply–add of its matrix products, as formulas in sizes of its tensors.
 
-| op | FLOPs | source |
-| --- | --- | --- |
-| linear, matmul, mm, bmm, mv, dot, addmm, baddbmm | 2 · elements of the result · the size summed over | each element is a dot product of that length |
-| convolution | 2 · elements of the result · elements of the weight for one output channel | Dumoulin and Visin (2016), each element of the result is a dot product with one filter |
-| transposed convolution | 2 · elements of the input · elements of the weight for one input channel | the same, with input and result exchanged |
-| fused attention | 2 · (elements of the query + elements of the result) · keys | Vaswani et al. (2017), eq. 1: q·kᵀ, then weights·v; a mask saves nothing |
-| einsum of two tensors | 2 · the sizes of all its letters | one multiply–add for each combination of indices |
+* linear, matmul, mm, bmm, mv, dot, addmm, baddbmm: 2 · elements of the result · the size that is summed over. Each
+  element is a dot product of that length.
+* convolution: 2 · elements of the result · elements of the weight for one output channel. Each element is a dot product
+  with one filter (Dumoulin and Visin, "A guide to convolution arithmetic", 2016).
+* transposed convolution: 2 · elements of the input · elements of the weight for one input channel: the same, with input
+  and result exchanged (ibid., chapter 4).
+* fused attention: 2 · (elements of the query + elements of the result) · keys: q·kᵀ, then weights·v (Vaswani et al.,
+  "Attention Is All You Need", 2017, equation 1); a mask saves nothing.
+* einsum of two tensors: 2 · the sizes of all its letters: a multiply–add for each combination of indices.
 
 Nothing else is counted: biases, norms, softmaxes and element-wise ops are few beside these. It is what
 `torch.utils.flop_counter` counts. Ops that hide products (recurrent ones, modules that were not traced into) leave a
@@ -117,6 +119,6 @@ def _all(tensor: str, ranks: Mapping[str, int]) -> tuple[Size, ...]:
 
 
 def _operands(node: Node) -> list[str]:
-    """The nodes among the arguments, those of a nest too, each as often as it is there; those given by name in order."""
+    """The nodes among the arguments, those of a nest too, each as often as it is there; named ones by `_NAMED`."""
     named = sorted(node.kwargs, key=lambda name: _NAMED.index(name) if name in _NAMED else len(_NAMED))
     return [each for arg in (*node.args, *(node.kwargs[name] for name in named)) for each in refs(arg)]

@@ -88,8 +88,8 @@ class Grid:
         if self.size > most:
             lengths = " × ".join(f"{len(axis.values):,} of {axis.field}" for axis in self.axes)
             raise TooLarge(
-                f"grid: {self.size:,} configurations ({lengths}), expected at most {most:,}; take fewer values, or larger "
-                "steps as in 64..4096:64",
+                f"grid: {self.size:,} configurations ({lengths}), expected at most {most:,}; take fewer values, or "
+                "larger steps as in 64..4096:64",
                 field="grid",
                 count=self.size,
                 maximum=most,
