@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
     from fxtrace.service.engine import Engine
+    from fxtrace.sweep import SweepBatch, SweepRequest, SweepRow, parse_grid
     from fxtrace.tls import Tls
     from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
@@ -39,10 +40,14 @@ _HOME = {
     "RenderOptions": "fxtrace.trace",
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
+    "SweepBatch": "fxtrace.sweep",
+    "SweepRequest": "fxtrace.sweep",
+    "SweepRow": "fxtrace.sweep",
     "TensorSpec": "fxtrace.graph",
     "Tls": "fxtrace.tls",
     "Trace": "fxtrace.trace",
     "TraceRequest": "fxtrace.trace",
+    "parse_grid": "fxtrace.sweep",
 }
 
 __all__ = [
@@ -56,10 +61,14 @@ __all__ = [
     "RenderOptions",
     "Role",
     "Snapshot",
+    "SweepBatch",
+    "SweepRequest",
+    "SweepRow",
     "TensorSpec",
     "Tls",
     "Trace",
     "TraceRequest",
+    "parse_grid",
 ]
 
 

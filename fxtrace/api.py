@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Protocol, Self, TypeVar
 
 from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.trace import (
     ImageFormat,
     ModelInfo,
@@ -108,6 +109,11 @@ class TraceApi(Protocol[Array_co]):
         progress: Callable[[Progress], None] | None = None,
     ) -> bytes:
         """The graph as a picture, or as DOT text; an error from `progress` stops the work."""
+
+    def sweep_shapes(
+        self, request: SweepRequest, *, progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[SweepBatch]:
+        """What shapes, parameters, bytes and FLOPs come to over a grid; an error from `progress` stops the work."""
 
     def close(self) -> None:
         """Lets go of what is held open."""

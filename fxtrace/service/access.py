@@ -27,6 +27,7 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/ReadTensor": "read",
     "/fxtrace.v1.TraceService/BatchReadTensors": "read",
     "/fxtrace.v1.TraceService/RenderGraph": "read",
+    "/fxtrace.v1.TraceService/SweepShapes": "write",  # it runs models
     "/grpc.health.v1.Health/Check": "open",
     "/grpc.health.v1.Health/List": "open",
     "/grpc.health.v1.Health/Watch": "open",

@@ -79,14 +79,14 @@ class Propagator:
             return error.message
         except MemoryError:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
+        except Exception as error:
             if "can't allocate memory" in str(error):  # PyTorch's way to say MemoryError
                 raise
             return f"{type(error).__name__}: {error}"
 
 
 def difference(graph: Graph, formulas: Formulas, sizes: Mapping[str, int], seen: Graph) -> str:
-    """How a propagated graph differs from what the formulas of another configuration's graph give; empty if not at all."""
+    """How a propagated graph differs from what the formulas of another one's sizes give; empty if not at all."""
     ours = [(node.name, node.op, node.target, node.inputs) for node in graph.nodes]
     theirs = [(node.name, node.op, node.target, node.inputs) for node in seen.nodes]
     if ours != theirs:

@@ -93,18 +93,19 @@ class Sweeping:
         self._check_fields()
         self._propagator = Propagator(model, request.configuration, request.tensors)
         self._chance = random.Random(request.seed)
-        self._unseen = set(request.tensors)
         self._valid = 0
 
     def batches(self) -> Iterator[SweepBatch]:
         """The rows, as they come.
 
         Raises:
-            TensorNotFound: a tensor that is asked for is in none of the graphs that were looked at.
+            TensorNotFound: a tensor is asked for that neither the smallest nor the largest configuration has.
         """
         members: dict[tuple[object, ...], list[_Group]] = defaultdict(list)
         yield from self._read(members)
         groups = [_joined(each) for each in members.values()]
+        if self._request.tensors and groups:
+            self._check_tensors(groups)
         self._valid = sum(len(group.indices) for group in groups)
         for group in groups:
             yield from self._group(group)
@@ -125,6 +126,24 @@ class Sweeping:
         for name, value in (*settings.items(), *((axis.field, axis.values[0]) for axis in self._grid.axes)):
             if name not in known:
                 self._model.resolve({name: value})
+
+    def _check_tensors(self, groups: Sequence[_Group]) -> None:
+        """What no graph has is told before the work: the smallest configuration's, or the largest one's, has it."""
+        names: list[str] = []
+        missing = set(self._request.tensors)
+        for group, step in ((groups[0], 1), (groups[-1], -1)):
+            for row in group.smallest_first()[::step][:_BASES]:
+                seen = self._propagator.labelled(self._grid[int(group.indices[row])])
+                if not isinstance(seen, str):
+                    missing -= set(self._propagator.tensors(seen[0]))
+                    names += (*seen[0].by_role, *(name for name, _ in seen[0].tensors()))
+                    break
+            if not missing:
+                return
+        if names:  # else the model accepts none of them, and the rows say why
+            name = min(missing)
+            message = unknown("tensor or role", name, dict.fromkeys(names))
+            raise TensorNotFound(message, field="tensors", tensor=name)
 
     def _read(self, members: dict[tuple[object, ...], list[_Group]]) -> Iterator[SweepBatch]:
         """Shows every configuration to the model's own check; gives those that it refuses."""
@@ -196,9 +215,8 @@ class Sweeping:
         return Prober(self._model, config, names=names, rung=rung, report=self._report).formulas(graph)
 
     def _by_formula(self, group: _Group, graph: Graph, formulas: Formulas, rung: Rung) -> Iterator[SweepBatch]:
-        tensors = self._tensors(graph, group)
         try:
-            costs = Costs(graph, formulas, tensors)
+            costs = Costs(graph, formulas, self._propagator.tensors(graph))
         except NoFormula as error:
             yield SweepBatch(notes=(f"{error}, so {len(group.indices)} configurations are propagated",))
             yield from self._propagate(group.indices, rung)
@@ -232,12 +250,21 @@ class Sweeping:
             indices, chosen_rows = group.indices[part].tolist(), sure[part].tolist()
             flops = [None] * len(indices) if found.flops is None else found.flops[part].tolist()
             shapes = {asked: [sizes[part].tolist() for sizes in shape] for asked, shape in found.shapes.items()}
-            numbers = zip(indices, found.parameters[part].tolist(), found.activation_bytes[part].tolist(), flops, strict=True)
+            numbers = zip(
+                indices, found.parameters[part].tolist(), found.activation_bytes[part].tolist(), flops, strict=True
+            )
             yield SweepBatch(
                 tuple(
-                    SweepRow(index, self._grid[index], "", "formula", parameters, nbytes, each, {
-                        asked: tuple(sizes[row] for sizes in shape) for asked, shape in shapes.items()
-                    })
+                    SweepRow(
+                        index,
+                        self._grid[index],
+                        "",
+                        "formula",
+                        parameters,
+                        nbytes,
+                        each,
+                        {asked: tuple(sizes[row] for sizes in shape) for asked, shape in shapes.items()},
+                    )
                     for row, (index, parameters, nbytes, each) in enumerate(numbers)
                     if chosen_rows[row]
                 )
@@ -254,14 +281,7 @@ class Sweeping:
         for number, index in enumerate(indices.tolist()):
             self._report(Progress("propagate", number, len(indices)))
             row = self._propagator.row(index, self._grid[index], rung)
-            self._unseen -= set(row.shapes)
             yield SweepBatch((row,))
-
-    def _tensors(self, graph: Graph, group: _Group) -> dict[str, str]:
-        """The tensors that are asked for, as far as a graph has them."""
-        found = self._propagator.tensors(graph)
-        self._unseen -= set(found)
-        return found
 
 
 def _joined(groups: Sequence[_Group]) -> _Group:

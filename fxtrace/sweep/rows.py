@@ -9,7 +9,7 @@ from typing import Literal
 from fxtrace.sweep.grid import Grid
 from fxtrace.trace import Json
 
-How = Literal["formula", "propagation", "none"]
+How = Literal["none", "formula", "propagation"]
 """How a row came to be: by formulas, by propagating the model on fake tensors, or not at all."""
 
 SAMPLE = 20

@@ -37,7 +37,7 @@ class TraceServiceStub:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -112,6 +112,11 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
                 _registered_method=True)
+        self.SweepShapes = channel.unary_stream(
+                '/fxtrace.v1.TraceService/SweepShapes',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer:
@@ -126,7 +131,7 @@ class TraceServiceServicer:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -258,6 +263,19 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SweepShapes(self, request, context):
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+        come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+        Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+        RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -326,6 +344,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.SerializeToString,
             ),
+            'SweepShapes': grpc.unary_stream_rpc_method_handler(
+                    servicer.SweepShapes,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fxtrace.v1.TraceService', rpc_method_handlers)
@@ -346,7 +369,7 @@ class TraceService:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -691,6 +714,33 @@ class TraceService:
             '/fxtrace.v1.TraceService/RenderGraph',
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.RenderGraphResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepShapes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/SweepShapes',
+            fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,7 +38,7 @@ class TraceServiceStub:
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -122,6 +122,15 @@ class TraceServiceStub:
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    SweepShapes: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]
+    """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+    come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+    Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+    RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -136,7 +145,7 @@ class TraceServiceAsyncStub(TraceServiceStub):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -217,6 +226,15 @@ class TraceServiceAsyncStub(TraceServiceStub):
     OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
     BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
+    SweepShapes: _aio.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]  # type: ignore[assignment]
+    """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+    come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+    Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+    RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Traces PyTorch models into annotated graphs and answers questions about them.
@@ -230,7 +248,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     defaults.
 
     Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace and DeleteTrace need a key of scope "write", or end with
+    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
     PERMISSION_DENIED (PERMISSION_DENIED).
     """
 
@@ -386,6 +404,21 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
         OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
         BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        """
+
+    @_abc_1.abstractmethod
+    def SweepShapes(
+        self,
+        request: _trace_service_pb2.SweepShapesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.SweepShapesResponse], _abc.AsyncIterator[_trace_service_pb2.SweepShapesResponse]]:
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+        come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+        Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
+        RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
