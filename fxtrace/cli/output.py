@@ -37,6 +37,9 @@ _STAGES = {
     "draw": "drawing the graph",
     "layout": "laying it out",
     "probe": "trying configurations",
+    "resolve": "asking the model what it accepts",
+    "confirm": "confirming formulas",
+    "sweep": "reckoning",
     "verify": "comparing bytes",
 }
 

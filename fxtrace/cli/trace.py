@@ -71,7 +71,7 @@ def trace(
 
     request = TraceRequest(
         model,
-        configuration={name: _value(text) for name, text in pairs("--set", settings).items()},
+        configuration={name: setting(text) for name, text in pairs("--set", settings).items()},
         input_shapes={name: _shape(name, text) for name, text in pairs("--shape", shapes).items()},
         inputs={name: _read_input(name, Path(file)) for name, file in pairs("--input", inputs).items()},
         rung=rung or "",
@@ -110,7 +110,8 @@ def delete(trace: TraceArgument, server: Server = None, store: StorePlace = None
     echo_json({"deleted": trace_id}) if as_json else typer.echo(f"deleted {trace_id}")
 
 
-def _value(text: str) -> JsonValue:
+def setting(text: str) -> JsonValue:
+    """A configuration value as it is typed: JSON, or else text."""
     try:
         value: JsonValue = json.loads(text)
     except ValueError:

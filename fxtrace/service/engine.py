@@ -26,7 +26,7 @@ from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
 from fxtrace.store import Store, StoredTensor, TraceFile, default_place
-from fxtrace.sweep import MAX_CONFIGURATIONS, SweepBatch, SweepRequest
+from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
@@ -232,25 +232,22 @@ class Engine:
 
         return diff(self._traced(before), self._traced(after), progress or (lambda _: None))
 
-    def sweep_shapes(
-        self, request: SweepRequest, *, progress: Report | None = None, most: int = MAX_CONFIGURATIONS
-    ) -> Iterator[SweepBatch]:
+    def sweep_shapes(self, request: SweepRequest, *, progress: Report | None = None) -> Iterator[SweepBatch]:
         """What a model's shapes, parameters, bytes and FLOPs come to over a grid, in batches of rows as they come.
 
         Args:
             request: what is to be swept. Where `model` leads to a file or an import path, that code is run.
             progress: called as the work goes on; what it raises stops the work. Leaving the iterator stops it, too.
-            most: configurations that the grid may have.
 
         Raises:
             ModelNotFound, ModelInvalid, ConfigurationError, OptionInvalid: the request.
-            TooLarge: the grid has too many configurations.
+            TooLarge: the grid has more than `fxtrace.sweep.MAX_CONFIGURATIONS` configurations.
             TensorNotFound: while rows come: no configuration has a tensor that was asked for.
         """
         model = self._model(request.model)
         from fxtrace.service.sweeping import Sweeping
 
-        return Sweeping(model, request, most, progress or (lambda _: None)).batches()
+        return Sweeping(model, request, progress or (lambda _: None)).batches()
 
     def _traced(self, trace_id: str) -> Traced:
         from fxtrace.service.comparing import Traced

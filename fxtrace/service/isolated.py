@@ -224,11 +224,10 @@ class IsolatedEngine:
             WorkerCrashed, TimeLimit, MemoryLimit: the model ended the process, or is too much for one call.
             FxtraceError: as `Engine.sweep_shapes`.
         """
-        self._engine.models.require(request.model)  # so that the ordinary mistakes need no worker
-        request.grid.require_at_most(self._settings.sweep_configurations)
+        self._engine.models.require(request.model)  # so that the ordinary mistake needs no worker
         job = Job(
             "sweep_shapes",
-            (request, self._settings.sweep_configurations),
+            (request,),
             what=f"sweeping model '{request.model}'",
             seconds=self._settings.sweep_seconds,
         )

@@ -213,6 +213,7 @@ class TraceServicer:
 
     async def SweepShapes(self, request: rpc.SweepShapesRequest, _: Context) -> AsyncIterator[rpc.SweepShapesResponse]:
         asked = decode_sweep_request(request)
+        asked.grid.require_at_most(self._settings.sweep_configurations)
 
         def sweep(*, progress: Callable[[Progress | SweepBatch], None]) -> None:
             for batch in self._engine.sweep_shapes(asked, progress=progress):

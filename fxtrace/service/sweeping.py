@@ -25,7 +25,7 @@ from fxtrace.graph import Graph
 from fxtrace.models import Model
 from fxtrace.probe import Prober, integers, replaced
 from fxtrace.service.propagating import Propagator, difference
-from fxtrace.sweep import Costs, NoFormula, SweepBatch, SweepRequest, SweepRow
+from fxtrace.sweep import MAX_CONFIGURATIONS, Costs, NoFormula, SweepBatch, SweepRequest, SweepRow
 from fxtrace.trace import Json, Progress, Rung
 
 _BATCH = 1000
@@ -74,19 +74,18 @@ class Sweeping:
     Args:
         model: the model that the request names.
         request: what is to be swept.
-        most: configurations, at most.
         report: called as the work goes on; what it raises stops the work.
 
     Raises:
-        TooLarge: the grid has more configurations than that.
+        TooLarge: the grid has too many configurations.
         ConfigurationError: the model has no such field.
         OptionInvalid: a field is in the grid and among the settings, or the sample is less than none.
     """
 
     def __init__(
-        self, model: Model, request: SweepRequest, most: int, report: Callable[[Progress], None] = lambda _: None
+        self, model: Model, request: SweepRequest, report: Callable[[Progress], None] = lambda _: None
     ) -> None:
-        request.grid.require_at_most(most)
+        request.grid.require_at_most(MAX_CONFIGURATIONS)
         self._model, self._request, self._grid, self._report = model, request, request.grid, report
         if request.sample < 0:
             raise OptionInvalid(f"sample: expected 0 or more, got {request.sample}", field="sample")

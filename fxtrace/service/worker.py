@@ -116,9 +116,9 @@ def render_graph(
     return engine.render_graph(trace_id, image_format, options, progress=caller.report)
 
 
-def sweep_shapes(engine: Engine, caller: _Caller, request: SweepRequest, most: int) -> bytes:
+def sweep_shapes(engine: Engine, caller: _Caller, request: SweepRequest) -> bytes:
     """Nothing; SweepBatch messages are its parts."""
-    for batch in engine.sweep_shapes(request, progress=caller.report, most=most):
+    for batch in engine.sweep_shapes(request, progress=caller.report):
         caller.part(SWEEP_BATCH.encode(batch).SerializeToString())
     return b""
 

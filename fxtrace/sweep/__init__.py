@@ -3,10 +3,11 @@
 from fxtrace.sweep.costs import Cost, Costs, NoFormula
 from fxtrace.sweep.flops import Products, products
 from fxtrace.sweep.grid import MAX_CONFIGURATIONS, Axis, Grid, parse_grid
-from fxtrace.sweep.rows import SweepBatch, SweepRequest, SweepRow
+from fxtrace.sweep.rows import SAMPLE, SweepBatch, SweepRequest, SweepRow
 
 __all__ = [
     "MAX_CONFIGURATIONS",
+    "SAMPLE",
     "Axis",
     "Cost",
     "Costs",
