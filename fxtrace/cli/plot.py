@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections import defaultdict
 from itertools import pairwise
 from statistics import median
@@ -23,6 +24,7 @@ _TITLES = {
     "flops": "FLOPs of matrix products",
 }
 _MOST_LINES = 8
+_WIDE = 8  # times the least that the most is where a scale is logarithmic
 _INK, _FAINT = "#1f2933", "#d5dae0"
 
 
@@ -100,24 +102,29 @@ def _draw(axes: Axes, rows: list[SweepRow], x: str, y: str, hue: str) -> None:
         named = len(keys) <= _MOST_LINES or place in (0, len(keys) - 1)
         if hue and named:
             axes.plot([], [], color=colour, lw=1.6, label=key)
-    _dress(axes, sorted({each for line in lines.values() for each in line}), x, y)
+    _dress(
+        axes, sorted({each for line in lines.values() for each in line}), sorted(getattr(row, y) for row in rows), x, y
+    )
     if hue:
         title = hue if len(keys) <= _MOST_LINES else f"{hue}\n({len(keys)} values)"
         axes.legend(title=title, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
-def _dress(axes: Axes, along: list[float], x: str, y: str) -> None:
-    from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter, NullLocator
+def _dress(axes: Axes, along: list[float], up: list[float], x: str, y: str) -> None:
+    from matplotlib.ticker import EngFormatter, FuncFormatter, MultipleLocator, NullLocator
 
     steps = {b - a for a, b in pairwise(along)}
-    if len(steps) > 1 and along[0] > 0 and along[-1] / along[0] >= 8:
+    if len(steps) > 1 and along[0] > 0 and along[-1] / along[0] >= _WIDE:
         axes.set_xscale("log", base=2)
-        axes.set_xticks(along if len(along) <= 12 else along[:: len(along) // 8], minor=False)
+        axes.set_xticks(along if len(along) <= 12 else along[:: len(along) // 8])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_yscale("log", base=2)
-        axes.yaxis.set_minor_formatter(NullFormatter())
+    if up[0] > 0 and up[-1] / up[0] >= _WIDE and axes.get_xscale() == "log":
+        axes.set_yscale("log", base=2 if y == "activation_bytes" else 10)
+        axes.yaxis.set_minor_locator(NullLocator())
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.05 * up[-1] or 1)
+        if y == "activation_bytes":
+            axes.yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(max(1, up[-1]) / 5))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     binary = FuncFormatter(lambda value, _: _bytes(value))
     axes.yaxis.set_major_formatter(binary if y == "activation_bytes" else EngFormatter(sep=" "))

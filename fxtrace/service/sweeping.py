@@ -220,6 +220,7 @@ class Sweeping:
             yield SweepBatch(notes=(f"{error}, so {len(group.indices)} configurations are propagated",))
             yield from self._propagate(group.indices, rung)
             return
+        self._report(Progress("sweep", 0, len(group.indices)))
         notes = [f"FLOPs are not told: {', '.join(costs.hidden)} may hide products"] if costs.hidden else []
         found = costs.costs(group.columns, len(group.indices))
         sure = found.fits & ~found.too_large
@@ -245,6 +246,7 @@ class Sweeping:
             yield from self._propagate(group.indices, rung)
             return
         for start in range(0, len(group.indices), _BATCH):
+            self._report(Progress("sweep", start, len(group.indices)))
             part = slice(start, start + _BATCH)
             indices, chosen_rows = group.indices[part].tolist(), sure[part].tolist()
             flops = [None] * len(indices) if found.flops is None else found.flops[part].tolist()
@@ -268,7 +270,6 @@ class Sweeping:
                     if chosen_rows[row]
                 )
             )
-            self._report(Progress("sweep", min(start + _BATCH, len(group.indices)), len(group.indices)))
         large = group.indices[found.fits & found.too_large].tolist()
         reason = "too large: a number would take more than 62 bits"
         if large:
