@@ -180,6 +180,7 @@ class Sweeping:
         if len(group.indices) <= _FEW or not varying:
             yield from self._propagate(group.indices)
             return
+        self._report(Progress("probe"))
         base = self._base(group)
         if base is None:
             yield from self._propagate(group.indices)

@@ -2,9 +2,9 @@
 
     python -m tests.benchmarks.sweep [COUNT]
 
-COUNT configurations (10,000) of the reference and of a Llama are swept; 20 of each, drawn at random, are also propagated
-on fake tensors and really built and run, in turn. Configurations per second of computing, in one thread; prints the
-README's table.
+COUNT configurations (10,000) of the reference and of a Llama are swept; 20 of each, drawn at random, are also
+propagated on fake tensors and really built and run, in turn. Configurations per second of computing, in one thread;
+prints the README's table.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def measure(name: str, count: int) -> str:
     return (
         f"| {name}: {rows:,} | {by_formula:,.0f} | {whole:,.0f} | {SAMPLE / propagated:,.1f} | {SAMPLE / ran:,.1f} "
         f"| {by_formula * propagated / SAMPLE:,.0f} × | {by_formula * ran / SAMPLE:,.0f} × "
-        f"| {stages['probe']:.1f} s + {stages['confirm']:.1f} s | {confirmed} of {confirmed + mismatches} | {grown:.0f} MiB |"
+        f"| {stages['probe']:.1f} s + {stages['confirm']:.1f} s | {confirmed} of {confirmed + mismatches} "
+        f"| {grown:.0f} MiB |"
     )
 
 
@@ -85,8 +86,8 @@ def main() -> None:
     torch.set_num_threads(1)
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     print(
-        "| configurations | by formula | with finding and confirming | propagated | really run | by formula ÷ propagated "
-        "| by formula ÷ run | finding + confirming | confirmed | memory |"
+        "| configurations | by formula | with finding and confirming | propagated | really run "
+        "| by formula ÷ propagated | by formula ÷ run | finding + confirming | confirmed | memory |"
     )
     print("| --- " * 10 + "|")
     for name in GRIDS:

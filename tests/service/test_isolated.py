@@ -16,12 +16,21 @@ import pytest
 from numpy.typing import NDArray
 
 from fxtrace.client import Client
-from fxtrace.errors import DeadlineExceeded, FxtraceError, MemoryLimit, ModelNotFound, TimeLimit, WorkerCrashed
+from fxtrace.errors import (
+    DeadlineExceeded,
+    FxtraceError,
+    MemoryLimit,
+    ModelNotFound,
+    TimeLimit,
+    TooLarge,
+    WorkerCrashed,
+)
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.isolated import IsolatedEngine
 from fxtrace.service.settings import Settings
 from fxtrace.service.worker import memory
+from fxtrace.sweep import SweepRequest, parse_grid
 from fxtrace.trace import Progress, Trace, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
@@ -49,6 +58,31 @@ def client(server: tuple[subprocess.Popen[str], str]) -> Iterator[NumPyClient]:
 
 def hostile(how: str, *, size: int = 1, pid: Path | str = "", seed: int = 0) -> TraceRequest:
     return TraceRequest("hostile", {"how": how, "size": size, "pid": str(pid)}, seed=seed)
+
+
+def test_a_sweep_streams_its_rows_and_stops_when_it_is_left(client: NumPyClient, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    grid = parse_grid(["steps=5..30"])
+    stages: list[Progress] = []
+    batches = client.sweep_shapes(SweepRequest("slow", grid, {"log": str(log)}), progress=stages.append)
+    first = next(batches)  # as it comes, not at the end
+    assert [row.configuration for row in first.rows] == [{"steps": 5}]
+    assert {"wait", "resolve", "propagate"} <= {each.stage for each in stages}
+    batches.close()  # type: ignore[attr-defined]
+    until(lambda: len(client.list_models()) > 0)
+    seen = [0]
+
+    def quiet() -> bool:
+        before, seen[0] = seen[0], log.stat().st_size
+        return before == seen[0]
+
+    until(quiet)
+    assert log.stat().st_size < sum(range(5, 31))
+
+
+def test_a_sweep_beyond_the_limit_is_refused(client: NumPyClient) -> None:
+    with pytest.raises(TooLarge, match="1,000,000,000 configurations .* expected at most 100,000"):
+        list(client.sweep_shapes(SweepRequest("slow", parse_grid(["steps=1..1000000000"]))))
 
 
 def test_the_process_that_answers_imports_no_torch(client: NumPyClient) -> None:
