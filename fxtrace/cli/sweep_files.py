@@ -96,7 +96,7 @@ def _csv(swept: Swept) -> bytes:
     table = csv.writer(text, lineterminator="\n")
     table.writerow((*swept.fields, "reason", "how", "parameters", "activation_bytes", "flops", *swept.tensors))
     for row in swept.rows:
-        numbers = () if row.reason else (row.how, *_numbers(row).values())
+        numbers = ("",) * 4 if row.reason else (row.how, *_numbers(row).values())
         shapes = ("x".join(map(str, row.shapes[name])) if name in row.shapes else "" for name in swept.tensors)
         table.writerow((*(_cell(row.configuration[name]) for name in swept.fields), row.reason, *numbers, *shapes))
     return text.getvalue().encode()
