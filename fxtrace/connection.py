@@ -32,6 +32,7 @@ _NO_SERVER = {
     grpc.StatusCode.UNAVAILABLE: "is gone",
     grpc.StatusCode.UNIMPLEMENTED: "is none of fxtrace's, or of another version",
 }
+_CANCELLED_HERE = ("Locally cancelled", "Channel closed")  # in gRPC's words
 _SERVING = b"\x08\x01"  # grpc.health.v1.HealthCheckResponse, its status SERVING; its package is only a server's
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 _HANDSHAKE = ("ls handshake failed", "Verification Check failed")  # in gRPC's words
@@ -162,6 +163,11 @@ class Connection:
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and details.startswith("Concurrent RPC limit"):
             message = f"the server at {self.address} has as many calls as it takes; try again in a moment"
             return Busy.until(message, 1, address=self.address)
+        if code is grpc.StatusCode.CANCELLED and not details.startswith(_CANCELLED_HERE):
+            return ServerUnavailable(
+                f"the server at {self.address} gave up the call, as one does that stops; ask again when it is back",
+                address=self.address,
+            )
         if what := _NO_SERVER.get(code, ""):
             return ServerUnavailable(f"the server at {self.address} {what}: {details}", address=self.address)
         return from_status(Status(code=code.value[0], message=f"{self.address}: {details}"))

@@ -94,7 +94,7 @@ class Prober:
         tied: dict[str, str] = {}
 
         def took(names: tuple[str, ...], value: int) -> str:
-            """Tries one value for some fields, and keeps what it shows: `nothing`, `other nodes`, `no size` or `sizes`."""
+            """Tries one value for some fields; keeps what it shows: `nothing`, `other nodes`, `no size`, `sizes`."""
             sizes = {**base, **dict.fromkeys(names, value)}
             seen = self._propagate(sizes)
             if isinstance(seen, str):

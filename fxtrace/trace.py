@@ -139,6 +139,8 @@ class Trace:
         tensor_bytes: bytes of all tensors together; they are stored only if `values`.
         seconds: how long building and capturing took.
         weightless: whether the model was built without its weights.
+        state: name of the file whose weights the model was given, without its folder; empty for those it is built with.
+        state_sha256: SHA-256 of that file, in hexadecimal.
     """
 
     id: str
@@ -161,6 +163,8 @@ class Trace:
     created: datetime
     seconds: float
     weightless: bool = False
+    state: str = ""
+    state_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)

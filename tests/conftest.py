@@ -1,4 +1,6 @@
-"""For all tests: property tests take no notice of the clock, and a server that many tests share."""
+"""For all tests: property tests take no notice of the clock, a server that many tests share, and no server may give an
+error that the protos do not list.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    from fxtrace.errors import FxtraceError
     from fxtrace.service.engine import Engine
     from fxtrace.trace import Trace
 
@@ -18,6 +21,38 @@ settings.register_profile("fxtrace", deadline=None, max_examples=40)
 settings.load_profile("fxtrace")
 
 MODELS = Path(__file__).parent / "service"
+
+
+@pytest.fixture(scope="session")
+def errors_told() -> Iterator[list[tuple[str, str]]]:
+    """(RPC, reason) of every error that a server in this process answers with."""
+    from fxtrace.service.interceptors import Edge
+
+    told: list[tuple[str, str]] = []
+    tell = Edge._told
+
+    def note(edge: Edge, raised: BaseException, request_id: str, method: str) -> FxtraceError:
+        error = tell(edge, raised, request_id, method)
+        told.append((method, error.reason))
+        return error
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Edge, "_told", note)
+        yield told
+
+
+@pytest.fixture(autouse=True)
+def errors_are_listed(errors_told: list[tuple[str, str]]) -> Iterator[None]:
+    """Fails a test whose server gave an error that the RPC's comment in the protos does not list."""
+    errors_told.clear()
+    yield
+    for method, reason in errors_told:
+        service, _, name = method.strip("/").rpartition("/")
+        if service == "fxtrace.v1.TraceService":
+            from tests.protos.compiled import listed
+
+            errors = listed()[""] | listed()[name]
+            assert reason in {each for _, each in errors}, f"{name} ended with {reason}, which its comment lacks"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fxtrace.api import TraceApi
 from fxtrace.client import Client
 from fxtrace.errors import (
     Busy,
+    Cancelled,
     ConfigurationError,
     DeadlineExceeded,
     FxtraceError,
@@ -364,19 +365,26 @@ print([name for name in ("sqlalchemy", "networkx", "graphviz") if name in sys.mo
 
 
 @contextmanager
+def serving_only(method: str, handler: grpc.RpcMethodHandler[Any, Any]) -> Iterator[str]:
+    """A server with one method of TraceService."""
+    server = grpc.server(futures.ThreadPoolExecutor(1))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("fxtrace.v1.TraceService", {method: handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+@contextmanager
 def liar(*events: rpc.ReadTensorResponse) -> Iterator[str]:
     """A server whose ReadTensor sends these, and which offers nothing else."""
     handler: grpc.RpcMethodHandler[bytes, rpc.ReadTensorResponse] = grpc.unary_stream_rpc_method_handler(
         lambda request, context: iter(events), response_serializer=rpc.ReadTensorResponse.SerializeToString
     )
-    lying = grpc.server(futures.ThreadPoolExecutor(1))
-    lying.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler("fxtrace.v1.TraceService", {"ReadTensor": handler}),)
-    )
-    port = lying.add_insecure_port("127.0.0.1:0")
-    lying.start()
-    yield f"127.0.0.1:{port}"
-    lying.stop(None).wait()
+    with serving_only("ReadTensor", handler) as address:
+        yield address
 
 
 HEADER = rpc.ReadTensorResponse(
@@ -420,3 +428,24 @@ def test_another_kind_of_server_is_told_so() -> None:
         pytest.raises(ServerUnavailable, match="is none of fxtrace's, or of another version"),
     ):
         client.list_models()
+
+
+def test_a_call_that_the_server_gives_up_is_not_taken_for_one_s_own_cancel() -> None:
+    def give_up(_: bytes, context: grpc.ServicerContext) -> Iterator[bytes]:
+        context.cancel()
+        yield b""
+
+    handler: grpc.RpcMethodHandler[bytes, bytes] = grpc.unary_stream_rpc_method_handler(give_up)
+    with (
+        serving_only("ReadTensor", handler) as address,
+        Client(address) as client,
+        pytest.raises(ServerUnavailable, match="gave up the call, as one does that stops"),
+    ):
+        client.read_tensor("t", "x")
+
+
+def test_one_s_own_cancel_is_told_as_such(client: Client[NDArray[Any]], served: Served) -> None:
+    with client.open_tensor(served.dtypes.id, "add") as reader:
+        reader.close()
+        with pytest.raises(Cancelled, match="Locally cancelled"):
+            list(reader.chunks())

@@ -1,36 +1,34 @@
 """Every example runs from a clean checkout."""
 
+from __future__ import annotations
+
+import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.service.server import serving
 from fxtrace.trace import TraceRequest
+from tests.conftest import Served
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
-
-
-@pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with Engine.open(tmp_path_factory.mktemp("store")) as engine, serving(engine) as address:
-        yield address
+ROOT = Path(__file__).parent.parent
+EXAMPLES, README = ROOT / "examples", ROOT / "README.md"
 
 
 def run(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_cross_attention_by_role(address: str) -> None:
-    lines = run(sys.executable, str(EXAMPLES / "cross_attention.py"), address).splitlines()
+def test_cross_attention_by_role(served: Served) -> None:
+    lines = run(sys.executable, str(EXAMPLES / "cross_attention.py"), served.address).splitlines()
     assert lines[0].endswith("decoder.1.cross_attention.weights  (1, 4, 5, 6)")
     assert [line.split()[0] for line in lines[1:]] == ["we", "are", "debugging", "transformer", "today"]
     words = {"hello", "from", "cairo", "egypt", "team", "project"}
@@ -51,14 +49,40 @@ def test_a_model_file_of_ones_own(tmp_path: Path) -> None:
     assert {"output.logits", "decoder.embedding.tokens"} <= roles
 
 
-def test_node(address: str) -> None:
-    node = shutil.which("node")
-    if node is None:
-        pytest.skip("Node is not installed")
-    assert (EXAMPLES / "node/node_modules/@grpc").is_dir(), "`make test` runs npm ci in examples/node first"
-    lines = run(node, str(EXAMPLES / "node/snapshots.mjs"), address).splitlines()
-    assert [int(line.split()[0]) for line in lines[:43]] == list(range(1, 44))
-    assert "Cross-attention score matrix before softmax  [batch,n_heads,tgt_len,src_len]" in lines[32]
-    weights = re.findall(r"0\.\d{4}", lines[43])
-    assert len(weights) == 6
-    assert sum(map(float, weights)) == pytest.approx(1, abs=1e-3)
+def test_reflection(served: Served) -> None:
+    def ask(*arguments: str) -> str:
+        return run(sys.executable, str(EXAMPLES / "reflection.py"), "-plaintext", *arguments)
+
+    assert "fxtrace.v1.TraceService" in ask(served.address, "list").splitlines()
+    service = ask(served.address, "describe", "fxtrace.v1.TraceService").splitlines()
+    assert (
+        "  rpc ReadTensor ( .fxtrace.v1.ReadTensorRequest ) returns ( stream .fxtrace.v1.ReadTensorResponse );"
+        in service
+    )
+    message = ask(served.address, "describe", "fxtrace.v1.ReadTensorRequest").splitlines()
+    assert message[1:4] == ["  string trace = 1;", "  string tensor = 2;", "  .fxtrace.v1.TensorSlice slice = 3;"]
+    request = json.dumps({"trace": f"traces/{served.reference.id}", "numbers": [33]})
+    (snapshot,) = json.loads(ask("-d", request, served.address, "fxtrace.v1.TraceService/ListSnapshots"))["snapshots"]
+    assert snapshot["dims"] == ["batch", "n_heads", "tgt_len", "src_len"]
+
+
+SECTION = re.search(r"^## Call it from …$.*?(?=^## )", README.read_text(), re.MULTILINE | re.DOTALL)
+ROWS = re.findall(r"^\| (.+?) \| `(.+)` \|$", SECTION[0] if SECTION else "", re.MULTILINE)
+
+
+@pytest.mark.parametrize(("place", "line"), ROWS, ids=[place for place, _ in ROWS])
+def test_call_it_from(served: Served, place: str, line: str) -> None:
+    """A line of the README as it stands there, but for the address; each of them prints the trace's id."""
+    program, *arguments = shlex.split(line.replace("127.0.0.1:50051", served.address))
+    ours = {"python": [sys.executable], "fxtrace": [sys.executable, "-m", "fxtrace"]}
+    command = ours.get(program, [program])
+    if shutil.which(command[0]) is None:
+        pytest.skip(f"{program} is not installed")
+    assert served.reference.id in run(*command, *arguments)
+
+
+def test_the_table_of_callers() -> None:
+    lines = dict(ROWS)
+    assert len(lines) == 5
+    by_grpcurl, by_python = (lines[place] for place in lines if "reflection" in place)
+    assert by_grpcurl.removeprefix("grpcurl") == by_python.removeprefix("python examples/reflection.py")

@@ -1,5 +1,6 @@
 """The model contract: what a model file gives, and what is said when it does not."""
 
+import hashlib
 import pickle
 import sys
 from pathlib import Path
@@ -302,12 +303,15 @@ def test_weights_are_part_of_a_trace(tmp_path: Path) -> None:
     request = TraceRequest(str(tmp_path / "mine.py"), state=str(tmp_path / "w.safetensors"))
     with Engine.open(tmp_path / "store") as engine:
         plain = engine.create_trace(TraceRequest(request.model))
+        assert (plain.state, plain.state_sha256) == ("", "")
         ids = {plain.id}
         for value in (0.5, 2.0):
             state = {"weight": torch.full((2, 4), value), "bias": torch.zeros(2)}
             save_file(state, tmp_path / "w.safetensors")
             trace = engine.create_trace(request)
             ids.add(trace.id)
+            digest = hashlib.sha256((tmp_path / "w.safetensors").read_bytes()).hexdigest()
+            assert (trace.state, trace.state_sha256) == ("w.safetensors", digest)
             output = next(n for n in engine.get_graph(trace.id).nodes if n.op == "output").inputs[0]
             assert engine.read_tensor(trace.id, output).max() == 4 * value  # the example input is ones
         assert len(ids) == 3

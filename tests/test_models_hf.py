@@ -1,5 +1,6 @@
 """Models from transformers: small, seeded, never fetched."""
 
+import resource
 from typing import Any
 
 import pytest
@@ -147,6 +148,14 @@ FOUND_BY_TRYING: dict[str, dict[str, int | tuple[int, ...]]] = {
     "glm4v_text": {"input_ids": (2, 10), "attention_mask": (2, 10)},  # parts of the rotary half, by default in its code
     "idefics3": {"input_ids": 2, "attention_mask": 2, "pixel_values": 5},  # images in an axis of their own
     "siglip2_vision_model": {"pixel_values": (2, 4, 768), "pixel_attention_mask": (2, 4), "spatial_shapes": (2, 2)},
+    "fun_asr_nano": {"input_ids": (2, 10)},  # widths that are sums and products of each other's
+    "llava": {"input_ids": (2, 14), "pixel_values": (2, 3, 28, 28)},  # without the image_sizes that it could take
+    "blip_2_qformer": {"query_embeds": (2, 10, 64), "encoder_hidden_states": (2, 10, 64)},  # asked for in its message
+    "minicpm_ocr_vision": {"pixel_values": (8, 3, 16, 16), "target_sizes": (2, 2)},  # read in the line that fails
+    "muse_glimmer_vision": {"pixel_values": (32, 1176)},  # a width that only its message has
+    "kyutai_speech_to_text": {"input_ids": (2, 10, 33)},  # and a number of codes
+    "pp_lcnet": {"pixel_values": (2, 3, 64, 64)},  # images, of which no field tells anything
+    "rf_detr": {"pixel_values": (2, 3, 112, 112)},  # more patches than the smallest image has
     "decision_transformer": {"states": (2, 10, 17), "actions": (2, 10, 4), "rewards": (2, 10, 1)},
 }
 
@@ -167,8 +176,9 @@ def test_what_a_model_runs_with_is_found_by_trying(name: str) -> None:
     ("name", "message"),
     [
         ("sam2_mask_decoder", "is the configuration of a part, .* use hf:sam2 or "),
-        ("layoutxlm", "name an architecture that has a model"),
+        ("layoutxlm", "stands in no Auto mapping.* name an architecture that has a model"),
         ("bark", "BarkModel of transformers has no forward of its own"),
+        ("qwen2_5_omni", "only generates; use hf:qwen2_5_omni_thinker"),
     ],
 )
 def test_what_is_no_model_says_what_to_use(name: str, message: str) -> None:
@@ -180,6 +190,23 @@ def test_what_no_example_is_known_for_is_said() -> None:
     model = hf("sam2_video")  # it takes a session of its own class
     with pytest.raises(ModelInvalid, match="no example is known for inference_session"):
         model.example_inputs(model.resolve({}))
+
+
+def test_a_broken_default_configuration_is_told_as_such() -> None:
+    model = hf("moonshine_streaming")
+    with pytest.raises(
+        ModelInvalid, match=r"own default configuration does not build: AttributeError: .*num_key_value_heads"
+    ):
+        model.build(model.resolve({}))
+
+
+def test_the_tokens_of_media_are_counted_without_the_weights() -> None:
+    model = hf("qwen2_vl")
+    config = model.resolve({"preset": "default"})  # 72 billion parameters
+    before, limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 1 << 20  # both in KiB
+    ids = model.example_inputs(config)["input_ids"]
+    assert (ids == config.config.image_token_id).sum(1).tolist() == [4, 4]
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < limit
 
 
 def test_images_have_their_tokens_among_the_words() -> None:

@@ -152,6 +152,8 @@ TRACES = st.builds(
     tensor_bytes=INT64,
     created=st.datetimes(timezones=st.just(UTC)),
     seconds=FLOATS,
+    state=TEXTS,
+    state_sha256=TEXTS,
 )
 REQUESTS = st.builds(
     TraceRequest,

@@ -100,6 +100,7 @@ def trace_facts(trace: Trace) -> Group:
         ("configuration", "\n".join(f"{name} = {value!r}" for name, value in trace.configuration.items())),
         ("inputs", inputs),
         ("mode", mode),
+        ("weights", f"{trace.state}, sha256 {trace.state_sha256}" if trace.state else ""),
         ("capture", f"{trace.rung}, {trace.seconds:.2f} s, PyTorch {trace.torch_version}"),
         ("", "\n".join(trace.rung_notes)),
         ("nodes", f"{trace.node_count}, of which {trace.labelled_count} have a role"),

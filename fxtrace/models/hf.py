@@ -7,7 +7,7 @@ import hashlib
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,7 +166,16 @@ class HuggingFaceModel(Model):
 
     def build(self, config: _Configuration) -> PreTrainedModel:
         with _needing_packages(self.name):
-            return _build(self._class, config.config, config.added["attn_implementation"])
+            try:
+                return _build(self._class, config.config, config.added["attn_implementation"])
+            except (ImportError, RuntimeError):  # no package; or no numbers, where it is built without weights
+                raise
+            except Exception as error:
+                said = self._fit.problem or f"{type(error).__name__}: {error}"
+                raise ModelInvalid(
+                    f"model '{self.name}': {self._class.__name__} does not build with this configuration: {said}",
+                    model=self.name,
+                ) from error
 
     def example_inputs(self, config: _Configuration) -> dict[str, Tensor]:
         from fxtrace.models.hf_examples import Sizes
@@ -179,7 +188,15 @@ class HuggingFaceModel(Model):
                 model=self.name,
             )
         sizes = Sizes(*(config.added[each.name] for each in dataclasses.fields(Sizes)))
-        return example_inputs(lambda: self.build(config), self._class, config.config, sizes, self._fit.layout)
+        return example_inputs(lambda: self._counting(config), self._class, config.config, sizes, self._fit.layout)
+
+    def _counting(self, config: _Configuration) -> Iterator[PreTrainedModel]:
+        """Models that make as many features of an image or a sound: copies with less in each, then the model itself."""
+        for derived in (True, False):
+            with suppress(Exception):  # sizes that do not fit together
+                fields = shrunk(config.config, replace(self._fit.shrink, extents=False), derived=derived)
+                yield self.build(_Configuration(self._kind(**fields), config.added))
+        yield self.build(config)
 
     def smaller(self, config: _Configuration) -> Iterator[_Configuration]:
         least = {name: default for name, (default, _) in _FIELDS.items() if isinstance(default, int)}

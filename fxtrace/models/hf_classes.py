@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
+NO_FORWARD = "of transformers has no forward of its own, it only generates"
+
+
 def model_class(name: str, kind: type[PreTrainedConfig], model_type: str, wanted: str) -> type[PreTrainedModel]:
     """The class named, or else the first that transformers' tables have for the architecture and that can be called.
 
@@ -50,7 +53,7 @@ def model_class(name: str, kind: type[PreTrainedConfig], model_type: str, wanted
     # A table may name a class that only generates, or one that takes a part of this configuration.
     callable_ones = [found for each in dict.fromkeys(names) if _is_called(found := _class(classes, each))]
     if not callable_ones:
-        message = f"{names[0]} of transformers has no forward of its own" if names else _no_class(model_type, kind)
+        message = _no_forward(names[0], kind) if names else _no_class(model_type, kind)
         raise ModelNotFound(message, field="model", model=name)
     return next((found for found in callable_ones if _takes(found, kind)), callable_ones[0])
 
@@ -114,21 +117,36 @@ def _first(found: Any) -> Any:
     return found[0] if isinstance(found, tuple) else found
 
 
-def _no_class(model_type: str, kind: type[PreTrainedConfig]) -> str:
-    """Why an architecture is no model, and which ones it is a part of."""
-    from transformers.models.auto import configuration_auto, modeling_auto
+def _no_forward(model: str, kind: type[PreTrainedConfig]) -> str:
+    """That a class only generates, and which of its parts are architectures that can be called."""
+    types = [getattr(each, "model_type", "") for each in kind.sub_configs.values()]
+    parts = [f"hf:{each}" for each in types if _has_model(each)]
+    use = f"; use {' or '.join(parts)}" if parts else "; no part of it is an architecture that could be named instead"
+    return f"{model} {NO_FORWARD}{use}"
 
-    package = kind.__module__.rpartition(".")[0]
+
+def _has_model(model_type: str) -> bool:
+    """Whether a table of transformers has a model for an architecture."""
+    from transformers.models.auto import modeling_auto
+
     tables = [
         table for name, table in vars(modeling_auto).items() if re.fullmatch("MODEL_(FOR_.*_)?MAPPING_NAMES", name)
     ]
+    return any(model_type in table for table in tables)
+
+
+def _no_class(model_type: str, kind: type[PreTrainedConfig]) -> str:
+    """Why an architecture is no model, and which ones it is a part of."""
+    from transformers.models.auto import configuration_auto
+
+    package = kind.__module__.rpartition(".")[0]
     owners = [
         f"hf:{each}"
         for each in vars(configuration_auto)["CONFIG_MAPPING_NAMES"]
-        if package.endswith("." + configuration_auto.model_type_to_module_name(each))
-        and any(each in table for table in tables)
+        if package.endswith("." + configuration_auto.model_type_to_module_name(each)) and _has_model(each)
     ]
     use = f"use {' or '.join(owners)}" if owners else "name an architecture that has a model"
     return (
-        f"'{model_type}' is the configuration of a part, and transformers has no model class of its own for it; {use}"
+        f"'{model_type}' stands in no Auto mapping: it is the configuration of a part, and transformers has no model "
+        f"class of its own for it; {use}"
     )

@@ -25,8 +25,8 @@ class Sizes:
 
 
 # Models of one medium take it in different layouts, and nothing but the code of their forward says which.
-IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "padded")
-SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave")
+IMAGES = ("", "images", "stacks", "frames", "tiled", "tiles", "cut", "cut_images", "blocks", "padded")
+SOUNDS = ("", "bins_first", "bins_last", "stacked", "channel", "wave", "samples")
 WORDS = ("", "codes_last", "codes_first", "codes_as_rows")
 
 
@@ -38,22 +38,29 @@ class Layout:
         images: `images` (batch, channels, height, width); `stacks` and `frames`, with one or several images of each
             example in an axis of their own; `tiled`, with two tiles and the whole in it; `tiles`, with tiles in another
             beside it; `cut` into patches that are all in one row, `cut_images` likewise and the patches not flattened;
-            `padded`, patches of each example.
+            `blocks` of merged patches, channels last; `padded`, patches of each example.
         sounds: `bins_first` (batch, bins, time), `bins_last`, `stacked` with several moments' bins in one, `channel`
-            (with an axis of one channel before these), or `wave` (batch, 1, time).
+            (with an axis of one channel before these), `wave` (batch, 1, time), or `samples` (batch, time).
         words: `codes_last` (batch, time, codebooks), `codes_first`, or `codes_as_rows` (batch × codebooks, time), where
             sounds are words.
         companions: whether everything is given that a rule knows, or what is needed alone.
+        without: of what is given besides what is needed, what is left out.
+        beside: what is given besides all this.
+        resized: (input, axis, size) of sizes that no field has.
     """
 
     images: str = ""
     sounds: str = ""
     words: str = ""
     companions: bool = True
+    without: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    resized: tuple[tuple[str, int, int], ...] = ()
 
 
 # Special tokens stand at either end of a vocabulary: words are drawn from between.
 _FIRST_WORD, _LAST_WORDS, _CHARACTERS = 5, 20, 128
+_BINS = 80  # of a sound's spectrum, where no field says
 _GRID = 2  # patches of an image in either direction, where images come cut into patches
 
 
@@ -64,10 +71,19 @@ class Maker:
         made: what was made so far, by name: what comes later goes by it.
     """
 
-    def __init__(self, config: PreTrainedConfig, sizes: Sizes, parameters: frozenset[str], layout: Layout) -> None:
+    def __init__(
+        self,
+        config: PreTrainedConfig,
+        sizes: Sizes,
+        parameters: frozenset[str],
+        layout: Layout,
+        *,
+        drawn: bool = True,
+    ) -> None:
         self.config, self.sizes, self.parameters, self.layout = config, sizes, parameters, layout
+        self._floats = torch.randn if drawn else torch.empty  # drawing millions takes longer than to try them
         self.made: dict[str, Tensor] = {}
-        self.text = part(config, "vocab_size")
+        self.text = part(config, "vocab_size", "text_encoder_vocab_size")
         self.books = part(config, "num_codebooks", "num_vq", "num_channels")
         self.vision = part(
             config, "patch_size", "image_size", "num_channels", "in_channels", "spatial_patch_size", "backbone_config"
@@ -78,10 +94,18 @@ class Maker:
 
     def make(self, name: str) -> Tensor | None:
         """A tensor for the parameter of that name."""
+        tensor = self._tensor(name)
+        sizes = {axis: size for each, axis, size in self.layout.resized if each == name}
+        if tensor is None or not sizes:
+            return tensor
+        shape = [sizes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+        return self._floats(shape) if tensor.is_floating_point() else self._words(*shape)
+
+    def _tensor(self, name: str) -> Tensor | None:
         method: Callable[[], Tensor | None] | None = getattr(self, f"_{name}", None)
         if method is not None:
             return method()
-        if re.fullmatch(r".*(embeds|hidden_states|_features|_spectrogram|spectrogram)", name):
+        if re.fullmatch(r".*(embeds|latents|hidden_states|_features|_spectrogram|spectrogram)", name):
             return self._vectors()
         if name.endswith("input_ids"):
             return self._words(self.sizes.batch, self.sizes.seq_len)
@@ -96,13 +120,14 @@ class Maker:
         return next((value for name in names if (value := getattr(self.config, name, None)) is not None), default)
 
     def _vectors(self) -> Tensor | None:
-        width = self._field("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "model_in_dim", "num_mel_bins")
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if isinstance(width, int) else None
+        names = ("hidden_size", "d_model", "embed_dim", "dim", "n_embd", "model_in_dim", "num_mel_bins")
+        width = self._field(*names) or part(self.config, *names)(*names)
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if isinstance(width, int) else None
 
     # -------------------------------------------------------------------------------------------------------- text
 
     def _words(self, *shape: int) -> Tensor | None:
-        size = self.text("vocab_size", default=None if self._has_media() else _CHARACTERS)
+        size = self.text("vocab_size", "text_encoder_vocab_size", default=None if self._has_media() else _CHARACTERS)
         if not isinstance(size, int):
             return None
         first = min(_FIRST_WORD, size - 1)
@@ -142,7 +167,7 @@ class Maker:
     # ------------------------------------------------------------------------------------------------------- vision
 
     def _merge(self) -> int:
-        merge = self.vision("spatial_merge_size", "merge_size", "downsample_factor", default=1)
+        merge = self.vision("spatial_merge_size", "merge_size", "downsample_factor", "pooling_kernel_size", default=1)
         return one(merge) * one(self._field("downsample_factor", "pixel_shuffle_factor", default=1))
 
     def _grid_thw(self) -> Tensor:
@@ -153,7 +178,7 @@ class Maker:
         return one(self.vision("patch_size", "spatial_patch_size", default=16))
 
     def _pixel_values(self) -> Tensor | None:
-        if not self.vision():
+        if not self.vision() and "input_ids" in self.parameters:
             return None
         layout = self.layout.images
         if not layout:
@@ -181,9 +206,10 @@ class Maker:
             "tiles": (self.sizes.batch, 1, self.vision("max_num_tiles", default=1), channels, height, width),
             "cut": (patches, channels * time * patch**2),
             "cut_images": (patches, channels, patch, patch),
+            "blocks": (patches, self._merge() * patch, self._merge() * patch, channels),
             "padded": (self.sizes.batch, patches // self.sizes.batch, channels * time * patch**2),
         }
-        return torch.randn(shape[layout])
+        return self._floats(shape[layout])
 
     def _side(self) -> tuple[int, int]:
         side = self.vision("image_size", "img_size", "input_size", default=64)
@@ -195,14 +221,14 @@ class Maker:
 
     def _high_res_pixel_values(self) -> Tensor | None:
         size = part(self.config.high_res_vision_config, "image_size")("image_size", default=64)
-        return torch.randn(self.sizes.batch, 3, size, size)
+        return self._floats(self.sizes.batch, 3, size, size)
 
     def _hidden_states(self) -> Tensor | None:
         return self._pixel_values() if "grid_thw" in self.parameters else self._vectors()
 
     def _flattened_patches(self) -> Tensor:
         places = torch.cartesian_prod(torch.arange(_GRID), torch.arange(_GRID)).float()
-        pixels = torch.randn(self.sizes.batch, len(places), 3 * self._patch() ** 2)
+        pixels = self._floats(self.sizes.batch, len(places), 3 * self._patch() ** 2)
         return torch.cat([places.expand(self.sizes.batch, -1, -1), pixels], -1)
 
     def _beside_images(self, *shape: int) -> Tensor | None:
@@ -218,7 +244,7 @@ class Maker:
     def _spatial_shapes(self) -> Tensor | None:
         return self._grid_thw()[:, 1:] if "pixel_values" in self.made else None
 
-    _target_sizes = _spatial_shapes
+    _target_sizes = _image_grid_hw = _spatial_shapes
 
     def _pixel_position_ids(self) -> Tensor:
         side = torch.arange(int(self._grid_thw()[0, 1]))
@@ -248,29 +274,31 @@ class Maker:
 
     def _visual_feats(self) -> Tensor | None:
         width = self._field("visual_feat_dim")
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if width else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if width else None
 
     def _visual_pos(self) -> Tensor | None:
         width = self._field("visual_pos_dim")
-        return torch.rand(self.sizes.batch, self.sizes.seq_len, width) if width else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if width else None
 
     # -------------------------------------------------------------------------------------------------------- sound
 
     def _input_values(self) -> Tensor | None:
         bins = self.sound("num_mel_bins")
-        if bins is not None and self.layout.sounds != "wave":
-            return torch.randn(self.sizes.batch, self.sound("max_length", default=64), bins)
+        if bins is not None and self.layout.sounds not in ("wave", "samples"):
+            return self._floats(self.sizes.batch, self.sound("max_length", default=64), bins)
         steps = self.sound("conv_stride", "upsampling_ratios", "downsampling_ratios", default=(320,))
         length = (math.prod(steps) if isinstance(steps, list | tuple) else int(steps)) * (self.sizes.seq_len + 2)
         length = max(length, 12 * self.sound("hop_length", default=0))
-        return torch.randn(self.sizes.batch, *((1, length) if self.layout.sounds == "wave" else (length,)))
+        return self._floats(self.sizes.batch, *((1, length) if self.layout.sounds == "wave" else (length,)))
 
     def _input_features(self) -> Tensor | None:
         bins = self.sound(
             "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim", "feature_size", "input_dim"
         )
         if not isinstance(bins, int):
-            return None
+            if "input_ids" in self.parameters:
+                return None
+            bins = _BINS
         positions = self.sound("max_source_positions")
         time = 2 * positions if positions and self.sound("num_mel_bins") else 4 * self.sizes.seq_len
         step = 2 * self.sound("n_window", default=1)
@@ -278,10 +306,10 @@ class Maker:
         layout = self.layout.sounds or ("bins_first" if positions and self.sound("num_mel_bins") else "bins_last")
         stacked = self.sound("input_size", default=bins)
         shapes = {"bins_first": (bins, time), "channel": (1, time, bins), "stacked": (time, stacked)}
-        return torch.randn(self.sizes.batch, *shapes.get(layout, (time, bins)))
+        return self._floats(self.sizes.batch, *shapes.get(layout, (time, bins)))
 
     def _audio_mel(self) -> Tensor:
-        return torch.randn(self.sizes.batch, 4 * self.sizes.seq_len, self._field("input_feat_size", default=80))
+        return self._floats(self.sizes.batch, 4 * self.sizes.seq_len, self._field("input_feat_size", default=80))
 
     def _audio_mel_mask(self) -> Tensor:
         return torch.zeros(self.made["audio_mel"].shape[:2], dtype=torch.bool)
@@ -291,7 +319,8 @@ class Maker:
         if features is None:
             return None
         bins = self.sound("num_mel_bins", "input_feat_per_channel", "feature_size", "input_dim")
-        return torch.ones(len(features), features.shape[1 if features.shape[-1] == bins else -1], dtype=torch.long)
+        time = -1 if features.shape[1] == bins != features.shape[-1] else 1
+        return torch.ones(len(features), features.shape[time], dtype=torch.long)
 
     _feature_attention_mask = _input_features_mask
 
@@ -312,7 +341,7 @@ class Maker:
         length += max(self._field("lags_sequence", default=(0,)))
         width = self._field("num_input_channels", "input_size", default=1)
         single = self._field("num_input_channels") is None and width == 1
-        return torch.randn(self.sizes.batch, length, *(() if single else (width,)))
+        return self._floats(self.sizes.batch, length, *(() if single else (width,)))
 
     def _past_values_padding(self) -> Tensor:
         return torch.zeros_like(self.made["past_values"], dtype=torch.long)
@@ -322,7 +351,7 @@ class Maker:
 
     def _past_time_features(self) -> Tensor:
         width = self._field("num_time_features", default=0)
-        return torch.randn(*self.made["past_values"].shape[:2], width)
+        return self._floats(*self.made["past_values"].shape[:2], width)
 
     def _freq(self) -> Tensor:
         return torch.zeros(self.sizes.batch, 1, dtype=torch.long)
@@ -330,7 +359,7 @@ class Maker:
     # ---------------------------------------------------------------------------------------------------- decisions
 
     def _steps(self, width: Any) -> Tensor | None:
-        return torch.randn(self.sizes.batch, self.sizes.seq_len, width) if "states" in self.parameters else None
+        return self._floats(self.sizes.batch, self.sizes.seq_len, width) if "states" in self.parameters else None
 
     def _states(self) -> Tensor | None:
         return self._steps(self._field("state_dim"))

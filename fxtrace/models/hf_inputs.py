@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterator
-from typing import TYPE_CHECKING, Any
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -48,15 +50,21 @@ _COMPANIONS = (
     "attention_mask",
 )
 
+MEDIA = ("pixel_values", "input_features", "input_values")
+"""Inputs that are images or sounds, where a model may take several."""
+
+# How inputs end that have words, places and sizes, not features.
+_NO_FEATURES = ("ids", "mask", "sizes", "shapes", "thw", "labels", "bbox")
+
 # Input, the method that makes features of it, and the fields that have the token that stands for one of them.
-_MEDIA = (
+_FEATURES = (
     ("pixel_values", "get_image_features", ("image_token_id", "image_token_index")),
     ("input_features", "get_audio_features", ("audio_token_id", "audio_token_index")),
 )
 
 
 def example_inputs(
-    build: Callable[[], PreTrainedModel],
+    models: Callable[[], Iterable[PreTrainedModel]],
     model: type[PreTrainedModel],
     config: PreTrainedConfig,
     sizes: Sizes,
@@ -66,31 +74,87 @@ def example_inputs(
 
     A parameter that no rule knows is left out. Numbers come from torch's random state: tokens are plain words of the
     vocabulary, floats standard normal. Where the words have placeholders for the features of an image or a sound, the
-    model's own part for that medium is run to count them, for how many there are is not in the configuration.
+    part for that medium is run to count them, for how many there are is not in the configuration.
+
+    Args:
+        models: models whose parts make as many features as that of this configuration; the first that runs counts.
+        model: the class whose `forward` it is.
+        config: the configuration.
+        sizes: of the words.
+        layout: of the rest.
     """
     inputs = _made(model, config, sizes, layout)
-    for name, method, fields in _MEDIA:
+    for name, method, fields in _FEATURES:
         tokens = (getattr(each, field, None) for each in _configurations(config) for field in fields)
         token = next((each for each in tokens if isinstance(each, int)), None)
-        if not {"input_ids", name} <= set(inputs) or token is None:
-            continue
-        modules = build().modules()
-        features = next((found for each in modules if (found := getattr(each, method, None)) is not None), None)
-        if features is not None:
-            inputs = _with_tokens(model, features, token, inputs)
+        if {"input_ids", name} <= set(inputs) and token is not None:
+            count = _feature_count(models(), method, inputs)
+            inputs = _with_tokens(model, count, token, inputs)
     return inputs
 
 
+def _feature_count(models: Iterable[PreTrainedModel], method: str, inputs: dict[str, Tensor]) -> int:
+    """How many features all examples' images or sounds have together; one each where a model has no method for it."""
+    problem: Exception | None = None
+    for model in models:
+        features = next((found for each in model.modules() if (found := getattr(each, method, None)) is not None), None)
+        if features is None:
+            return len(inputs["input_ids"])
+        taken = inspect.signature(features).parameters
+        try:
+            with torch.no_grad():
+                found = features(**{name: tensor for name, tensor in inputs.items() if name in taken})
+        except Exception as error:  # noqa: BLE001 - a copy's sizes may not fit together
+            problem = error
+            continue
+        found = getattr(found, "pooler_output", found)
+        return sum(each.numel() // each.shape[-1] for each in (found if isinstance(found, list | tuple) else [found]))
+    if problem is not None:
+        raise problem
+    return 0
+
+
 def layouts(
-    model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, *, companions: bool
+    model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, given: Layout
 ) -> dict[Shapes, Layout]:
-    """Every way to lay the inputs out, by the shapes that it gives them; the likeliest first."""
+    """Every way to lay out what a layout gives, by the shapes that it gives them; the likeliest first."""
     found: dict[Shapes, Layout] = {}
     for images, sounds, words in itertools.product(IMAGES, SOUNDS, WORDS):
-        layout = Layout(images, sounds, words, companions)
-        made = _made(model, config, sizes, layout)
-        found.setdefault(tuple((name, tuple(each.shape)) for name, each in made.items()), layout)
+        layout = replace(given, images=images, sounds=sounds, words=words)
+        found.setdefault(shapes(model, config, sizes, layout), layout)
     return found
+
+
+def shapes(model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout) -> Shapes:
+    """What inputs laid out so are there, and their shapes."""
+    return tuple((name, tuple(each.shape)) for name, each in _made(model, config, sizes, layout, drawn=False).items())
+
+
+def repaired(model: type[PreTrainedModel], layout: Layout, inputs: Shapes, problem: str) -> Iterator[Layout]:
+    """Layouts near one that a model does not run with, by what it said.
+
+    With an input that it names; with a size that it names in place of another; without an input that it can spare.
+
+    Args:
+        model: the class.
+        layout: the layout.
+        inputs: what it gives.
+        problem: what the model said, and the line where it did.
+    """
+    given, needed = dict(inputs), _needed(model)
+    words, numbers = set(re.findall(r"[A-Za-z_]\w*", problem)), {int(each) for each in re.findall(r"\d+", problem)}
+    parameters = inspect.signature(model.forward).parameters
+    asked = [name for name in parameters if name in words and name not in (*given, *layout.beside, "self")]
+    if asked:
+        yield replace(layout, beside=(*layout.beside, *asked))
+    for name, shape in inputs:
+        if not name.endswith(_NO_FEATURES) or (name == "input_ids" and len(shape) > 2):
+            for axis, size in enumerate(shape):
+                for other in sorted(numbers - {0, size}, reverse=True) if axis and size in numbers else ():
+                    yield replace(layout, resized=(*layout.resized, (name, axis, other)))
+    for name in given:
+        if name not in needed and name not in MEDIA:
+            yield replace(layout, without=(*layout.without, name))
 
 
 def missing_inputs(model: type[PreTrainedModel], inputs: Collection[str]) -> tuple[str, ...]:
@@ -98,10 +162,15 @@ def missing_inputs(model: type[PreTrainedModel], inputs: Collection[str]) -> tup
     return tuple(name for name in _needed(model) if name not in inputs)
 
 
-def _made(model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout) -> dict[str, Tensor]:
+def _made(
+    model: type[PreTrainedModel], config: PreTrainedConfig, sizes: Sizes, layout: Layout, *, drawn: bool = True
+) -> dict[str, Tensor]:
     parameters = inspect.signature(model.forward).parameters
-    maker = Maker(config, sizes, frozenset(parameters), layout)
-    for name in dict.fromkeys((*_needed(model), *(_COMPANIONS if layout.companions else _COMPANIONS[-1:]))):
+    maker = Maker(config, sizes, frozenset(parameters), layout, drawn=drawn)
+    companions = _COMPANIONS if layout.companions else _COMPANIONS[-1:]
+    needed = _needed(model)
+    optional = [name for name in (*companions, *layout.beside) if name not in layout.without]
+    for name in dict.fromkeys((*needed, *optional)):
         if name in parameters and (tensor := maker.make(name)) is not None:
             maker.made[name] = tensor
     return {name: maker.made[name] for name in parameters if name in maker.made}
@@ -126,12 +195,8 @@ def _configurations(config: PreTrainedConfig) -> Iterator[PreTrainedConfig]:
             yield from _configurations(value)
 
 
-def _with_tokens(model: Any, features: Callable[..., Any], token: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    taken = inspect.signature(features).parameters
-    with torch.no_grad():
-        found = features(**{name: tensor for name, tensor in inputs.items() if name in taken})
-    found = getattr(found, "pooler_output", found)
-    count = sum(each.numel() // each.shape[-1] for each in (found if isinstance(found, list | tuple) else [found]))
+def _with_tokens(model: type[PreTrainedModel], count: int, token: int, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Puts as many placeholders among the words."""
     words = inputs["input_ids"]
     ids = torch.cat([words[:, :1], words.new_full((len(words), count // len(words)), token), words[:, 1:]], 1)
     changed = {"input_ids": ids}

@@ -30,6 +30,10 @@ class Shrink:
         widths: features, heads, ranks.
         extents: pixels, positions, windows.
         head_dim: features of a head, by which widths go; 0 for as many as the class has.
+        factor: widths are the class's divided by it, and heads as many, in place of what goes by `head_dim`: sizes that
+            hang together by sums and products still do.
+        patches: of an image in either direction; 0 divides images by the factor, too.
+        derived: whether what the class derives from other fields, where it is left open, is made small, too.
         open_fields: fields that the class leaves open get a value that others have: a padding token, the parts of the
             rotary half for time, height and width.
     """
@@ -38,7 +42,15 @@ class Shrink:
     widths: bool = True
     extents: bool = True
     head_dim: int = HEAD_DIM
+    factor: int = 1
+    patches: int = 2
+    derived: bool = False
     open_fields: bool = False
+
+    @property
+    def heads(self) -> bool:
+        """Whether there are fewer heads."""
+        return self.widths and self.factor == 1
 
 
 AS_IT_IS = Shrink(counts=False, widths=False, extents=False)
@@ -48,13 +60,19 @@ SHRINKS: tuple[Shrink, ...] = (
     Shrink(open_fields=True),
     Shrink(head_dim=0),
     Shrink(head_dim=24),  # coordinates are embedded in six equal parts
+    Shrink(derived=True),
+    Shrink(patches=8),
+    Shrink(factor=8, head_dim=0),
+    Shrink(factor=8, head_dim=0, open_fields=True),
+    Shrink(factor=8, head_dim=0, patches=0, derived=True),
     Shrink(extents=False),
+    Shrink(factor=8, head_dim=0, extents=False),
     Shrink(widths=False),
     Shrink(widths=False, extents=False),
 )
 """From the smallest on; the first is taken with which the model runs."""
 
-_Kind = Literal["counts", "widths", "extents"]
+_Kind = Literal["counts", "heads", "widths", "extents"]
 _Rule = Callable[[int, int], int]
 
 
@@ -80,12 +98,13 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
     ("counts", r"(.*_)?vocab(_size(_.*)?)?|vocabulary_size|num_embeddings", _at_most(VOCABULARY)),
     ("counts", r"(.*_)?codebook_size", _at_most(CODES)),
     ("counts", r"(.*_)?(layer_period|layer_interval|attention_interval|window_pattern)", _at_most(LAYERS)),
-    ("counts", r"(.*_)?layer_offset", _at_most(LAYERS - 1)),
+    ("counts", r"(.*_)?(layer_offset|feature_layers?)", _at_most(LAYERS - 1)),
+    ("counts", r"merge_index", _at_most(LAYERS - 2)),
     ("counts", r"first_k_dense_replace|max_window_layers|num_dense_layers|num_kv_shared_layers", _at_most(1)),
     ("counts", r"(.*_)?(num_|n_)?(hidden_|encoder_|decoder_)?(layers?|depth)|num_blocks", _at_most(LAYERS)),
-    ("widths", _KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
+    ("heads", _KEY_VALUE_HEADS, _at_most(KEY_VALUE_HEADS)),
     (
-        "widths",
+        "heads",
         r"(.*_)?(attention_heads|num_heads|n_heads?|heads|num_key_heads|num_value_heads)",
         _at_most(HEADS),
     ),
@@ -118,7 +137,7 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
     (
         "extents",
         r"(.*_)?(max_(position_embeddings|(source|target)_positions|seq_len(gth)?|sequence_length|length)"
-        r"|n_positions|n_ctx|position_embeddings)",
+        r"|n_positions|n_ctx|position_embeddings)|context_size",
         _at_most(POSITIONS),
     ),
     (
@@ -132,12 +151,22 @@ _RULES: tuple[tuple[_Kind, str, _Rule], ...] = (
         lambda size, _: size if size >= IMAGE else min(size, 2),
     ),  # in pixels, or in patches
     ("extents", r"num_frames", _at_most(WINDOW)),
+    ("extents", r"n_window", _at_most(POSITIONS)),
     ("extents", r"num_conv_pos_embeddings", _at_most(HEAD_DIM)),
     ("extents", r"mm_tokens_per_image", _at_most(4)),
     ("extents", r"num_quer(ies|y_tokens)|num_latents", _at_most(8)),
     ("extents", r"prediction_length", _at_most(8)),
 )
 _PATTERNS = tuple((kind, re.compile(pattern), rule) for kind, pattern, rule in _RULES)
+
+# Fields that are widths by the look of them, and how small a width is left as it is where all are divided.
+_WIDE = re.compile(r".*(size|dims?|width|channel|features|hidden|rank|embd|inner|d_[a-z]+).*")
+_NOT_WIDE = re.compile(
+    r"(.*_)?(num|n|max|min)_.*"
+    r"|.*(image|patch|window|chunk|kernel|vocab|position|batch|stride|grid|crop|codebook|queue|seq|cache|tile|pool"
+    r"|conv_size|sample|mel|bins|rate|context|block|stack|group|token|label|quer).*"
+)
+_NARROW = 64
 
 # What other configurations count: `d_model` and `n_heads` are as above.
 _LENGTHS = re.compile(r"(.*_)?(batch(_size)?|seq|(seq|src|tgt|sequence|source|target)_len(gth)?)")
@@ -167,7 +196,7 @@ def arguments(kind: type[PreTrainedConfig], given: Mapping[str, Any], shrink: Sh
 
     Caches are off in any case: a graph of one call has no use for them.
     """
-    return _arguments(kind(), given, {}, shrink, nested=False)
+    return _arguments(kind(), given, {}, shrink, nested=False, derived=shrink.derived)
 
 
 def shrunk(config: PreTrainedConfig, shrink: Shrink, *, derived: bool) -> dict[str, Any]:
@@ -199,7 +228,7 @@ def _arguments(
 ) -> dict[str, Any]:
     result: dict[str, Any] = {"model_type": config.model_type} if nested else {}
     values = own_fields(config)
-    here = replace(shrink, head_dim=shrink.head_dim or _head_dim(values))
+    here = replace(shrink, head_dim=shrink.head_dim or _head_dim(values) // shrink.factor)
     for each in fields(config):
         name = each.name
         if name not in values:
@@ -280,8 +309,18 @@ def is_configuration(value: object) -> TypeGuard[PreTrainedConfig]:
 def _size(name: str, size: int, shrink: Shrink) -> int:
     for kind, pattern, rule in _PATTERNS:
         if pattern.fullmatch(name):
+            if kind == "widths" and shrink.factor > 1:
+                return _divided(size, shrink)
             return rule(size, shrink.head_dim) if getattr(shrink, kind) else size
-    return size
+    return _divided(size, shrink) if _looks_wide(name) else size
+
+
+def _looks_wide(name: str) -> bool:
+    return bool(_WIDE.fullmatch(name)) and not _NOT_WIDE.fullmatch(name)
+
+
+def _divided(size: int, shrink: Shrink) -> int:
+    return size // shrink.factor if size >= _NARROW and size % shrink.factor == 0 else size
 
 
 def _smaller(name: str, value: Any, tokens: dict[int, int], shrink: Shrink) -> Any:
@@ -298,12 +337,17 @@ def _smaller(name: str, value: Any, tokens: dict[int, int], shrink: Shrink) -> A
             return {**value, "mrope_section": _sections(value["mrope_section"], half)}
         case dict() if any(isinstance(each, dict) for each in value.values()):
             return {key: _smaller(key, each, tokens, shrink) for key, each in value.items()}
+        case ((int(), *_), *_) if name.endswith("feature_sizes") and not shrink.patches:
+            return type(value)(type(each)(size // shrink.factor for size in each) for each in value)
+        case (int(), *_) if shrink.factor > 1 and (_WIDTHS.fullmatch(name) or _looks_wide(name)):
+            narrow = any(_divided(each, shrink) == each for each in value)
+            return value if narrow else type(value)(_divided(each, shrink) for each in value)
         case (int(), *_) if _WIDTHS.fullmatch(name) and shrink.widths:
             step = math.gcd(*value)
             return type(value)(min(each, each // step * HEAD_DIM) for each in value)
         case (int(), *_) if name in ("depths", "num_layers", "num_hidden_layers") and shrink.counts:
             return type(value)(min(each, LAYERS) for each in value)
-        case (int(), *_) if name.endswith("token_id") or name in ("attention_window",):
+        case (int(), *_) if re.fullmatch(r".*token_id|attention_window|.*feature_layers?", name):
             return type(value)(_smaller(name, each, tokens, shrink) for each in value)
         case _:
             return value
@@ -329,9 +373,10 @@ def _relate(values: Mapping[str, Any], small: dict[str, Any], given: Mapping[str
 
     if isinstance(size := values.get("image_size"), int | list | tuple) and shrink.extents:
         patch = values.get("patch_size")
-        new = 2 * patch if isinstance(patch, int) and patch >= 8 else IMAGE
+        side = size if isinstance(size, int) else max(size)
+        new = shrink.patches * (patch if isinstance(patch, int) and patch >= 8 else IMAGE // 2) or side // shrink.factor
         small["image_size"] = min(size, new) if isinstance(size, int) else type(size)([new] * len(size))
-    if not shrink.widths:
+    if not shrink.heads:
         return
     heads = values.get("num_attention_heads")
     for name, value in values.items():

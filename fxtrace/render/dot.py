@@ -16,6 +16,7 @@ from fxtrace.render.title import heading
 from fxtrace.render.view import HOLDERS, Box, Link, View, build, home, prefixes
 from fxtrace.trace import RenderOptions
 
+_LEFT = '<BR ALIGN="LEFT"/>'
 _BIG = 1000  # boxes; beyond it, the layout's iterations are limited
 _DEFAULTS = RenderOptions()
 
@@ -159,17 +160,17 @@ class _Drawing:
         depth, up = 0, self._shown(parent)
         while up in self.frames:
             depth, up = depth + 1, self._shown(self.frames[up])
-        words = [font(_relative(path, self._shown(parent)), palette.ink, labels.HEAD, bold=True)]
-        module = self.view.graph.modules_by_path.get(path)
-        if module:
-            words.append(font(module.type, palette.muted, 8.5))
+        title = font(_relative(path, self._shown(parent)), palette.ink, labels.HEAD, bold=True)
         repeat = self.view.repeats.get(path, 1)
         if repeat > 1:
-            words.append(font(f"×{repeat}", palette.residual, 12, bold=True))
+            title += "&nbsp;&nbsp; " + font(f"×{repeat}", palette.residual, 12, bold=True)
+        module = self.view.graph.modules_by_path.get(path)
+        # The class below the name: a narrow title leaves room for the links that come in beside it.
+        lines = [title, font(module.type, palette.muted, 8.5)] if module else [title]
         return {
             "color": palette.cluster_line,
             "fillcolor": palette.clusters[min(depth, len(palette.clusters) - 1)],
-            "label": f"<{'&nbsp;&nbsp; '.join(words)}>",
+            "label": f"<{''.join(f'{line}{_LEFT}' for line in lines)}>",
             "labeljust": "l",
             "labelloc": "t" if self.down else "b",  # on the side that residual links leave free
             "margin": "12",

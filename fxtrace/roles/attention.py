@@ -10,12 +10,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fxtrace.graph import Arg, Node, Ref
-from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
+from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, keeps_rows, numel, shape_of
 from fxtrace.roles.products import Order, read_product, transposed
-from fxtrace.roles.scores import Factor, applies, cuts_off, keeps_rows, to_product, unscaled, without_sink
+from fxtrace.roles.scores import Factor, applies, cuts_off, to_product, unscaled, without_sink
 
 
 @dataclass
@@ -59,7 +59,46 @@ class Attention:
     causal_flag: bool = False
     key_is_transposed: bool = False
     """Whether the keys are only there as d_head × length."""
+    segments: tuple[Attention, ...] = ()
+    """Where the tokens attend in groups, one computation each, between the same projections: those, this one first."""
     refused: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def parts(self) -> tuple[Attention, ...]:
+        """Its segments; itself where it has none."""
+        return self.segments or (self,)
+
+
+def in_segments(attentions: list[Attention]) -> Attention | None:
+    """Several attentions that end in one projection, as one; None where they do not share all tokens among them.
+
+    So packed sequences (the images of a batch) and windows are computed one after the other.
+    """
+    first = attentions[0]
+    source = first.sources.get("query")
+    if source is None or any(
+        (each.projections, each.sources) != (first.projections, first.sources) for each in attentions
+    ):
+        return None
+    tokens = (numel(source) or 0) // ((shape_of(source) or ())[-1:] or (1,))[0]
+    if sum(_rows(each) for each in attentions) != tokens:
+        return None
+    refused = {part: why for part, why in first.refused.items() if all(part in each.refused for each in attentions)}
+    projected = first.projected
+    if len({projection.name for projection in first.projections.values()}) == len(first.projections):
+        projected = first.projections  # a segment's heads are cut out of them, those of all are not
+        refused = {part: why for part, why in refused.items() if part not in projected}
+    return replace(first, segments=tuple(attentions), projected=projected, refused=refused)
+
+
+def _rows(attention: Attention) -> int:
+    """How many tokens an attention of batch × heads × length × d_head has queries of; 0 for other layouts."""
+    shape = shape_of(attention.head_outputs) if attention.head_outputs is not None else None
+    order = attention.orders.get("head_outputs")
+    if shape is None or len(shape) != 4 or (order is not None and len(order) != 4):
+        return 0
+    batch, _, length, _ = (shape[i] for i in order or range(4))
+    return batch * length
 
 
 def find_attentions(flow: Flow) -> tuple[list[Attention], dict[str, str]]:

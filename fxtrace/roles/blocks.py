@@ -5,19 +5,20 @@
     parallel    two branches leave at a       s = a + b + c
 
 (Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture", names the first two; Wang & Komatsuzaki
-2021, GPT-J, has the third.) A branch may be normed or scaled once more before it is added.
+2021, GPT-J, has the third.) A branch may be normed or scaled once more before it is added, and the stream be scaled
+(Wang et al. 2022, "DeepNet").
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxtrace.graph import Node
-from fxtrace.roles.attention import Attention, latent_of
+from fxtrace.roles.attention import Attention, in_segments, latent_of
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.feed_forward import FeedForward, Unknown, feed_forward
-from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, shape_of
+from fxtrace.roles.flow import MOVES, PROJECTIONS, Flow, pads, same_rows, shape_of
 from fxtrace.roles.scores import scaling
 
 Core = Attention | FeedForward | Mixture | Unknown
@@ -29,14 +30,16 @@ _CARRIES = MOVES | PROJECTIONS | {"mul", "add", "join", "mask"}
 
 @dataclass
 class Block:
-    """A residual block: `total` = `skip` + `branch`; `normed` is the norm of that sum, where there is one.
+    """A residual block: `total` = `kept` + `branch`; `normed` is the norm of that sum, where there is one.
 
-    Where branches are parallel, each is a block, and they have `total` in common.
+    `kept` is `skip`, the stream where the branch leaves it, or that scaled. Where branches are parallel, each is a
+    block, and they have `total` in common.
     """
 
     core: Core
     source: Node
     skip: Node
+    kept: Node
     branch: Node
     total: Node
     normed: Node | None
@@ -70,7 +73,7 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
         operands = _residual_operands(flow, node, totals, by_output)
         if operands is None:
             continue
-        skip, branches, left_at = operands
+        skip, kept, branches, left_at = operands
         norms = [user for user in _past_moves(flow, node) if user.kind == "norm"]
         normed = norms[0] if len(norms) == 1 else None
         for branch in branches:
@@ -88,8 +91,11 @@ def find_blocks(flow: Flow, attentions: list[Attention], mixtures: list[Mixture]
                     source = core.sources["query"]
                 elif not isinstance(core, Unknown):
                     core = Unknown(source, f"its branch starts neither at '{skip.name}' nor at the norm of it")
-            pre_norm = position == "pre"
-            block = Block(core, source, skip, branch, node, normed, pre_norm, len(branches) > 1, unadded)
+            if isinstance(core, Unknown):
+                core = replace(core, entry=_entry(flow, skip, branch))
+                source = core.entry or source
+            pre_norm = position == "pre" or (isinstance(core, Unknown) and source.kind == "norm")
+            block = Block(core, source, skip, kept, branch, node, normed, pre_norm, len(branches) > 1, unadded)
             blocks.append(block)
             totals[node.name] = block
     return sorted((*_starting(flow, attentions, blocks), *blocks), key=lambda block: flow.index[block.total.name])
@@ -99,14 +105,17 @@ def _starting(flow: Flow, attentions: list[Attention], blocks: list[Block]) -> I
     """The attentions whose results residual streams start from, with nothing added to them, as blocks."""
     taken = {id(block.core) for block in blocks}
     skips = {block.skip.name for block in blocks}
+    ends = {node.name for block in blocks for node in flow.back(block.branch, MOVES | {"norm"})}
     for attention in attentions:
         source = attention.sources.get("query")
         if id(attention) in taken or attention.output is None or source is None:
             continue
         end = attention.output
+        if end.name in ends:
+            continue  # one of several in that block
         if end.name in skips or flow.forward(end, MOVES, lambda user: user.name in skips) is not None:
             unadded = "nothing is added to the attention's result: a stream starts from it"
-            yield Block(attention, source, source, end, end, None, pre_norm=True, unadded=unadded)
+            yield Block(attention, source, source, source, end, end, None, pre_norm=True, unadded=unadded)
 
 
 def _inside(
@@ -144,8 +153,8 @@ def _inside(
 
 def _residual_operands(
     flow: Flow, node: Node, totals: dict[str, Block], by_output: Outputs
-) -> tuple[Node, tuple[Node, ...], tuple[Node, ...]] | None:
-    """(skip, branches, where a branch may have left) of a residual sum.
+) -> tuple[Node, Node, tuple[Node, ...], tuple[Node, ...]] | None:
+    """(skip, what is added of it, branches, where a branch may have left) of a residual sum.
 
     A residual sum adds computed tensors of its own shape, one of them an ancestor of the others. Where the skip is
     itself a residual sum, the branch may have left before it: the two blocks are parallel.
@@ -157,11 +166,14 @@ def _residual_operands(
     if flow.is_ancestor(first, second):
         if _is_stream(flow, second, totals) and not _is_stream(flow, first, totals):
             return None  # positions added to the stream, which were added to it before
-        return first, _split(flow, second, first, by_output), (first,)
+        return first, first, _split(flow, second, first, by_output), (first,)
     for skip, branch in ((first, second), (second, first)):
         before = totals.get(skip.name)
         if before is not None and flow.is_ancestor(before.skip, branch):
-            return skip, (branch,), (skip, before.skip)
+            return skip, skip, (branch,), (skip, before.skip)
+        scaled = scaling(flow, skip)
+        if scaled is not None and flow.is_ancestor(scaled[0], branch):
+            return scaled[0], skip, _split(flow, branch, scaled[0], by_output), (scaled[0],)
     return None
 
 
@@ -201,10 +213,12 @@ def _core(flow: Flow, by_output: Outputs, branch: Node) -> Core:
     cores = by_output.get(here.name)
     if cores is None:
         return feed_forward(flow, here)
-    if len(cores) > 1:
-        names = ", ".join(f"'{each.core.name}'" for each in cores if isinstance(each, Attention))
+    several = [each for each in cores if isinstance(each, Attention)] if len(cores) > 1 else []
+    together = in_segments(several) if several else None
+    if together is None and len(cores) > 1:
+        names = ", ".join(f"'{each.core.name}'" for each in several)
         return Unknown(here, f"'{here.name}' projects the results of {len(cores)} attentions at once ({names})")
-    core = cores[0]
+    core = together or cores[0]
     if isinstance(core, Attention) and "query" not in core.sources:
         return Unknown(here, core.refused.get("query", "its queries come from no projection"))
     return core
@@ -231,6 +245,16 @@ def _enters(flow: Flow, left_at: tuple[Node, ...], source: Node) -> str | None:
     return None
 
 
+def _entry(flow: Flow, skip: Node, branch: Node) -> Node | None:
+    """What alone a branch reads: the norm of the stream, or the stream where it reads no norm of it."""
+    norms = {user.name: user for user in _past_moves(flow, skip) if user.kind == "norm"}
+    behind = {node.name for node in flow.ancestors(branch, until=lambda node: node.name in norms)}
+    read = [norm for name, norm in norms.items() if name in behind]
+    if not read:
+        return skip
+    return read[0] if len(read) == 1 and skip.name not in behind else None
+
+
 def _unscaled(flow: Flow, node: Node) -> Iterator[Node]:
     """The node, and those that it is moved, padded or scaled from."""
     here: Node | None = node
@@ -254,9 +278,9 @@ def _past_latents(flow: Flow, core: Attention, left_at: tuple[Node, ...]) -> boo
 
 
 def _past_moves(flow: Flow, node: Node) -> list[Node]:
-    """The users of a node, seen through casts and dropout."""
+    """The users of a node, seen through what leaves its rows as they are."""
     return [
         reached
         for user in flow.users(node)
-        for reached in (_past_moves(flow, user) if user.kind in ("cast", "dropout") else [user])
+        for reached in (_past_moves(flow, user) if same_rows(flow, user) else [user])
     ]

@@ -36,10 +36,11 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Unknown:
-    """A branch that is none of the known kinds, and why."""
+    """A branch that is none of the known kinds, and why. `entry` is what alone it reads: the stream, or its norm."""
 
     source: Node
     reason: str
+    entry: Node | None = None
 
 
 def is_projection(node: Node) -> bool:

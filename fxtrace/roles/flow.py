@@ -215,6 +215,25 @@ def pads(node: Node) -> bool:
     return node.target.rpartition(".")[2] in ("pad", "constant_pad_nd")
 
 
+_REORDERS = frozenset(
+    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "t", "T", "H", "mT", "mH", "adjoint", "getattr", "flip"}
+    | {"roll"}
+)
+
+
+def keeps_rows(node: Node) -> bool:
+    """Whether a move leaves the rows and columns of the scores what they are: it neither reorders nor cuts them."""
+    return node.kind != "select" and node.target.rpartition(".")[2] not in _REORDERS
+
+
+def same_rows(flow: Flow, node: Node) -> bool:
+    """Whether a node hands on a tensor's rows in their order: cast, dropped out, or laid out anew."""
+    before = flow.data_input(node)
+    sizes, those_before = shape_of(node), shape_of(before) if before is not None else None
+    alike = bool(sizes and those_before) and (sizes or ())[-1:] == (those_before or ())[-1:]
+    return node.kind in MOVES and keeps_rows(node) and alike
+
+
 def _with_changes(graph: Graph) -> Graph:
     """The graph with every read of a tensor after an op changed it in place read from that op.
 

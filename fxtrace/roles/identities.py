@@ -215,7 +215,8 @@ def _norm(
     value: Values, source: Node, result: Node, affine: Callable[[], tuple[Tensor | None, Tensor | None]], name: str
 ) -> Check:
     def compute(centred: bool) -> tuple[Tensor, Tensor]:
-        x, y = value(source), value(result)
+        y = value(result)
+        x = value(source).reshape(y.shape)
         gamma, beta = affine()
         x = x.double() - x.double().mean(-1, keepdim=True) if centred else x.double()
         z = x if gamma is None else x * gamma.double()

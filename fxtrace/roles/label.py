@@ -17,7 +17,7 @@ from fxtrace.roles.attention import Attention, find_attentions
 from fxtrace.roles.blocks import Block, find_blocks
 from fxtrace.roles.experts import Mixture, find_mixtures
 from fxtrace.roles.feed_forward import FeedForward, Unknown
-from fxtrace.roles.flow import MOVES, Flow, shape_of
+from fxtrace.roles.flow import MOVES, Flow, numel, shape_of
 from fxtrace.roles.identities import Values
 from fxtrace.roles.scores import applies
 from fxtrace.roles.snapshots import take_snapshots
@@ -92,10 +92,14 @@ class _Labels:
             f"attention at '{name}'": reason for name, reason in no_attention.items() if name not in routers
         }
         self.refused |= {f"mixture of experts at '{name}'": reason for name, reason in no_mixture.items()}
-        in_blocks = {id(block.core) for block in blocks}
+        in_blocks = {
+            id(part)
+            for block in blocks
+            for part in (block.core.parts if isinstance(block.core, Attention) else (block.core,))
+        }
         for attention in attentions:
             if id(attention) not in in_blocks:
-                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention)
+                self.refused[f"attention at '{attention.core.name}'"] = _no_block(flow, attention, attentions)
         alone = "its output is not added back to a residual stream"
         for mixture in mixtures:
             if id(mixture) not in in_blocks:
@@ -121,15 +125,23 @@ class _Labels:
         if isinstance(block.core, Mixture):
             return self._mixture_kind(block.core)
         attention = block.core
-        checks = self.core_checks[attention.core.name] = self._core_checks(attention)
-        failed = next((check for check in checks.values() if check.held is False), None)
+        for part in attention.parts:
+            self.core_checks[part.core.name] = self._core_checks(part)
+        checks = [check for part in attention.parts for check in self.core_checks[part.core.name].values()]
+        failed = next((check for check in checks if check.held is False), None)
         if failed is None:
-            kind = attention_kind(self.flow, streams, block, lambda core: identity.is_causal(self.value, core))
+            kinds = {
+                attention_kind(self.flow, streams, replace(block, core=part), self._causal) for part in attention.parts
+            }
+            kind = kinds.pop() if len(kinds) == 1 else ": its segments are of several kinds"
             if not kind.startswith(":"):
                 return kind
         reason = kind[2:] if failed is None else f"{failed.statement} does not hold: {failed.detail}"
         self.refused[f"attention at '{attention.core.name}'"] = reason
         return UNKNOWN_ATTENTION
+
+    def _causal(self, attention: Attention) -> bool | str:
+        return identity.is_causal(self.value, attention)
 
     def _mixture_kind(self, mixture: Mixture) -> str:
         mixture.numbers = expert_identities.number_experts(self.value, mixture)
@@ -158,10 +170,12 @@ class _Labels:
         for number, layer in enumerate(stack.layers):
             self._layer(stack.name, number, layer)
             for kind, block in layer.blocks.items():
-                if kind.startswith(UNKNOWN):
+                if kind.startswith(UNKNOWN_ATTENTION):
                     continue
                 self._residual(stack.name, number, kind, block)
-                if isinstance(block.core, Attention):
+                if kind.startswith(UNKNOWN):
+                    self._give(block.branch, _Place(stack.name, number, kind)("output"), "what the branch ends in")
+                elif isinstance(block.core, Attention):
                     self._attention(stack.name, number, kind, block.core)
                 elif isinstance(block.core, FeedForward):
                     self._feed_forward(_Place(stack.name, number, kind), block.core)
@@ -218,8 +232,9 @@ class _Labels:
         checks = []
         if not block.parallel:
             statement = "residual_sum = residual_a + residual_b"
-            checks = [identity.total(self.value, block.skip, block.branch, block.total, statement)]
-        self._give(block.skip, at("residual_a"), "the stream, past the block", checks)
+            checks = [identity.total(self.value, block.kept, block.branch, block.total, statement)]
+        scaled = "" if block.kept is block.skip else ", scaled"
+        self._give(block.kept, at("residual_a"), f"the stream, past the block{scaled}", checks)
         self._give(block.branch, at("residual_b"), "the block's own result", checks)
         together = "the stream plus all parallel branches" if block.parallel else "the sum of the two"
         self._give(block.total, at("residual_sum"), together, checks)
@@ -233,6 +248,9 @@ class _Labels:
                 f"the norm of the residual sum, {where}",
                 [self._norm(block.total, block.normed)],
             )
+        if isinstance(block.core, Unknown) and block.core.entry is None:
+            self._refuse(at, {"input": "the branch reads the stream in several places, or in none that is known"})
+            return
         opened = "the norm of the stream (pre-norm)" if block.pre_norm else "the stream itself (post-norm)"
         if block.source.kind == "add" and block.source is not block.skip:
             opened += ", and what is added to it for the queries"
@@ -245,8 +263,7 @@ class _Labels:
         return identity.written_norm(self.value, source, self.graph.by_name[written.normalised])
 
     def _attention(self, stack: str, number: int, kind: str, found: Attention) -> None:
-        at, value, core = _Place(stack, number, kind), self.value, self.core_checks[found.core.name]
-        refused = dict(found.refused)
+        at, value = _Place(stack, number, kind), self.value
         for part in ("query", "key", "value"):
             projection, source = found.projections.get(part), found.sources.get(part)
             whole = found.projected.get(part)
@@ -255,12 +272,6 @@ class _Labels:
                 read = self.flow.data_input(projection) or source
                 check = identity.linear(value, projection, read, "projection = x Wᵀ + b")
                 self._give(whole, at(part), f"leads to the {part} of '{found.core.name}'{fused}", [check])
-            heads = f"{part}_heads"
-            if heads not in refused:
-                checks = []
-                if whole is not None and self._only_moved(found.heads[part], whole):
-                    checks = [identity.split_heads(value, part, whole, found.heads[part], found.orders.get(part))]
-                self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
         by_latent: dict[str, list[str]] = {}
         for part, latent in found.latents.items():
             by_latent.setdefault(latent.name, []).append(part)
@@ -269,12 +280,39 @@ class _Labels:
             self._give(self.graph.by_name[name], at("_".join((*parts, "latent"))), read_by)
         if kind == "cross_attention":
             self._give(found.sources["key"], at("memory"), "the other stack's output, which keys and values read")
+        for i, segment in enumerate(found.segments):
+            of_all = {*found.refused, *found.projected, "concat", "output"}
+            of_its_own = {part: why for part, why in segment.refused.items() if part not in of_all}
+            self._weighing(at.inside(f"segment_{i}"), kind, segment, of_its_own)
+        if not found.segments:
+            self._weighing(at, kind, found, found.refused)
+        if found.concat is not None and found.head_outputs is not None and not found.segments:
+            check = identity.concat_heads(value, found.head_outputs, found.concat, found.orders.get("head_outputs"))
+            self._give(
+                found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
+            )
+        if found.output is not None and (joined := found.concat or self.flow.data_input(found.output)) is not None:
+            what = "concat" if found.concat is not None else joined.name
+            check = identity.linear(value, found.output, joined, f"output = {what} Wᵀ + b")
+            self._give(found.output, at("output"), "the projection of the heads' outputs", [check])
+        self._refuse(at, found.refused)
+
+    def _weighing(self, at: _Place, kind: str, found: Attention, refused: Mapping[str, str]) -> None:
+        """The parts between the projections, of an attention or of one of its segments."""
+        value, core = self.value, self.core_checks[found.core.name]
+        for part in ("query", "key", "value"):
+            whole, heads = found.projected.get(part), f"{part}_heads"
+            if heads not in found.refused:
+                checks = []
+                if whole is not None and self._only_moved(found.heads[part], whole):
+                    checks = [identity.split_heads(value, part, whole, found.heads[part], found.orders.get(part))]
+                self._give(found.heads[part], at(heads), f"the {part} as it enters the product, before scaling", checks)
         masks = [(op, mask) for op, mask in found.masks if applies(op) != "floors"]
         if len(masks) == 1:
             causal = [identity.causal_mask(value, *masks[0])] if kind == "masked_self_attention" else []
             self._give(masks[0][1], at("mask"), "applied to the scores", causal)
-        elif "mask" not in refused and kind == "masked_self_attention":
-            refused["mask"] = "no mask is applied to the scores"
+        elif "mask" not in found.refused and kind == "masked_self_attention":
+            self._refuse(at, {"mask": "no mask is applied to the scores"})
         if found.scores is not None:
             self._give(
                 found.scores,
@@ -303,20 +341,13 @@ class _Labels:
                 "weights times value heads",
                 [core["head_outputs"]],
             )
-        if found.concat is not None and found.head_outputs is not None:
-            check = identity.concat_heads(value, found.head_outputs, found.concat, found.orders.get("head_outputs"))
-            self._give(
-                found.concat, at("concat"), "the heads' outputs side by side, read by the output projection", [check]
-            )
-        if found.output is not None and (joined := found.concat or self.flow.data_input(found.output)) is not None:
-            what = "concat" if found.concat is not None else joined.name
-            check = identity.linear(value, found.output, joined, f"output = {what} Wᵀ + b")
-            self._give(found.output, at("output"), "the projection of the heads' outputs", [check])
         self._refuse(at, refused)
 
     def _only_moved(self, node: Node, source: Node) -> bool:
-        """Whether nothing but moves lies between two tensors: no rotation of queries and keys, no norm of them."""
-        return all(each.kind in MOVES for each in self.flow.path_back(node, source)[1:])
+        """Whether one tensor is all of another, moved: neither rotated nor normed, and not one segment's rows of it."""
+        return numel(node) == numel(source) and all(
+            each.kind in MOVES for each in self.flow.path_back(node, source)[1:]
+        )
 
     def _feed_forward(self, at: _Place, found: FeedForward) -> None:
         value = self.value
@@ -428,8 +459,11 @@ class _Labels:
 _NOT_ADDED = "its output is not added back to a residual stream"
 
 
-def _no_block(flow: Flow, attention: Attention) -> str:
+def _no_block(flow: Flow, attention: Attention, attentions: list[Attention]) -> str:
     """Why an attention is in no residual block."""
+    output = attention.output
+    if output is not None and sum(each.output is output for each in attentions) > 1:
+        return f"its result is one of several that '{output.name}' projects at once: a part of a block"
     path = flow.forward(attention.output, MOVES, lambda user: user.kind == "join") if attention.output else None
     if path:
         return f"its output, '{path[0].name}', is joined with other results in '{path[-1].name}': a part of a block"

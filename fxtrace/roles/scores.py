@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from fxtrace.graph import Node, Ref, SliceArg
-from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, numel, shape_of
+from fxtrace.roles.flow import ADJUSTS, MOVES, PROJECTIONS, Flow, keeps_rows, numel, shape_of
 from fxtrace.roles.products import Product, read_product
 
 Factor = tuple[str, float | str]
@@ -124,17 +124,6 @@ def cuts_off(flow: Flow, node: Node, softmax: Node, sink: Node, *, first: bool) 
     else:  # slice(tensor, dimension, start, stop)
         start = node.args[2] if len(node.args) > 2 else 1
     return (start in (None, 0)) is not first
-
-
-_REORDERS = frozenset(
-    {"transpose", "swapaxes", "swapdims", "permute", "movedim", "t", "T", "H", "mT", "mH", "adjoint", "getattr", "flip"}
-    | {"roll"}
-)
-
-
-def keeps_rows(node: Node) -> bool:
-    """Whether a move leaves the rows and columns of the scores what they are: it neither reorders nor cuts them."""
-    return node.kind != "select" and node.target.rpartition(".")[2] not in _REORDERS
 
 
 def _extend(chain: Chain, node: Node, *, factor: Factor | None = None, mask: Node | None = None) -> Chain:

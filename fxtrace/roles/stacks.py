@@ -6,7 +6,7 @@ another stream is a decoder, the stream it reads is an encoder; a stream alone i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from networkx.utils import UnionFind
@@ -20,9 +20,10 @@ from fxtrace.roles.scores import Factor, scaling
 
 _PASSES = frozenset({"norm", "cast", "dropout"})
 
-UNKNOWN = "unknown"
+UNKNOWN = "branch"
+"""A residual branch that is not shown to be more: a state-space mixer, say, or a Fourier transform."""
 UNKNOWN_ATTENTION = "unknown_attention"
-"""Kinds of blocks that are there, but not shown to be anything: their layers are counted, their parts not labelled."""
+"""An attention that is refused, or whose kind cannot be told: its layer is counted, its parts are not labelled."""
 
 
 @dataclass
@@ -96,7 +97,8 @@ class Streams:
         for node in flow.graph.nodes:
             before = flow.data_input(node) if node.kind in _PASSES else None
             if before is not None:
-                self._classes.union(node.name, before.name)
+                *_, start = flow.origin(before)
+                self._classes.union(node.name, start.name)
         self.residual = {self._classes[block.total.name] for block in blocks}
 
     def of(self, node: Node) -> str:
@@ -163,31 +165,59 @@ def find_stacks(flow: Flow, streams: Streams, blocks: list[Block], kinds: dict[s
     }
     stacks: list[Stack] = []
     for stream, members in by_stream.items():
+        members = list(_handed_on(flow, members))
         has = {kinds[block.name] for block in members}
-        if has <= {UNKNOWN, UNKNOWN_ATTENTION}:
-            continue
+        if has <= {UNKNOWN, UNKNOWN_ATTENTION} and (len(members) < 2 or not all(_normed(block) for block in members)):
+            continue  # a written-out activation, say, also adds a tensor to what is computed from it
         decodes = "cross_attention" in has or (stream not in read and "masked_self_attention" in has)
-        name = "decoder" if decodes else "encoder"
+        name = "decoder" if decodes else "encoder" if any("attention" in kind for kind in has) else "stack"
         alike = sum(stack.kind == name for stack in stacks)
         for block in members:
-            if isinstance(block.core, Unknown):
+            if isinstance(block.core, Unknown) and block.core.entry is None:
                 block.pre_norm = any(each.pre_norm for each in members)
-        layers = _layers(members, kinds)
+        layers = _layers(members, [_look(flow, block, kinds[block.name]) for block in members])
         numbered = f"{name}_{alike + 1}" if alike else name
         stacks.append(Stack(name, numbered, find_embedding(flow, layers[0].source), layers))
     return stacks
 
 
-def _layers(blocks: list[Block], kinds: dict[str, str]) -> list[Layer]:
+def _handed_on(flow: Flow, members: list[Block]) -> Iterator[Block]:
+    """The blocks of a stream without those unknown ones whose sums the stream does not go on with."""
+    read = {each.name for block in members for each in flow.back(block.skip, MOVES | {"norm"})}
+    last = members[-1].total.name
+    for block in members:
+        if not isinstance(block.core, Unknown) or block.total.name == last or block.total.name in read:
+            yield block
+
+
+def _normed(block: Block) -> bool:
+    """Whether a block stands at a norm, as the blocks of a transformer and of what is built like one do."""
+    return block.normed is not None or block.source.kind == "norm"
+
+
+def _look(flow: Flow, block: Block, kind: str) -> str:
+    """A block's kind; what cannot be told apart by that, is by the ops of its branch."""
+    if kind != UNKNOWN:
+        return kind
+    behind = flow.ancestors(block.branch, until=lambda node: node is block.skip)
+    inside = [
+        node.kind if node.op == "call_module" else node.target
+        for node in behind
+        if node is not block.skip and flow.is_ancestor(block.skip, node)
+    ]
+    return f"{UNKNOWN}: {sorted(inside)}"
+
+
+def _layers(blocks: list[Block], looks: list[str]) -> list[Layer]:
     """Cuts a stack's blocks into layers, by the shortest period of their kinds.
 
     Unknown blocks before the first layer and after the last belong to none. Where the kinds have no period, a layer
     begins with the attention that follows something else.
     """
-    sequence = [kinds[block.name] for block in blocks]
-    known = [i for i, kind in enumerate(sequence) if kind != UNKNOWN]
+    sequence = [look.partition(":")[0] for look in looks]
+    known = [i for i, kind in enumerate(sequence) if kind != UNKNOWN] or [0, len(blocks) - 1]
     starts, stops = range(known[0] + 1), range(len(blocks), known[-1], -1)
-    cuts = ((start, stop, _period(sequence[start:stop])) for start in starts for stop in stops)
+    cuts = ((start, stop, _period(looks[start:stop])) for start in starts for stop in stops)
     start, stop, period = next((cut for cut in cuts if cut[2]), (known[0], known[-1] + 1, 0))
     layers: list[Layer] = []
     for i in range(start, stop):
@@ -200,25 +230,37 @@ def _layers(blocks: list[Block], kinds: dict[str, str]) -> list[Layer]:
     return layers
 
 
-def _period(sequence: list[str]) -> int:
-    """The shortest period of kinds that comes more than once; 0 where there is none."""
-    size = len(sequence)
-    return next((p for p in range(1, size) if size % p == 0 and _repeats(sequence, p)), 0)
+def _period(looks: list[str]) -> int:
+    """The shortest period of blocks that comes more than once; 0 where there is none.
 
-
-def _repeats(sequence: list[str], period: int) -> bool:
-    """Whether the kinds repeat with a period, an unknown kind standing for any that it may be.
-
-    A mixture of experts stands where other layers may have a feed-forward.
+    A mixture of experts stands where other layers may have a feed-forward. Where nothing else repeats, an unknown kind
+    stands for any that it may be: for a feed-forward, or, before a feed-forward, for an attention, as a hybrid's
+    state-space mixers do.
     """
-    for offset in range(period):
-        column = {"feed_forward" if kind == "mixture_of_experts" else kind for kind in sequence[offset::period]}
-        column -= {UNKNOWN} if column <= {UNKNOWN, "feed_forward"} else set()
-        if UNKNOWN_ATTENTION in column and all("attention" in kind for kind in column):
-            column.discard(UNKNOWN_ATTENTION)
-        if len(column) > 1:
-            return False
-    return "attention" in "".join(sequence[:period])
+    looks = ["feed_forward" if look == "mixture_of_experts" else look for look in looks]
+    kinds = [look.partition(":")[0] for look in looks]
+    return _shortest(looks, _alike) or _shortest(kinds, _alike) or _shortest(kinds, _may_be_alike)
+
+
+def _shortest(sequence: list[str], fits: Callable[[set[str], list[set[str]]], bool]) -> int:
+    for period in range(1, len(sequence)):
+        columns = [set(sequence[offset::period]) for offset in range(period)]
+        if len(sequence) % period == 0 and all(fits(column, columns) for column in columns):
+            return period
+    return 0
+
+
+def _alike(column: set[str], _: list[set[str]]) -> bool:
+    return len(column) == 1
+
+
+def _may_be_alike(column: set[str], columns: list[set[str]]) -> bool:
+    """Whether the blocks at one place of several layers may be of one kind."""
+    known = column - {UNKNOWN, UNKNOWN_ATTENTION}
+    attention = UNKNOWN_ATTENTION in column or any("attention" in kind for kind in known)
+    before_feed_forward = any("feed_forward" in each for each in columns)
+    fits = not attention or "feed_forward" not in known
+    return len(known) <= 1 and fits and (UNKNOWN not in column or not attention or before_feed_forward)
 
 
 def find_embedding(flow: Flow, result: Node) -> Embedding:

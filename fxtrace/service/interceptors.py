@@ -9,15 +9,17 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc_status import rpc_status
 
 from fxtrace import status
-from fxtrace.errors import FxtraceError, InternalError, ModelInvalid, ShuttingDown, StoreDamaged, Unmet
+from fxtrace.errors import FxtraceError, InternalError, InvalidRequest, ModelInvalid, ShuttingDown, StoreDamaged, Unmet
 from fxtrace.service.access import NEEDS, Gate, caller
 from fxtrace.service.redact import redact
 
@@ -28,6 +30,7 @@ _log = logging.getLogger("fxtrace.service")
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+Decode: TypeAlias = Callable[[bytes], Any] | None
 Metadata: TypeAlias = Mapping[str, str | bytes]
 
 stages: ContextVar[Callable[[str], None] | None] = ContextVar("stages", default=None)
@@ -86,15 +89,18 @@ class Edge(grpc.aio.ServerInterceptor):
         except FxtraceError as error:
             return self._refusal(method, metadata, error)
 
+        # Here rather than by gRPC, which has no other word than UNKNOWN for bytes that are no message.
+        decoded = partial(_decoded_all if handler.request_streaming else _decoded, handler.request_deserializer)
+
         async def reply(request: Any, context: Context) -> Any:
             async with self._watched(method, metadata, context):
                 caller.set(key)
-                return await call(request, context)
+                return await call(decoded(request), context)
 
         async def replies(request: Any, context: Context) -> AsyncIterator[Any]:
             async with self._watched(method, metadata, context) as under_way:
                 caller.set(key)
-                async with aclosing(call(request, context)) as items:
+                async with aclosing(call(decoded(request), context)) as items:
                     async for item in items:
                         under_way.waits = False
                         yield item
@@ -105,8 +111,7 @@ class Edge(grpc.aio.ServerInterceptor):
         wrap: Any = _WRAPPERS[bool(handler.request_streaming), bool(handler.response_streaming)]
         wrapped: Handler = wrap(
             replies if inspect.isasyncgenfunction(call) else reply,
-            handler.request_deserializer,
-            handler.response_serializer,
+            response_serializer=handler.response_serializer,
         )
         return wrapped
 
@@ -151,17 +156,20 @@ class Edge(grpc.aio.ServerInterceptor):
         except grpc.aio.AbortError:
             code = _name(context.code())  # by a standard service, which has said why
             raise
+        except grpc.aio.InternalError:  # it could not be sent: the caller is gone
+            code = "CANCELLED"
+            raise asyncio.CancelledError from None
         except (Exception, asyncio.CancelledError) as raised:
             if isinstance(raised, asyncio.CancelledError) and not self._dismissed:
                 code = "CANCELLED"  # by the caller, or its time ran out
                 raise
             if isinstance(raised, NotImplementedError) and _name(context.code()) == "UNIMPLEMENTED":
                 code = "UNIMPLEMENTED"  # by a standard service, which does not have all of its methods
-                await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"this server has no {method}", trailers)
+                await _abort(context, grpc.StatusCode.UNIMPLEMENTED, f"this server has no {method}", trailers)
             error = self._told(raised, request_id, method)
             sent = rpc_status.to_status(status.to_status(error))
             code = sent.code.name
-            await context.abort(sent.code, sent.details, (*sent.trailing_metadata, *trailers))
+            await _abort(context, sent.code, sent.details, (*sent.trailing_metadata, *trailers))
         finally:
             self._calls.discard(under_way)
             self._ended.set()
@@ -198,6 +206,26 @@ class Edge(grpc.aio.ServerInterceptor):
         redact(error)
         error.request_id = request_id
         return error
+
+
+async def _abort(
+    context: Context, code: grpc.StatusCode, text: str, trailers: tuple[tuple[str, str | bytes], ...]
+) -> None:
+    with suppress(grpc.aio.InternalError):  # the caller is gone
+        await context.abort(code, text, trailers)
+    raise asyncio.CancelledError
+
+
+def _decoded(decode: Decode, data: bytes) -> Any:
+    try:
+        return data if decode is None else decode(data)
+    except DecodeError as error:
+        raise InvalidRequest(f"the request is not a message of this call's: {error}") from None
+
+
+async def _decoded_all(decode: Decode, stream: AsyncIterator[bytes]) -> AsyncIterator[Any]:
+    async for data in stream:
+        yield _decoded(decode, data)
 
 
 _WRAPPERS = {

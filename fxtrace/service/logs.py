@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Literal
 
+import grpc
+
 
 def set_up_logs(level: str, form: Literal["text", "json"]) -> None:
     """Has fxtrace's log written from this level on, and that of libraries from warnings on."""
@@ -19,6 +21,7 @@ def set_up_logs(level: str, form: Literal["text", "json"]) -> None:
     handler.setFormatter(JsonLines() if form == "json" else TextLines())
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
     logging.getLogger("fxtrace").setLevel(level.upper())
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_is_no_hangup)
 
 
 class TextLines(logging.Formatter):
@@ -46,6 +49,11 @@ class JsonLines(logging.Formatter):
         if record.exc_info:
             line["stack"] = self.formatException(record.exc_info)
         return json.dumps(line, default=str)
+
+
+def _is_no_hangup(record: logging.LogRecord) -> bool:
+    """Whether it is something else than gRPC's stack for each caller who was gone when a message was to be sent."""
+    return not (record.exc_info and isinstance(record.exc_info[1], grpc.aio.InternalError))
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -22,7 +22,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from fxtrace import __version__, wire
 from fxtrace.api import TensorReader, TraceApi
-from fxtrace.errors import Cancelled, OptionInvalid, TooLarge
+from fxtrace.errors import Cancelled, FxtraceError, OptionInvalid, TooLarge
 from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, chunk_frame, crc32
 from fxtrace.records import enum_codec
 from fxtrace.service.access import caller
@@ -96,7 +96,7 @@ class TraceServicer:
         start = page_start(request.page_token, "models")
         models = await _in(self._works, self._engine.list_models)
         return rpc.ListModelsResponse(
-            models=map(wire.MODEL.encode, map(_shown, models[start : start + size])),
+            models=map(_listed, models[start : start + size]),
             next_page_token=page_token(start + size, "models") if start + size < len(models) else "",
         )
 
@@ -253,8 +253,14 @@ class TraceServicer:
         return await _in(self._reads, work, *args, **kwargs)
 
 
-def _shown(model: ModelInfo) -> ModelInfo:
-    return model if model.schema else replace(model, summary=without_paths(model.summary))
+def _listed(model: ModelInfo) -> rpc.Model:
+    """The message for a model; one that cannot be used, or does not travel, says so in its summary."""
+    if not model.schema:
+        return wire.MODEL.encode(replace(model, summary=without_paths(model.summary)))
+    try:
+        return wire.MODEL.encode(model)
+    except FxtraceError as error:
+        return wire.MODEL.encode(ModelInfo(model.name, f"cannot be used: {error.message}", (), {}))
 
 
 class _News(Generic[T]):

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -58,6 +59,7 @@ class Tracing:
         self._config = model.resolve(request.configuration)
         self._fields = dict(sorted(model.fields(self._config).items()))  # in the order that the store gives them back
         wire.encode_struct(self._fields, "configuration")  # what cannot travel is refused before the work, not after it
+        self._state_sha256 = weights_digest(request.state) if request.state else ""
         self.trace_id = self._digest()
 
     @contextmanager
@@ -146,6 +148,8 @@ class Tracing:
             created=datetime.now(UTC),
             seconds=seconds,
             weightless=request.weightless,
+            state=PurePath(request.state).name,
+            state_sha256=self._state_sha256,
         )
 
     def _digest(self) -> str:
@@ -164,7 +168,7 @@ class Tracing:
             "training": request.training,
             "unfused": request.unfused,
             "seed": request.seed,
-            "state": weights_digest(request.state) if request.state else "",
+            "state": self._state_sha256,
             "weightless": request.weightless,
             "symbolic": symbolic,
             "symbolic_timeout": request.symbolic_timeout if symbolic else None,

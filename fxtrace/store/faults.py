@@ -73,6 +73,11 @@ def damaged_trace(trace_id: str, problem: object) -> StoreDamaged:
     )
 
 
+def damaged_row(trace_id: str) -> StoreDamaged:
+    """The error for a trace whose row in the index cannot be trusted."""
+    return damaged_trace(trace_id, "its row in the index is not as it was written")
+
+
 def not_found(trace_id: str) -> TraceNotFound:
     """The error for a trace that is not there."""
     return TraceNotFound(f"no trace with the id {trace_id}", field="trace", trace=trace_id)

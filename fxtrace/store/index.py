@@ -36,7 +36,7 @@ from sqlalchemy import (
 from zlib_ng.zlib_ng import crc32
 
 from fxtrace.errors import DependencyMissing, StoreDamaged
-from fxtrace.store.faults import damaged_index, damaged_trace, reported_of_index
+from fxtrace.store.faults import damaged_index, damaged_row, reported_of_index
 
 SCHEMA_VERSION = 2
 
@@ -76,6 +76,7 @@ class Row:
         nbytes: of its file.
         last_used: seconds since 1970; a minute late, at most.
         sequence: its place in the order, once it has one.
+        whole: whether the index gives it as it was written.
     """
 
     id: str
@@ -86,6 +87,7 @@ class Row:
     pinned: bool = False
     last_used: float = 0.0
     sequence: int | None = None
+    whole: bool = True
 
     def checksum(self) -> int:
         """Of what must come back as it was written."""
@@ -175,15 +177,11 @@ class Index:
         return None if found is None else _row(found)
 
     def newest(self, connection: Connection, limit: int | None = None, before: int | None = None) -> list[Row]:
-        """Rows that are not deleted, newest first; `before` goes on after a place in the order.
-
-        Raises:
-            StoreDamaged: one is not as it was written.
-        """
+        """Rows that are not deleted, whole or not, newest first; `before` goes on after a place in the order."""
         query = select(_rows).where(_rows.c.state != "deleted").order_by(_rows.c.sequence.desc()).limit(limit)
         if before is not None:
             query = query.where(_rows.c.sequence < before)
-        return [_row(found) for found in connection.execute(query).mappings()]
+        return [_row(found, check=False) for found in connection.execute(query).mappings()]
 
     def blobs(self, connection: Connection) -> set[str]:
         """The names of the files of all rows, damaged or not."""
@@ -220,6 +218,7 @@ class Index:
     def insert(self, connection: Connection, row: Row) -> None:
         """Adds a row, in place of one of the same trace; at the end of the order where it has no place."""
         values = {**asdict(row), "checksum": row.checksum()}
+        del values["whole"]
         if row.sequence is None:
             del values["sequence"]
         connection.execute(_rows.delete().where(_rows.c.id == row.id))
@@ -265,9 +264,10 @@ def _row(found: RowMapping, *, check: bool = True) -> Row:
     values = dict(found)
     checksum = values.pop("checksum")
     row = Row(**values)
-    if check and (row.checksum() != checksum or not isinstance(row.last_used, float)):
-        raise damaged_trace(row.id, "its row in the index is not as it was written")
-    return row
+    whole = row.checksum() == checksum and isinstance(row.last_used, float)
+    if check and not whole:
+        raise damaged_row(row.id)
+    return replace(row, whole=whole)
 
 
 def _connect_postgresql(url: URL) -> Engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
@@ -21,7 +22,7 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, NameInvalid, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import new_name, open_blobs
-from fxtrace.store.faults import DiskFull, damaged_trace, not_found, reported
+from fxtrace.store.faults import DiskFull, damaged_row, damaged_trace, not_found, reported
 from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
 from fxtrace.store.index import Index, Row
 from fxtrace.store.migrate import migrate
@@ -32,6 +33,7 @@ from fxtrace.v1 import trace_service_pb2
 
 TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
+_log = logging.getLogger("fxtrace.store")
 _SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
 _NOTE_USE_EVERY_SECONDS = 60
 
@@ -90,6 +92,7 @@ class Store:
         self.place = str(place)
         parsed = parse_place(self.place)
         self._quota_bytes = quota_bytes
+        self._told: set[str] = set()  # damaged rows that the log has
         self._used: dict[str, float] = {}
         self._used_lock = threading.Lock()
         self._used_noted = time.monotonic()
@@ -275,19 +278,20 @@ class Store:
     def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
         """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
 
-        Raises:
-            StoreDamaged
+        One whose row is damaged is left out, and the log tells of it.
         """
+        found: list[tuple[int, Trace]] = []
         with self._index.reading() as connection:
-            rows = self._index.newest(connection, limit, before)
-        return [(row.sequence or 0, parse(row.id, trace_from_bytes, row.trace)) for row in rows]
+            while missing := limit - len(found):
+                rows = self._index.newest(connection, missing, before)
+                found += [(row.sequence or 0, parse(row.id, trace_from_bytes, row.trace)) for row in self._whole(rows)]
+                if len(rows) < missing:
+                    break
+                before = rows[-1].sequence
+        return found
 
     def stored(self) -> list[StoredTrace]:
-        """How every trace is kept, newest first.
-
-        Raises:
-            StoreDamaged
-        """
+        """How every trace is kept, newest first. One whose row is damaged is left out, and the log tells of it."""
         self._note_use()
         with self._index.reading() as connection:
             rows = self._index.newest(connection)
@@ -299,7 +303,7 @@ class Store:
                 row.pinned,
                 row.state == "damaged",
             )
-            for row in rows
+            for row in self._whole(rows)
         ]
 
     @property
@@ -408,6 +412,15 @@ class Store:
             with suppress(FxtraceError):  # reading goes on where nothing can be written
                 self._note_use()
         return row
+
+    def _whole(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The rows that can be trusted; the log tells of each other once."""
+        for row in rows:
+            if row.whole:
+                yield row
+            elif row.id not in self._told:
+                self._told.add(row.id)
+                _log.warning("left out of a list: %(problem)s", {"problem": damaged_row(row.id).message})
 
     def _note_use(self) -> None:
         """Writes down when traces were last used."""

@@ -755,6 +755,8 @@ class Trace(message.Message):
     CREATE_TIME_FIELD_NUMBER: builtins.int
     SECONDS_FIELD_NUMBER: builtins.int
     WEIGHTLESS_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
+    STATE_SHA256_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name: "traces/{trace}". The id is a digest of what determines the result."""
     model: builtins.str
@@ -787,6 +789,10 @@ class Trace(message.Message):
     """How long building and capturing took, in seconds."""
     weightless: builtins.bool
     """Whether the model was built without its weights."""
+    state: builtins.str
+    """Name of the file whose weights the model was given, without its folder; empty for those it is built with."""
+    state_sha256: builtins.str
+    """SHA-256 of that file, in hexadecimal."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Every configuration field, resolved."""
@@ -826,10 +832,12 @@ class Trace(message.Message):
         create_time: timestamp_pb2.Timestamp | None = ...,
         seconds: builtins.float = ...,
         weightless: builtins.bool = ...,
+        state: builtins.str = ...,
+        state_sha256: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "output_equal", b"output_equal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "fxtrace_version", b"fxtrace_version", "inputs", b"inputs", "labelled_count", b"labelled_count", "model", b"model", "name", b"name", "node_count", b"node_count", "output_equal", b"output_equal", "parameter_count", b"parameter_count", "rung", b"rung", "rung_notes", b"rung_notes", "seconds", b"seconds", "seed", b"seed", "tensor_bytes", b"tensor_bytes", "tensor_count", b"tensor_count", "torch_version", b"torch_version", "training", b"training", "values", b"values", "weightless", b"weightless"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_output_equal", b"_output_equal", "configuration", b"configuration", "create_time", b"create_time", "fxtrace_version", b"fxtrace_version", "inputs", b"inputs", "labelled_count", b"labelled_count", "model", b"model", "name", b"name", "node_count", b"node_count", "output_equal", b"output_equal", "parameter_count", b"parameter_count", "rung", b"rung", "rung_notes", b"rung_notes", "seconds", b"seconds", "seed", b"seed", "state", b"state", "state_sha256", b"state_sha256", "tensor_bytes", b"tensor_bytes", "tensor_count", b"tensor_count", "torch_version", b"torch_version", "training", b"training", "values", b"values", "weightless", b"weightless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__output_equal: _TypeAlias = typing.Literal["output_equal"]  # noqa: Y015
     _WhichOneofArgType__output_equal: _TypeAlias = typing.Literal["_output_equal", b"_output_equal"]  # noqa: Y015

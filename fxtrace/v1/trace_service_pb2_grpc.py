@@ -29,16 +29,22 @@ class TraceServiceStub:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     def __init__(self, channel):
@@ -123,16 +129,22 @@ class TraceServiceServicer:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     def GetServer(self, request, context):
@@ -145,7 +157,7 @@ class TraceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListModels(self, request, context):
-        """The models this server offers, in the order of their names, paged.
+        """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
@@ -156,8 +168,10 @@ class TraceServiceServicer:
     def GetModel(self, request, context):
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-        (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+        a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -169,8 +183,10 @@ class TraceServiceServicer:
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
         NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
-        that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
-        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        that ran it; DEPENDENCY_MISSING where the model needs a package that the server lacks; PRECONDITION_UNMET where the
+        trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE for inputs that are too large to draw, and for a trace that
+        with the pinned ones is more than the store's quota; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED
+        (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace is made again).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -179,16 +195,18 @@ class TraceServiceServicer:
     def GetTrace(self, request, context):
         """Where a trace came from and how much there is of it.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+        the store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTraces(self, request, context):
-        """The stored traces, newest first, paged.
+        """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
-        Errors: INVALID_ARGUMENT (PAGE_INVALID).
+        Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
+        DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -197,7 +215,8 @@ class TraceServiceServicer:
     def DeleteTrace(self, request, context):
         """Removes a trace and its tensors.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+        the store cannot be written to), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace can be removed).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +226,8 @@ class TraceServiceServicer:
         """The annotated graph, whole or filtered, paged by nodes.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
-        PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+        PAGE_INVALID, OPTION_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS
+        (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -218,7 +238,8 @@ class TraceServiceServicer:
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
         QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
-        FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+        FAILED_PRECONDITION (DEPENDENCY_MISSING where the server cannot take conditions; PRECONDITION_UNMET where the
+        store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -227,7 +248,8 @@ class TraceServiceServicer:
     def ListSnapshots(self, request, context):
         """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS (STORE_DAMAGED).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,7 +259,8 @@ class TraceServiceServicer:
         """One tensor: its spec first, then its bytes in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT where the trace has shapes only; PRECONDITION_UNMET where the
+        store cannot be used), DATA_LOSS (STORE_DAMAGED, also amid the chunks: no wrong byte is sent).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -246,7 +269,9 @@ class TraceServiceServicer:
     def BatchReadTensors(self, request, context):
         """Several small tensors in one reply, in the order asked for. At most 64 tensors and 3 MiB in all.
 
-        Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID),
+        FAILED_PRECONDITION (VALUES_ABSENT, PRECONDITION_UNMET), RESOURCE_EXHAUSTED (TOO_LARGE for more than that),
+        DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,8 +281,9 @@ class TraceServiceServicer:
         """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
-        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING where the server has no Graphviz; WORKER_CRASHED;
+        PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -268,9 +294,9 @@ class TraceServiceServicer:
         come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
-        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
-        RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
-        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+        DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+        configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -361,16 +387,22 @@ class TraceService:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     @staticmethod

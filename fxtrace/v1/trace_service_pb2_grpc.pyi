@@ -30,16 +30,22 @@ class TraceServiceStub:
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     @_typing.overload
@@ -52,15 +58,17 @@ class TraceServiceStub:
     Errors: none of its own.
     """
     ListModels: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]
-    """The models this server offers, in the order of their names, paged.
+    """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
     GetModel: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-    (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+    a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     CreateTrace: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
@@ -68,68 +76,80 @@ class TraceServiceStub:
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
     NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
-    that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
-    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    that ran it; DEPENDENCY_MISSING where the model needs a package that the server lacks; PRECONDITION_UNMET where the
+    trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE for inputs that are too large to draw, and for a trace that
+    with the pinned ones is more than the store's quota; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED
+    (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace is made again).
     """
     GetTrace: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]
     """Where a trace came from and how much there is of it.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+    the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListTraces: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
-    Errors: INVALID_ARGUMENT (PAGE_INVALID).
+    Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
+    DATA_LOSS (STORE_DAMAGED).
     """
     DeleteTrace: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.DeleteTraceRequest, _trace_service_pb2.DeleteTraceResponse]
     """Removes a trace and its tensors.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+    the store cannot be written to), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace can be removed).
     """
     GetGraph: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.GetGraphRequest, _trace_service_pb2.GetGraphResponse]
     """The annotated graph, whole or filtered, paged by nodes.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
-    PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+    PAGE_INVALID, OPTION_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS
+    (STORE_DAMAGED).
     """
     QueryNodes: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.QueryNodesRequest, _trace_service_pb2.QueryNodesResponse]
     """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
     QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
-    FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+    FAILED_PRECONDITION (DEPENDENCY_MISSING where the server cannot take conditions; PRECONDITION_UNMET where the
+    store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListSnapshots: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.ListSnapshotsRequest, _trace_service_pb2.ListSnapshotsResponse]
     """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS (STORE_DAMAGED).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ReadTensor: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.ReadTensorRequest, _trace_service_pb2.ReadTensorResponse]
     """One tensor: its spec first, then its bytes in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT where the trace has shapes only; PRECONDITION_UNMET where the
+    store cannot be used), DATA_LOSS (STORE_DAMAGED, also amid the chunks: no wrong byte is sent).
     """
     BatchReadTensors: _grpc.UnaryUnaryMultiCallable[_trace_service_pb2.BatchReadTensorsRequest, _trace_service_pb2.BatchReadTensorsResponse]
     """Several small tensors in one reply, in the order asked for. At most 64 tensors and 3 MiB in all.
 
-    Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID),
+    FAILED_PRECONDITION (VALUES_ABSENT, PRECONDITION_UNMET), RESOURCE_EXHAUSTED (TOO_LARGE for more than that),
+    DATA_LOSS (STORE_DAMAGED).
     """
     RenderGraph: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.RenderGraphRequest, _trace_service_pb2.RenderGraphResponse]
     """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
-    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING where the server has no Graphviz; WORKER_CRASHED;
+    PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     SweepShapes: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]
     """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
     come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
-    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
-    RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
-    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+    DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+    configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
     """
 
 @_typing.type_check_only
@@ -137,16 +157,22 @@ class TraceServiceAsyncStub(TraceServiceStub):
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -156,15 +182,17 @@ class TraceServiceAsyncStub(TraceServiceStub):
     Errors: none of its own.
     """
     ListModels: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListModelsRequest, _trace_service_pb2.ListModelsResponse]  # type: ignore[assignment]
-    """The models this server offers, in the order of their names, paged.
+    """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
     Errors: INVALID_ARGUMENT (PAGE_INVALID).
     """
     GetModel: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetModelRequest, _trace_service_pb2.GetModelResponse]  # type: ignore[assignment]
     """One model: its configuration's fields, defaults and JSON schema.
 
-    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-    (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
+    Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+    a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+    DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     CreateTrace: _aio.UnaryStreamMultiCallable[_trace_service_pb2.CreateTraceRequest, _trace_service_pb2.CreateTraceResponse]  # type: ignore[assignment]
     """Traces a model, or finds the trace a request like this one made before. Progress first, the trace last. Where such
@@ -172,84 +200,102 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
     NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
-    that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
-    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    that ran it; DEPENDENCY_MISSING where the model needs a package that the server lacks; PRECONDITION_UNMET where the
+    trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE for inputs that are too large to draw, and for a trace that
+    with the pinned ones is more than the store's quota; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED
+    (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace is made again).
     """
     GetTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetTraceRequest, _trace_service_pb2.GetTraceResponse]  # type: ignore[assignment]
     """Where a trace came from and how much there is of it.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+    the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListTraces: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListTracesRequest, _trace_service_pb2.ListTracesResponse]  # type: ignore[assignment]
-    """The stored traces, newest first, paged.
+    """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
-    Errors: INVALID_ARGUMENT (PAGE_INVALID).
+    Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
+    DATA_LOSS (STORE_DAMAGED).
     """
     DeleteTrace: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.DeleteTraceRequest, _trace_service_pb2.DeleteTraceResponse]  # type: ignore[assignment]
     """Removes a trace and its tensors.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+    the store cannot be written to), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace can be removed).
     """
     GetGraph: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.GetGraphRequest, _trace_service_pb2.GetGraphResponse]  # type: ignore[assignment]
     """The annotated graph, whole or filtered, paged by nodes.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
-    PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+    PAGE_INVALID, OPTION_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS
+    (STORE_DAMAGED).
     """
     QueryNodes: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.QueryNodesRequest, _trace_service_pb2.QueryNodesResponse]  # type: ignore[assignment]
     """The nodes that a query chooses, in execution order; or the paths that it asks for, with the nodes on them. Paged.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
     QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
-    FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+    FAILED_PRECONDITION (DEPENDENCY_MISSING where the server cannot take conditions; PRECONDITION_UNMET where the
+    store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ListSnapshots: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.ListSnapshotsRequest, _trace_service_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
     """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
-    Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS (STORE_DAMAGED).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+    (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
     """
     ReadTensor: _aio.UnaryStreamMultiCallable[_trace_service_pb2.ReadTensorRequest, _trace_service_pb2.ReadTensorResponse]  # type: ignore[assignment]
     """One tensor: its spec first, then its bytes in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT where the trace has shapes only; PRECONDITION_UNMET where the
+    store cannot be used), DATA_LOSS (STORE_DAMAGED, also amid the chunks: no wrong byte is sent).
     """
     BatchReadTensors: _aio.UnaryUnaryMultiCallable[_trace_service_pb2.BatchReadTensorsRequest, _trace_service_pb2.BatchReadTensorsResponse]  # type: ignore[assignment]
     """Several small tensors in one reply, in the order asked for. At most 64 tensors and 3 MiB in all.
 
-    Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
+    Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID),
+    FAILED_PRECONDITION (VALUES_ABSENT, PRECONDITION_UNMET), RESOURCE_EXHAUSTED (TOO_LARGE for more than that),
+    DATA_LOSS (STORE_DAMAGED).
     """
     RenderGraph: _aio.UnaryStreamMultiCallable[_trace_service_pb2.RenderGraphRequest, _trace_service_pb2.RenderGraphResponse]  # type: ignore[assignment]
     """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
     Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
-    BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+    OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING where the server has no Graphviz; WORKER_CRASHED;
+    PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
+    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
     """
     SweepShapes: _aio.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]  # type: ignore[assignment]
     """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
     come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
 
     Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
-    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
-    RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
-    DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+    DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+    configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
     """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     """Traces PyTorch models into annotated graphs and answers questions about them.
 
     Every error carries google.rpc.ErrorInfo (domain "fxtrace", a reason from the lists below, the message's dynamic
-    values in its metadata); INVALID_ARGUMENT also carries google.rpc.BadRequest with the field's path, and BUSY
+    values in its metadata); google.rpc.BadRequest where one field of the request is to blame, with its path; BUSY also
     google.rpc.RetryInfo. google.rpc.RequestInfo has the id under which the server's log tells of the call: the caller's
-    own, where it sent one as x-request-id. Any RPC may end with INTERNAL (reason INTERNAL) on a defect of the server,
-    CANCELLED, DEADLINE_EXCEEDED, UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE) when the server stops, or without
-    details RESOURCE_EXHAUSTED when too many calls are under way. Limits that are given as "at most" are a server's
-    defaults.
+    own, where it sent one as x-request-id. What gRPC says by itself, on either side, comes without details: CANCELLED,
+    DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED when too many calls are under way or a request is too long, UNAVAILABLE when no
+    server is there.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". Without, any RPC ends with
-    UNAUTHENTICATED (UNAUTHENTICATED). CreateTrace, DeleteTrace and SweepShapes need a key of scope "write", or end with
-    PERMISSION_DENIED (PERMISSION_DENIED).
+    Limits that are given as "at most" are a server's defaults.
+
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
+    DeleteTrace and SweepShapes need a key of scope "write".
+
+    Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
+    (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
+    (PERMISSION_DENIED where the key's scope does not allow the call), UNAVAILABLE (SHUTTING_DOWN, SERVER_UNAVAILABLE
+    when the server stops before the call is done), CANCELLED (CANCELLED), DEADLINE_EXCEEDED (DEADLINE_EXCEEDED),
+    INTERNAL (INTERNAL, a defect of the server). Each RPC lists its own besides.
     """
 
     @_abc_1.abstractmethod
@@ -269,7 +315,7 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.ListModelsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_service_pb2.ListModelsResponse, _abc.Awaitable[_trace_service_pb2.ListModelsResponse]]:
-        """The models this server offers, in the order of their names, paged.
+        """The models this server offers, in the order of their names, paged. One that cannot be used says so in its summary.
 
         Errors: INVALID_ARGUMENT (PAGE_INVALID).
         """
@@ -282,8 +328,10 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.GetModelResponse, _abc.Awaitable[_trace_service_pb2.GetModelResponse]]:
         """One model: its configuration's fields, defaults and JSON schema.
 
-        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION
-        (WORKER_CRASHED, DEPENDENCY_MISSING), RESOURCE_EXHAUSTED (MEMORY_LIMIT), DEADLINE_EXCEEDED (TIME_LIMIT).
+        Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID; MODEL_INVALID; CONFIGURATION_INVALID where
+        a default cannot be sent), FAILED_PRECONDITION (WORKER_CRASHED where importing it ended the process;
+        DEPENDENCY_MISSING; PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -297,8 +345,10 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND), INVALID_ARGUMENT (CONFIGURATION_INVALID, INPUT_INVALID, OPTION_INVALID,
         NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (CAPTURE_FAILED; WORKER_CRASHED where the model ended the process
-        that ran it; PRECONDITION_UNMET where the trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE, MEMORY_LIMIT, and
-        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        that ran it; DEPENDENCY_MISSING where the model needs a package that the server lacks; PRECONDITION_UNMET where the
+        trace cannot be stored), RESOURCE_EXHAUSTED (TOO_LARGE for inputs that are too large to draw, and for a trace that
+        with the pinned ones is more than the store's quota; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED
+        (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace is made again).
         """
 
     @_abc_1.abstractmethod
@@ -309,7 +359,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.GetTraceResponse, _abc.Awaitable[_trace_service_pb2.GetTraceResponse]]:
         """Where a trace came from and how much there is of it.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+        the store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -318,9 +369,10 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_service_pb2.ListTracesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trace_service_pb2.ListTracesResponse, _abc.Awaitable[_trace_service_pb2.ListTracesResponse]]:
-        """The stored traces, newest first, paged.
+        """The stored traces, newest first, paged. One that is damaged in the index is left out.
 
-        Errors: INVALID_ARGUMENT (PAGE_INVALID).
+        Errors: INVALID_ARGUMENT (PAGE_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used),
+        DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -331,7 +383,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.DeleteTraceResponse, _abc.Awaitable[_trace_service_pb2.DeleteTraceResponse]]:
         """Removes a trace and its tensors.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where
+        the store cannot be written to), DATA_LOSS (STORE_DAMAGED where it is the index; a damaged trace can be removed).
         """
 
     @_abc_1.abstractmethod
@@ -343,7 +396,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         """The annotated graph, whole or filtered, paged by nodes.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown module or role), INVALID_ARGUMENT (NAME_INVALID,
-        PAGE_INVALID, OPTION_INVALID), DATA_LOSS (STORE_DAMAGED).
+        PAGE_INVALID, OPTION_INVALID), FAILED_PRECONDITION (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS
+        (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -356,7 +410,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND for an unknown node or role), INVALID_ARGUMENT (NAME_INVALID,
         QUERY_INVALID, PAGE_INVALID, OPTION_INVALID), RESOURCE_EXHAUSTED (TOO_LARGE where the query takes too long),
-        FAILED_PRECONDITION (DEPENDENCY_MISSING), DATA_LOSS (STORE_DAMAGED).
+        FAILED_PRECONDITION (DEPENDENCY_MISSING where the server cannot take conditions; PRECONDITION_UNMET where the
+        store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -367,7 +422,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.ListSnapshotsResponse, _abc.Awaitable[_trace_service_pb2.ListSnapshotsResponse]]:
         """The numbered snapshots, each with its tensors, shape, checks and explanation, or the reason why it is not there.
 
-        Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), DATA_LOSS (STORE_DAMAGED).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID), FAILED_PRECONDITION
+        (PRECONDITION_UNMET where the store cannot be used), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -379,7 +435,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         """One tensor: its spec first, then its bytes in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (VALUES_ABSENT where the trace has shapes only; PRECONDITION_UNMET where the
+        store cannot be used), DATA_LOSS (STORE_DAMAGED, also amid the chunks: no wrong byte is sent).
         """
 
     @_abc_1.abstractmethod
@@ -390,7 +447,9 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_trace_service_pb2.BatchReadTensorsResponse, _abc.Awaitable[_trace_service_pb2.BatchReadTensorsResponse]]:
         """Several small tensors in one reply, in the order asked for. At most 64 tensors and 3 MiB in all.
 
-        Errors: those of ReadTensor, and RESOURCE_EXHAUSTED (TOO_LARGE).
+        Errors: NOT_FOUND (TRACE_NOT_FOUND, TENSOR_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID, SLICE_INVALID),
+        FAILED_PRECONDITION (VALUES_ABSENT, PRECONDITION_UNMET), RESOURCE_EXHAUSTED (TOO_LARGE for more than that),
+        DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -402,8 +461,9 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         """The graph as a picture, or as DOT text. Progress first, then the picture in chunks.
 
         Errors: NOT_FOUND (TRACE_NOT_FOUND, NODE_NOT_FOUND, SNAPSHOT_NOT_FOUND), INVALID_ARGUMENT (NAME_INVALID,
-        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING, WORKER_CRASHED), RESOURCE_EXHAUSTED (MEMORY_LIMIT, and
-        BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
+        OPTION_INVALID), FAILED_PRECONDITION (DEPENDENCY_MISSING where the server has no Graphviz; WORKER_CRASHED;
+        PRECONDITION_UNMET where the store cannot be used), RESOURCE_EXHAUSTED (MEMORY_LIMIT; BUSY where too many wait),
+        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own), DATA_LOSS (STORE_DAMAGED).
         """
 
     @_abc_1.abstractmethod
@@ -416,9 +476,9 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
 
         Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
-        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED),
-        RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000 configurations, MEMORY_LIMIT, and BUSY where too many wait),
-        DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+        DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+        configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

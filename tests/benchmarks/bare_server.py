@@ -15,9 +15,10 @@ CHUNK_BYTES = 1 << 20
 async def _serve() -> None:
     data = memoryview(bytearray(STREAM_BYTES))
 
-    async def stream(_request: bytes, _context: Any) -> AsyncIterator[bytes]:
-        for start in range(0, STREAM_BYTES, CHUNK_BYTES):
-            yield bytes(data[start : start + CHUNK_BYTES])
+    async def stream(request: bytes, _context: Any) -> AsyncIterator[bytes]:
+        for start in range(0, int(request), CHUNK_BYTES):
+            at = start % STREAM_BYTES
+            yield bytes(data[at : at + CHUNK_BYTES])
 
     async def empty(_request: bytes, _context: Any) -> bytes:
         return b""

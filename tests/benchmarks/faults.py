@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.faults
 
-Prints a table. A case is a function of a `Target`; it gives what the client saw, and leaves the server to the next one.
+Prints a table: what models and callers do, then what happens to the store. A case is a function of a `Target`; it gives
+what the client saw, and leaves the server to the next one.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from fxtrace.client import Client
 from fxtrace.errors import FxtraceError
 from fxtrace.trace import Progress, TraceRequest
+from tests.benchmarks import store_faults
 from tests.service.processes import exists, pid_in, server_process, until
 
 MODELS = Path(__file__).parent.parent / "service"
@@ -180,6 +182,8 @@ def main() -> None:
                 seen = case(target)
                 print(f"| {case.__doc__} | {seen} | {next_call(target, number + 1)} |", flush=True)
         assert not [each for each in store.rglob("*") if each.suffix == ".tmp"]
+    for row in store_faults.rows():
+        print(row.markdown(), flush=True)
 
 
 if __name__ == "__main__":

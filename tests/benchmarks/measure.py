@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
+
+from fxtrace.service.worker import memory
 
 
 @dataclass(frozen=True)
@@ -62,3 +69,47 @@ def temporary_folder() -> Iterator[Path]:
     """A folder that is gone afterwards."""
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)
+
+
+@contextmanager
+def serve(
+    store: Path, *models: Path, log: TextIO | None = None, **settings: object
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`fxtrace serve` on a free port, stopped when the block is left; its process and its address."""
+    command = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--store", str(store)]
+    for model in models:
+        command += ["--model", str(model)]
+    variables = {f"FXTRACE_{name.upper()}": str(value) for name, value in settings.items()}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=log, text=True, env={**os.environ, **variables}
+    ) as process:
+        try:
+            assert process.stdout is not None
+            yield process, re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        finally:
+            process.terminate()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a server holds and that are no file's: its own process, and its workers together."""
+
+    front: int
+    workers: int
+
+    @classmethod
+    def of(cls, pid: int) -> Memory:
+        """Of a server by its process id."""
+        children = [
+            int(child)
+            for task in Path(f"/proc/{pid}/task").iterdir()
+            for child in (task / "children").read_text().split()
+        ]
+        return cls(_private(pid), sum(map(_private, children)))
+
+    def __str__(self) -> str:
+        return f"{self.front / 2**20:.0f} MiB (workers {self.workers / 2**20:.0f} MiB)"
+
+
+def _private(pid: int) -> int:
+    return memory(pid).get("RssAnon", 0)

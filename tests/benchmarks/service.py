@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,16 +18,14 @@ from fxtrace.trace import TraceRequest
 from fxtrace.v1.trace_service_pb2 import GetGraphRequest
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 from tests.benchmarks.bare_server import CHUNK_BYTES, STREAM_BYTES
-from tests.benchmarks.measure import Row, compare, temporary_folder
+from tests.benchmarks.measure import Row, compare, serve, temporary_folder
 
 TENSOR_MODEL = Path(__file__).parent.parent / "service" / "dtypes.py"
 
 
 def rows() -> list[Row]:
     """ReadTensor ÷ a bare byte stream, GetGraph ÷ an empty call."""
-    serve = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--model", str(TENSOR_MODEL), "--store"]
-    bare_server = [sys.executable, "-m", "tests.benchmarks.bare_server"]
-    with temporary_folder() as folder, _process(*serve, str(folder)) as address, _process(*bare_server) as bare_address:
+    with temporary_folder() as folder, serve(folder, TENSOR_MODEL) as (_, address), bare_server() as bare_address:
         options = [("grpc.max_receive_message_length", 2 * CHUNK_BYTES)]
         with (
             Client(address, arrays="numpy", timeout=None) as client,
@@ -47,7 +44,7 @@ def _tensor(client: Client[NDArray[Any]], bare: Any) -> Row:
 
     def raw() -> None:
         data, at = np.empty(STREAM_BYTES, np.uint8).data, 0
-        for chunk in stream(b""):
+        for chunk in stream(str(STREAM_BYTES).encode()):
             data[at : at + len(chunk)] = chunk
             at += len(chunk)
 
@@ -71,12 +68,14 @@ def _graph(client: Client[NDArray[Any]], channel: grpc.Channel, bare: Any) -> li
 
 
 @contextmanager
-def _process(*command: str) -> Iterator[str]:
-    """Runs a server that prints its address; gives the address."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def bare_server() -> Iterator[str]:
+    """A server with nothing in it; its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.benchmarks.bare_server"], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     try:
-        yield re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0]
+        yield process.stdout.readline().strip()
     finally:
         process.terminate()
         process.wait()

@@ -1,17 +1,14 @@
-"""What a client of a server sees of the store's faults, and that its next call works: `python -m` this module."""
+"""What a client of a server sees of the store's faults, and that its next call works; printed by `faults`."""
 
 from __future__ import annotations
 
-import os
 import random
 import re
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,7 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.store import Store
 from fxtrace.trace import TraceRequest
-from tests.benchmarks.measure import temporary_folder
+from tests.benchmarks.measure import serve, temporary_folder
 
 MODEL = Path(__file__).parent.parent / "service" / "tiny.py"
 KILLS = 50
@@ -42,7 +39,7 @@ class Row:
 
     def markdown(self) -> str:
         """As a row of the README's table."""
-        return f"| {self.fault} | {self.seen} | {self.after} |"
+        return f"| {self.fault} | {self.seen} | yes: {self.after} |"
 
 
 def rows() -> Iterator[Row]:
@@ -92,7 +89,7 @@ def killed() -> Row:
             client.create_trace(_request(10**6))
     return Row(
         f"server killed (SIGKILL) at {KILLS} random moments of mixed writes",
-        ", ".join(sorted(seen)),
+        ", ".join(f"`{reason}`" for reason in sorted(seen)),
         f"of {checked} acknowledged traces looked for after a restart all there and bit-equal; no file left over",
     )
 
@@ -168,7 +165,7 @@ def _seen(call: Callable[[], object]) -> str:
     try:
         call()
     except FxtraceError as error:
-        return f"{error.reason}: {re.sub('[0-9a-f]{32}', '…', error.message)}"
+        return f"`{error.reason}`: {re.sub('[0-9a-f]{32}', '…', error.message)}"
     raise AssertionError("there was no error")
 
 
@@ -180,20 +177,8 @@ def _limit_files(pid: int, nbytes: int) -> None:
 
 @contextmanager
 def _server(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    command = [sys.executable, "-m", "fxtrace", "serve", "--port", "0", "--model", str(MODEL), "--store", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
+    with serve(folder, MODEL) as (process, address):
         try:
-            yield re.findall(r"127\.0\.0\.1:\d+", process.stdout.readline())[0], process
+            yield address, process
         finally:
-            with suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
-
-
-if __name__ == "__main__":
-    start = time.monotonic()
-    print("| fault | the client saw | afterwards |")
-    print("| --- | --- | --- |")
-    for row in rows():
-        print(row.markdown(), flush=True)
-    print(f"\n{time.monotonic() - start:.0f} s")
+            process.kill()

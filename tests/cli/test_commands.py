@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -247,7 +248,7 @@ def test_traces_a_file_with_everything_set(run: Run, tmp_path: Path) -> None:
     assert set(trace) == {
         *("id", "model", "configuration", "inputs", "rung", "rung_notes", "values", "training", "seed"),
         *("torch_version", "fxtrace_version", "output_equal", "node_count", "tensor_count", "labelled_count"),
-        *("parameter_count", "tensor_bytes", "created", "seconds", "weightless"),
+        *("parameter_count", "tensor_bytes", "created", "seconds", "weightless", "state", "state_sha256"),
     }
     assert trace["configuration"] == {"width": 6, "words": 10, "scale": 0.5, "fails": "no"}
     assert (trace["seed"], trace["training"], trace["values"]) == (-3, True, True)
@@ -372,3 +373,17 @@ def test_bfloat16_prints_as_numbers(run: Run, served: Served) -> None:
     assert served.engine.read_tensor(served.dtypes.id, name).dtype == ml_dtypes.bfloat16
     text = run("tensor", name, "--slice", "0,0,0", "--trace", served.dtypes.id, "--store", place(served)).stdout
     assert "[0 1 2 3 4]" in text
+
+
+def test_the_weights_that_a_trace_was_made_with(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport torch\n\n"
+        "@dataclass\nclass Config:\n    width: int = 4\n\n"
+        "def build(config): return torch.nn.Linear(config.width, 2)\n"
+        "def example_inputs(config): return {'input': torch.ones(1, config.width)}\n"
+    )
+    file = tmp_path / "weights.safetensors"
+    save_file({"weight": np.ones((2, 4), np.float32), "bias": np.zeros(2, np.float32)}, file)
+    shown = "".join(run("trace", tmp_path / "mine.py", "--state", file).stdout.split())
+    assert f"weightsweights.safetensors,sha256{hashlib.sha256(file.read_bytes()).hexdigest()}" in shown
+    assert str(tmp_path) not in shown

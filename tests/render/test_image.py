@@ -7,6 +7,7 @@ import struct
 import sys
 import zlib
 from base64 import b64decode
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -49,6 +50,31 @@ def test_svg_has_the_text_and_tooltips_with_details() -> None:
     for detail in ("softmax: torch.softmax", "in encoder.layers.0.self_attn", "1×4×6×6 float32", "model.py:"):
         assert detail in softmax
     assert "each row sums to 1: holds" in softmax
+
+
+def curve(path: str, steps: int = 20) -> Iterator[tuple[float, float]]:
+    """Points on an SVG path of cubic Bézier curves."""
+    points = [complex(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+),(-?[\d.]+)", path)]
+    for start in range(0, len(points) - 3, 3):
+        a, b, c, d = points[start : start + 4]
+        for t in (step / steps for step in range(steps + 1)):
+            point = (1 - t) ** 3 * a + 3 * (1 - t) ** 2 * t * b + 3 * (1 - t) * t**2 * c + t**3 * d
+            yield point.real, point.imag
+
+
+def test_no_link_runs_through_a_frame_s_title() -> None:
+    root = ElementTree.fromstring(to_image(to_dot(MODEL), "svg"))
+    titles, links = [], []
+    for group in root.iter(f"{SVG}g"):
+        if group.get("class") == "cluster":
+            titles += [(text.text or "", text.attrib) for text in group.iter(f"{SVG}text")]
+        elif group.get("class") == "edge":
+            links += [point for path in group.iter(f"{SVG}path") for point in curve(path.get("d", ""))]
+    assert len(titles) > 10
+    for words, at in titles:
+        x, y, size = (float(at[key]) for key in ("x", "y", "font-size"))
+        width = 0.5 * size * len(words)  # of Arimo's letters, on average
+        assert not [(a, b) for a, b in links if x <= a <= x + width and y - 0.7 * size <= b <= y], words
 
 
 def test_svg_brings_its_font_along() -> None:

@@ -12,7 +12,7 @@ from fxtrace.graph import Graph
 from fxtrace.roles import label
 
 WIDTH, INNER, EXPERTS, CHOSEN = 16, 24, 4, 2
-BLOCK = "encoder.0.mixture_of_experts"
+BLOCK = "stack.0.mixture_of_experts"
 X = torch.randn(2, 7, WIDTH, generator=torch.Generator().manual_seed(3))
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.empty_pb2 import Empty
 from grpc_status import rpc_status
 
-from fxtrace.errors import InternalError, SliceInvalid
+from fxtrace.errors import InternalError, InvalidRequest, SliceInvalid
 from fxtrace.service.interceptors import REQUEST_ID, Edge
 from fxtrace.status import from_status
 
@@ -20,12 +22,21 @@ Context = Any
 SECRET = "/home/someone/secret.py"
 
 
+ENTERED, GONE = threading.Event(), threading.Event()
+
+
 async def unary(request: bytes, context: Context) -> bytes:
     if request == b"ours":
         raise SliceInvalid("expected a, got b", field="slice", at=3)
     if request == b"defect":
         raise RuntimeError(SECRET)
-    if request == b"abort":
+    if request.startswith(b"late"):
+        ENTERED.set()
+        GONE.wait()  # and no task of this loop's hears that the caller is gone
+        time.sleep(0.2)  # noqa: ASYNC251 - it is to hold the loop
+        if request == b"late":
+            raise SliceInvalid("too late")
+    if request.endswith(b"abort"):
         await context.abort(grpc.StatusCode.UNAUTHENTICATED, "who?")
     return request
 
@@ -50,6 +61,13 @@ async def gather(requests: AsyncIterator[bytes], context: Context) -> bytes:
     return await unary(b"".join([request async for request in requests]), context)
 
 
+def decode(data: bytes) -> bytes:
+    """What protobuf does with bytes that are no message."""
+    if data == b"garbled":
+        Empty.FromString(data)
+    return data
+
+
 @pytest.fixture(scope="module")
 def channel() -> Iterator[grpc.Channel]:
     ready = threading.Event()
@@ -58,11 +76,11 @@ def channel() -> Iterator[grpc.Channel]:
     async def run() -> None:
         server = grpc.aio.server(interceptors=(Edge(),))
         handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            "Unary": grpc.unary_unary_rpc_method_handler(unary),
-            "Stream": grpc.unary_stream_rpc_method_handler(stream),
-            "Write": grpc.unary_stream_rpc_method_handler(write),
-            "Both": grpc.stream_stream_rpc_method_handler(both),
-            "Gather": grpc.stream_unary_rpc_method_handler(gather),
+            "Unary": grpc.unary_unary_rpc_method_handler(unary, decode),
+            "Stream": grpc.unary_stream_rpc_method_handler(stream, decode),
+            "Write": grpc.unary_stream_rpc_method_handler(write, decode),
+            "Both": grpc.stream_stream_rpc_method_handler(both, decode),
+            "Gather": grpc.stream_unary_rpc_method_handler(gather, decode),
         }
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("t", handlers),))
         state["port"] = server.add_insecure_port("127.0.0.1:0")
@@ -118,6 +136,16 @@ def test_errors_become_their_statuses(channel: grpc.Channel, kind: str) -> None:
 
 
 @KINDS
+def test_bytes_that_are_no_message_are_the_callers_mistake(channel: grpc.Channel, kind: str) -> None:
+    with pytest.raises(grpc.RpcError) as e:
+        call(channel, kind, b"garbled", metadata=((REQUEST_ID, "my-request.1"),))
+    error = from_status(rpc_status.from_call(e.value))
+    assert type(error) is InvalidRequest
+    assert "not a message of this call's" in error.message
+    assert error.request_id == "my-request.1"
+
+
+@KINDS
 def test_a_defect_is_told_to_the_log_and_not_to_the_caller(
     channel: grpc.Channel, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -132,6 +160,18 @@ def test_a_defect_is_told_to_the_log_and_not_to_the_caller(
     assert "request=my-request.1" in record.getMessage()
     assert record.exc_text is not None
     assert SECRET in record.exc_text
+
+
+@pytest.mark.parametrize("request_", [b"late", b"late abort"])
+def test_a_caller_who_is_gone_is_no_defect(channel: Any, request_: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    ENTERED.clear()
+    GONE.clear()
+    under_way = channel.unary_unary("/t/Unary").future(request_)
+    ENTERED.wait()
+    under_way.cancel()
+    GONE.set()
+    assert call(channel, "Unary", b"hello") == [b"hello"]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @KINDS

@@ -40,6 +40,15 @@ def test_values_are_fields_of_a_line_of_json() -> None:
     assert "ValueError: why" in json.loads(JsonLines().format(record("x", stack=True)))["stack"]
 
 
+def test_a_caller_who_hung_up_is_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with json_log():
+        for error in (grpc.aio.InternalError("Failed execute_batch"), ValueError("a defect")):
+            logging.getLogger("grpc._cython.cygrpc").error("raised by servicer method", exc_info=error)
+    shown = capsys.readouterr().err
+    assert "a defect" in shown
+    assert "execute_batch" not in shown
+
+
 def test_no_caller_writes_a_line_of_its_own() -> None:
     assert (
         TextLines()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,7 +15,11 @@ import pytest
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
 
-from fxtrace.errors import Cancelled
+from fxtrace.client import Client
+from fxtrace.errors import Cancelled, ConfigurationError
+from fxtrace.models import Registry
+from fxtrace.service.engine import Engine
+from fxtrace.service.server import serving
 from fxtrace.service.servicer import _News
 from fxtrace.trace import Progress
 from fxtrace.v1 import trace_service_pb2 as rpc
@@ -60,6 +65,21 @@ def test_models_are_paged(stub: TraceServiceStub) -> None:
         if not token:
             break
     assert names == [model.name for model in everything.models]
+
+
+def test_a_model_that_does_not_travel(tmp_path: Path) -> None:
+    file = tmp_path / "vast.py"
+    file.write_text(
+        "from dataclasses import dataclass\n@dataclass\nclass Config:\n    seed: int = 2**60\n"
+        "def build(config): ...\ndef example_inputs(config): ...\n"
+    )
+    models = Registry()
+    models.add_file(file)
+    with Engine.open(tmp_path / "store", models) as engine, serving(engine) as address, Client(address) as client:
+        (listed,) = client.list_models()
+        assert re.fullmatch(r"cannot be used: .* expected an integer within ±2\*\*53, .*", listed.summary)
+        with pytest.raises(ConfigurationError, match="expected an integer within"):
+            client.get_model("vast")
 
 
 def test_the_graph_is_paged(stub: TraceServiceStub, trace: str) -> None:

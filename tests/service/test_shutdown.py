@@ -65,11 +65,11 @@ def test_readers_that_go_on_reading_are_told(served: Served) -> None:
             watch = any_channel.unary_stream("/grpc.health.v1.Health/Watch")(b"")
             next(watch)
             request = TraceRequest("slow", {"steps": 2000, "log": "/dev/null"})
-            call = pool.submit(client.create_trace, request)
-            while not call.running():
-                pass
+            under_way = threading.Event()
+            call = pool.submit(client.create_trace, request, progress=lambda _: under_way.set())
+            assert under_way.wait(60)
             server.__exit__(None, None, None)
-            with pytest.raises(ServerUnavailable):
+            with pytest.raises(ShuttingDown):
                 call.result()
             next(watch)
             with pytest.raises(grpc.RpcError) as e:  # it is told that the server is not serving, and does not hold it

@@ -214,6 +214,16 @@ def test_a_full_queue_says_when_to_come_again(models: Registry, tmp_path: Path) 
         assert pid_of(waiting.follow(lambda _: None))
 
 
+def test_after_a_cancel_the_next_call_waits_for_no_new_worker(models: Registry, tmp_path: Path) -> None:
+    with workers(tmp_path, models, spare=1) as pool:
+        running = job("waits")
+        pool.submit(running)
+        until(lambda: running in [each.run.job for each in pool._busy if each.run])
+        spare = call(pool, "fine", light=True)
+        pool.cancel(running)
+        assert call(pool, "fine") == spare
+
+
 def test_workers_are_replaced_after_so_many_calls(models: Registry, tmp_path: Path) -> None:
     with workers(tmp_path, models, calls=2) as pool:
         a, b, c = (call(pool, "fine") for _ in range(3))

@@ -100,6 +100,31 @@ def test_a_damaged_row_is_named_and_can_be_made_again(folder_store: Store, chang
     check_whole(store, 1)
 
 
+def test_a_damaged_row_is_left_out_of_lists(folder_store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store = folder_store
+    for number in range(1, 8):
+        put(store, number)
+    with sqlite3.connect(Path(store.place) / "index.sqlite3") as connection:
+        connection.execute("UPDATE stored_traces SET trace = x'ffff' WHERE sequence IN (3, 4, 5, 7)")
+    connection.close()
+    whole = [trace_id(number) for number in (6, 2, 1)]
+    assert [trace.id for _, trace in store.traces(10)] == whole
+    assert [stored.trace.id for stored in store.stored()] == whole
+    for limit in (1, 2, 3):  # what is left out makes no page shorter
+        pages, before = [], None
+        while page := store.traces(limit, before):
+            pages.append([trace.id for _, trace in page])
+            before = page[-1][0]
+        assert pages == [whole[start : start + limit] for start in range(0, 3, limit)]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 4
+    assert all("its row in the index is not as it was written" in each for each in told)
+    assert set(store.verify()) == {trace_id(number) for number in (3, 4, 5, 7)}
+    store.delete(trace_id(3))
+    put(store, 4)
+    assert set(store.verify()) == {trace_id(number) for number in (5, 7)}
+
+
 # One byte of any file of a store is changed: what is then read is what was written, or there is an error.
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -1,33 +1,50 @@
 """Tries every architecture of transformers with a model class: `python -m tests.benchmarks.coverage.every [type ...]`.
 
-Each is built small, given example inputs, run and traced. What fails is printed by reason, and the README gets a line
-of totals; with types named, these alone are tried and nothing is written.
+Each is built small, given example inputs, run and traced, in a process of its own that is forked from one which has
+imported everything. What was found is kept in a file: a run that is cut short (or by `--seconds`) goes on where it
+stood, and one that ends with every architecture tried writes the README's part.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import multiprocessing
 import re
 import resource
 import signal
-import subprocess
 import sys
+import time
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkProcess
+from pathlib import Path
 
 import torch
 
 from fxtrace.capture import capture
-from fxtrace.errors import DependencyMissing
+from fxtrace.errors import DependencyMissing, FxtraceError
 from fxtrace.models import Registry
+from fxtrace.models.hf_classes import NO_FORWARD
+from fxtrace.models.hf_fit import BROKEN, OBJECTS
 from tests.benchmarks.coverage.processes import MEMORY, ROOT
 
-SECONDS = 40  # of CPU time, for each
-WORKERS = 2
+SECONDS = 60  # of CPU time, for each
 MARKS = ("<!-- every: written by `python -m tests.benchmarks.coverage.every` -->\n", "<!-- end of every -->\n")
-TRACED = "traced"
+RESULTS = ROOT / "out" / "every.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of an architecture: `traced`, `needs` a package, `refused` with an error of ours, or `failed`."""
+
+    type: str
+    kind: str
+    said: str = ""
+    seconds: float = 0.0
 
 
 def architectures() -> list[str]:
@@ -39,87 +56,145 @@ def architectures() -> list[str]:
     return [each for each in CONFIG_MAPPING_NAMES if any(each in table for table in tables)]
 
 
-def outcome(model_type: str) -> str:
-    """`traced`, `needs` and why, or what was said against it."""
+def outcome(model_type: str) -> Outcome:
+    """What becomes of an architecture in this process."""
+    start = time.process_time()
     try:
         torch.manual_seed(0)
         model = Registry().load(f"hf:{model_type}")
         config = model.resolve({})
-        captured = capture(model.build(config), model.example_inputs(config))
+        inputs = model.example_inputs(config)
+        captured = capture(model.build(config), inputs)
+        kind, said = "traced", ""
+        if not captured.output_equal:
+            kind, said = "failed", f"not equal: {captured.rung_notes[-1]}"
     except DependencyMissing as error:
-        return f"needs a package: {error.message}"
+        kind, said = "needs", error.message
+    except FxtraceError as error:
+        kind, said = "refused", error.message
     except Exception as error:  # noqa: BLE001 - whatever it says is the outcome
-        return f"{type(error).__name__}: {error}"
-    return TRACED if captured.output_equal else f"not equal: {captured.rung_notes[-1]}"
+        kind, said = "failed", f"{type(error).__name__}: {error}"
+    return Outcome(model_type, kind, said, round(time.process_time() - start, 1))
 
 
-def outcomes(types: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Those of several types, in other processes; one that ends its process is told of, and the rest go on."""
-    left = list(types)
-    while left:
-        command = [sys.executable, "-m", __name__, "--here", *left]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
-        for line in done.stdout.splitlines():
-            model_type, said = json.loads(line)
-            left.remove(model_type)
-            yield model_type, said
-        if left:
-            yield left.pop(0), f"ended its process with {done.returncode}: {done.stderr.strip()[-200:]}"
-
-
-def line(found: Mapping[str, str]) -> str:
-    """The totals."""
-    traced = sum(said == TRACED for said in found.values())
-    lacking = sum(said.startswith("needs a package") for said in found.values())
-    return (
-        f"Of the {len(found)} architectures of transformers that an Auto class has a model for, {traced} are built "
-        f"small, run on example inputs and traced; {lacking} need a package that was not installed, and "
-        f"{len(found) - traced - lacking} are refused with what stood in the way."
-    )
-
-
-def _here(types: list[str]) -> None:
+def _attempt(model_type: str, end: Connection) -> None:
     def too_long(*_: object) -> None:
         raise TimeoutError(f"took more than {SECONDS} s of CPU time")
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    resource.setrlimit(resource.RLIMIT_CPU, (2 * SECONDS, 2 * SECONDS))  # for what catches the TimeoutError
     signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    end.send(outcome(model_type))
+
+
+def outcomes(types: list[str], workers: int) -> Iterator[Outcome]:
+    """Those of several types, each in a process of its own; one that ends its process is told of."""
+    fork = multiprocessing.get_context("fork")
+    running: dict[Connection, tuple[str, ForkProcess]] = {}
+    left = list(reversed(types))
+    while left or running:
+        while left and len(running) < workers:
+            here, there = fork.Pipe(duplex=False)
+            process = fork.Process(target=_attempt, args=(left[-1], there))
+            process.start()
+            there.close()
+            running[here] = left.pop(), process
+        for end in wait(list(running)):
+            assert isinstance(end, Connection)
+            model_type, process = running.pop(end)
+            try:
+                yield end.recv()
+            except EOFError:
+                process.join()
+                yield Outcome(model_type, "failed", f"ended its process with {process.exitcode}")
+            process.join()
+
+
+def page(found: Mapping[str, Outcome]) -> str:
+    """The totals, and what is not traced by its reason."""
+    kinds = Counter(each.kind for each in found.values())
+    apart = {each.type: why for each in found.values() if (why := outside(each))}
+    refused = {each.type: plain(each.said) for each in found.values() if each.kind != "traced" and not outside(each)}
+    lines = [
+        f"Of the {len(found)} architectures of transformers that an Auto class has a model for, **{kinds['traced']}** "
+        f"({kinds['traced'] / len(found):.1%}) are built small, run on example inputs and traced with equal output; "
+        f"{kinds['traced'] / (len(found) - len(apart)):.1%} of those that nothing outside stands in the way of.",
+        "",
+        f"| {len(apart)} stopped by something outside | |",
+        "| --- | --- |",
+        *_rows(apart),
+        "",
+        f"| {len(refused)} refused | |",
+        "| --- | --- |",
+        *_rows(refused),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def outside(found: Outcome) -> str:
+    """What stands in the way that neither fxtrace nor its user has in hand; empty where nothing does."""
+    if found.kind == "needs":
+        package = re.search(r"requires the (\w+) library|named '(\w+)'", found.said)
+        return f"needs {next(filter(None, package.groups()))}, which is not installed" if package else found.said
+    return next((each for each in (BROKEN, OBJECTS, NO_FORWARD) if each in found.said), "")
+
+
+def plain(said: str) -> str:
+    """An error's words without the names in them, as a table's cell has room for."""
+    said = re.sub(r"^model 'hf:[^']*': ", "", said.partition("; give a factory")[0])
+    said = re.sub(r"no example inputs are known that \w+\.forward takes: ", "", said)
+    return " ".join(said.split()).replace("|", "\\|")[:160]
+
+
+def _rows(reasons: Mapping[str, str]) -> Iterator[str]:
+    groups: dict[str, list[str]] = defaultdict(list)
+    for model_type, each in reasons.items():
+        groups[each].append(model_type)
+    for each, types in sorted(groups.items(), key=lambda item: (-len(item[1]), item[0])):
+        yield f"| {each} | {', '.join(sorted(types))} |"
+
+
+def _read(path: Path) -> dict[str, Outcome]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {each.type: each for each in (Outcome(**json.loads(line)) for line in lines)}
+
+
+def main() -> None:
+    """Tries what is wanted and not yet tried."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("types", nargs="*", help="architectures to try; all where none is named")
+    parser.add_argument("--only", type=Path, help="a file that names them, one on a line")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where what is found is kept, and gone on from")
+    parser.add_argument("--again", action="store_true", help="try anew what is not traced")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="start none after so many")
+    parser.add_argument("--workers", type=int, default=2, help="processes at a time")
+    options = parser.parse_args()
+    every = architectures()
+    wanted = [*options.types, *(options.only.read_text().split() if options.only else [])] or every
+    found = _read(options.results)
+    done = {each.type for each in found.values() if each.kind == "traced" or not options.again}
+    options.results.parent.mkdir(parents=True, exist_ok=True)
+    stop = time.monotonic() + options.seconds
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    out, sys.stdout = sys.stdout, sys.stderr
-    for each in types:
-        signal.setitimer(signal.ITIMER_PROF, SECONDS)
-        said = outcome(each)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps([each, said]), file=out, flush=True)
-
-
-def main(wanted: list[str]) -> None:
-    """Tries the wanted types, or all."""
-    found: dict[str, str] = {}
-    with ThreadPoolExecutor(WORKERS) as pool:
-        types = wanted or architectures()
-        parts = [types[start : start + 25] for start in range(0, len(types), 25)]
-        for part in pool.map(lambda part: list(outcomes(part)), parts):
-            found |= dict(part)
-            print(
-                f"{len(found)}: {Counter(said == TRACED for said in found.values())[True]}", file=sys.stderr, flush=True
-            )
-    reasons: dict[str, list[str]] = defaultdict(list)
-    for each, said in found.items():
-        if said != TRACED:
-            reasons[re.sub(r"'hf:[^']*'", "", said)[:160]].append(each)
-    for reason, types in sorted(reasons.items(), key=lambda item: -len(item[1])):
-        print(f"{', '.join(types)}: {reason}".replace("\n", " "))
-    print(line(found))
-    if not wanted:
+    left = [each for each in wanted if each not in done]
+    outcome("bert")  # what all need is imported here, once
+    with options.results.open("a") as file:
+        while left and time.monotonic() < stop:
+            batch, left = left[: 4 * options.workers], left[4 * options.workers :]
+            for each in outcomes(batch, options.workers):
+                found[each.type] = each
+                print(json.dumps(asdict(each)), file=file, flush=True)
+                if each.kind != "traced":
+                    print(f"{each.type}: {each.said}", file=sys.stderr)
+    found = {each: found[each] for each in wanted if each in found}
+    print(page(found) if found else "nothing tried yet", f"{len(left)} left to try")
+    if found.keys() == set(every):
         readme = ROOT / "README.md"
         before, start, rest = readme.read_text().partition(MARKS[0])
-        readme.write_text(before + start + line(found) + "\n" + "".join(rest.partition(MARKS[1])[1:]))
+        readme.write_text(before + start + page(found) + "".join(rest.partition(MARKS[1])[1:]))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--here"]:
-        _here(sys.argv[2:])
-    else:
-        main(sys.argv[1:])
+    main()

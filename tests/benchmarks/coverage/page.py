@@ -97,7 +97,8 @@ def full(rows: Rows) -> Iterator[str]:
     yield ""
     yield "## Where the configuration and the model differ"
     yield ""
-    yield "A model that tells other attentions than its configuration's layers and kinds is believed."
+    yield "A model that tells other attentions than its configuration's layers and kinds is believed. What a fused"
+    yield "model attends to is told by the same model run eagerly, unless that gives another output."
     yield ""
     yield from _head("model", "attention blocks")
     for case, differs in dict.fromkeys((row.case, row.differs) for _, row in rows if row.differs):
