@@ -27,7 +27,7 @@ Fill = Literal["example", "given", "random"]
 """Where an input's numbers came from: the model's own example, the request, or drawn at random for a shape."""
 
 Scope = Literal["read", "write"]
-"""What a server's key allows: every call but CreateTrace, DeleteTrace and SweepShapes, or every call."""
+"""What a server's key allows: every call but CreateTrace and DeleteTrace, or every call."""
 
 
 @dataclass(frozen=True, slots=True)

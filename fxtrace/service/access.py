@@ -27,7 +27,7 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/ReadTensor": "read",
     "/fxtrace.v1.TraceService/BatchReadTensors": "read",
     "/fxtrace.v1.TraceService/RenderGraph": "read",
-    "/fxtrace.v1.TraceService/SweepShapes": "write",  # it runs models
+    "/fxtrace.v1.TraceService/SweepShapes": "read",  # it runs models, as GetModel does, and keeps nothing
     "/grpc.health.v1.Health/Check": "open",
     "/grpc.health.v1.Health/List": "open",
     "/grpc.health.v1.Health/Watch": "open",

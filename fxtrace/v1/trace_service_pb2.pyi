@@ -32,7 +32,7 @@ class _ScopeEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_Scope.ValueType]
     SCOPE_UNSPECIFIED: _Scope.ValueType  # 0
     """Not said."""
     SCOPE_READ: _Scope.ValueType  # 1
-    """Every RPC but CreateTrace, DeleteTrace and SweepShapes."""
+    """Every RPC but CreateTrace and DeleteTrace."""
     SCOPE_WRITE: _Scope.ValueType  # 2
     """Every RPC."""
 
@@ -42,7 +42,7 @@ class Scope(_Scope, metaclass=_ScopeEnumTypeWrapper):
 SCOPE_UNSPECIFIED: Scope.ValueType  # 0
 """Not said."""
 SCOPE_READ: Scope.ValueType  # 1
-"""Every RPC but CreateTrace, DeleteTrace and SweepShapes."""
+"""Every RPC but CreateTrace and DeleteTrace."""
 SCOPE_WRITE: Scope.ValueType  # 2
 """Every RPC."""
 

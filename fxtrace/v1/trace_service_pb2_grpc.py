@@ -37,8 +37,8 @@ class TraceServiceStub:
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
@@ -137,8 +137,8 @@ class TraceServiceServicer:
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
@@ -395,8 +395,8 @@ class TraceService:
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED

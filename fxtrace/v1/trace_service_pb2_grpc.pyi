@@ -38,8 +38,8 @@ class TraceServiceStub:
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
@@ -165,8 +165,8 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
@@ -288,8 +288,8 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
     Limits that are given as "at most" are a server's defaults.
 
-    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace,
-    DeleteTrace and SweepShapes need a key of scope "write".
+    Where a server has keys, a call comes with one, as the metadata "authorization: Bearer KEY". CreateTrace and
+    DeleteTrace need a key of scope "write".
 
     Errors of any RPC: INVALID_ARGUMENT (REQUEST_INVALID where its bytes are not its message), UNAUTHENTICATED
     (UNAUTHENTICATED without a key that the server knows), PERMISSION_DENIED
