@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
     from fxtrace.lock import check_lock
     from fxtrace.service.engine import Engine
+    from fxtrace.sweep import SweepBatch, SweepRequest, SweepRow, parse_grid
     from fxtrace.tls import Tls
     from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
@@ -40,11 +41,15 @@ _HOME = {
     "RenderOptions": "fxtrace.trace",
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
+    "SweepBatch": "fxtrace.sweep",
+    "SweepRequest": "fxtrace.sweep",
+    "SweepRow": "fxtrace.sweep",
     "TensorSpec": "fxtrace.graph",
     "Tls": "fxtrace.tls",
     "Trace": "fxtrace.trace",
     "TraceRequest": "fxtrace.trace",
     "check_lock": "fxtrace.lock",
+    "parse_grid": "fxtrace.sweep",
 }
 
 __all__ = [
@@ -58,11 +63,15 @@ __all__ = [
     "RenderOptions",
     "Role",
     "Snapshot",
+    "SweepBatch",
+    "SweepRequest",
+    "SweepRow",
     "TensorSpec",
     "Tls",
     "Trace",
     "TraceRequest",
     "check_lock",
+    "parse_grid",
 ]
 
 

@@ -10,6 +10,7 @@ from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.trace import (
     ImageFormat,
     ModelInfo,
@@ -134,6 +135,11 @@ class TraceApi(Protocol[Array_co]):
         progress: Callable[[Progress], None] | None = None,
     ) -> bytes:
         """Two traces in one picture, or as DOT text: what is added, removed, changed and equal."""
+
+    def sweep_shapes(
+        self, request: SweepRequest, *, progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[SweepBatch]:
+        """What shapes, parameters, bytes and FLOPs come to over a grid; an error from `progress` stops the work."""
 
     def close(self) -> None:
         """Lets go of what is held open."""

@@ -34,6 +34,8 @@ from fxtrace.errors import (
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
 from fxtrace.remote import RemoteTensor
+from fxtrace.sweep import SweepBatch, SweepRequest
+from fxtrace.sweep.messages import SWEEP_BATCH, encode_sweep_request
 from fxtrace.tls import Tls
 from fxtrace.trace import (
     ImageFormat,
@@ -526,6 +528,36 @@ class Client(Generic[Array]):
         )
         with self._connection.stream(self._stub.RenderDiff, request) as parts:
             return _picture(parts, progress)
+
+    def sweep_shapes(
+        self, request: SweepRequest, *, progress: Callable[[Progress], None] | None = None
+    ) -> Iterator[SweepBatch]:
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid, in batches of rows as they come.
+
+        Leaving the iterator, or closing it, cancels the work.
+
+        Args:
+            request: what is to be swept. The model is one that the server offers.
+            progress: called as the work goes on. An exception that it raises cancels the work and is raised here.
+
+        Raises:
+            ModelNotFound, NameInvalid, ConfigurationError, OptionInvalid: the request does not fit.
+            TooLarge: the grid has more configurations than the server sweeps at once.
+            TensorNotFound: no configuration has a tensor that was asked for.
+            WorkerCrashed, TimeLimit, MemoryLimit, Busy: as `create_trace`.
+
+        Example:
+            >>> grid = parse_grid(["d_model=64,128,256", "n_heads=1..16"])
+            >>> rows = [row for batch in client.sweep_shapes(SweepRequest("reference", grid)) for row in batch.rows]
+            >>> len(rows)
+            48
+        """
+        with self._connection.stream(self._stub.SweepShapes, encode_sweep_request(request)) as events:
+            for event in events:
+                if event.WhichOneof("event") == "batch":
+                    yield SWEEP_BATCH.decode(event.batch)
+                elif progress is not None:
+                    progress(wire.PROGRESS.decode(event.progress))
 
     def _array(self, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Array:
         if not self._as_torch:

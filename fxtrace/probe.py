@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -50,6 +50,7 @@ class Prober:
         training: whether in training mode.
         weightless: whether the model is built without its weights.
         symbolic: names for sizes of inputs that the graph has as symbols, by input; see `fxtrace.capture.capture`.
+        names: which integers of the configuration are changed; all of them where nothing is given.
         seconds: of computing, after which no more is tried: what is not confirmed by then stays a number.
         report: called as the work goes on; what it raises stops the work.
     """
@@ -65,11 +66,12 @@ class Prober:
         training: bool = False,
         weightless: bool = False,
         symbolic: Mapping[str, tuple[str, ...]] | None = None,
+        names: Collection[str] | None = None,
         seconds: float = SECONDS,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
-        self._fields = model.fields(config)
+        self._fields, self._names = model.fields(config), names
         self._shapes = dict(shapes or {})
         self._run, self._unfused = values and rung != "export", False
         self._weightless, self._symbolic, self._seconds = weightless, dict(symbolic or {}), seconds
@@ -88,7 +90,7 @@ class Prober:
         Raises:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
-        base = dict(integers(self._fields))
+        base = {name: n for name, n in integers(self._fields) if self._names is None or name in self._names}
         with _one_thread():
             first = self._first(base, graph)
             trials = Trials(self._propagate, base, first, self._seconds, self._report)

@@ -47,7 +47,8 @@ from fxtrace.v1 import trace_service_pb2 as rpc
 
 _TRACE_NAME = re.compile(r"traces/([0-9a-f]{32})")
 _MODEL_NAME = re.compile(r"models/([^/\s]+)(?<!\.py)")  # never a path: a server runs no file that a request names
-_EXACT = 2**53  # a double holds every integer up to here
+EXACT = 2**53
+"""A double holds every integer up to here."""
 
 
 def trace_name(trace_id: str) -> str:
@@ -96,7 +97,7 @@ def encode_json(value: Json, field: str) -> Value:
             return Value(null_value=NullValue.NULL_VALUE)
         case bool():
             return Value(bool_value=value)
-        case int() if abs(value) > _EXACT:
+        case int() if abs(value) > EXACT:
             raise ConfigurationError(
                 f"{field}: expected an integer within ±2**53, which a JSON number holds exactly; got {value}",
                 field=field,
@@ -130,7 +131,7 @@ def decode_json(value: Value) -> Json:
             return value.bool_value
         case "number_value":
             number = value.number_value
-            return int(number) if number.is_integer() and abs(number) <= _EXACT else number
+            return int(number) if number.is_integer() and abs(number) <= EXACT else number
         case "string_value":
             return value.string_value
         case "list_value":

@@ -17,7 +17,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("graph", "dtypes", "slices"),
     ("trace",),
     ("v1", "records"),
-    ("dims", "diff", "explain", "query", "render", "wire", "status", "frames", "api", "tls"),
+    ("dims", "sweep", "diff", "explain", "query", "render", "wire", "status", "frames", "api", "tls"),
     ("roles",),
     ("shapes", "models"),
     ("capture",),
@@ -29,6 +29,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     (
         *("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
         *("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
+        *("service.sweeping", "service.propagating"),
     ),
     ("service",),
     ("cli", "doctor", "__main__"),

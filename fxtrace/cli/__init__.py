@@ -28,6 +28,7 @@ from fxtrace.cli.query import query
 from fxtrace.cli.render import render
 from fxtrace.cli.serve import ServeCommand, serve
 from fxtrace.cli.store import store_app
+from fxtrace.cli.sweep import sweep
 from fxtrace.cli.trace import delete, trace, traces
 
 __all__ = ["app", "main"]
@@ -39,7 +40,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, diff, doctor):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, diff, sweep, doctor):
     app.command(cls=AskingCommand)(command)
 for here in (formulas, lock, check, demo):
     app.command()(here)

@@ -39,6 +39,9 @@ _STAGES = {
     "probe": "trying configurations",
     "align": "finding what corresponds",
     "compare": "comparing numbers",
+    "resolve": "asking the model what it accepts",
+    "confirm": "confirming formulas",
+    "sweep": "reckoning",
     "verify": "comparing bytes",
 }
 

@@ -65,6 +65,23 @@ class Formula:
             value = _walk(self._tree, columns.__getitem__, _arrays)
         return np.broadcast_to(np.asarray(value, np.int64), (count,))
 
+    def exact_values(self, columns: Columns, count: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """As `values`, and for each configuration whether it has a value at all: every division in it is whole.
+
+        Raises:
+            KeyError: a name has no column.
+        """
+        whole = np.ones(count, bool)
+
+        def divide(a: Any, b: Any) -> Any:
+            nonlocal whole
+            whole = whole & (np.asarray(b) != 0) & (np.asarray(a) % b == 0)
+            return a // b
+
+        with np.errstate(divide="ignore"):
+            value = _walk(self._tree, columns.__getitem__, {**_arrays, ast.Div: divide})
+        return np.broadcast_to(np.asarray(value, np.int64), (count,)), whole
+
     @property
     def _tree(self) -> ast.expr:
         return _parse(self.text)

@@ -32,6 +32,7 @@ NEEDS: Mapping[str, Need] = {
     "/fxtrace.v1.TraceService/Explain": "read",
     "/fxtrace.v1.TraceService/FindFormulas": "write",
     "/fxtrace.v1.TraceService/GetFormulas": "read",
+    "/fxtrace.v1.TraceService/SweepShapes": "read",  # it runs models, as GetModel does, and keeps nothing
     "/grpc.health.v1.Health/Check": "open",
     "/grpc.health.v1.Health/List": "open",
     "/grpc.health.v1.Health/Watch": "open",

@@ -27,6 +27,7 @@ from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
 from fxtrace.store import Store, StoredTensor, TraceFile, default_place
+from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.trace import (
     IMAGE_FORMATS,
     ImageFormat,
@@ -258,6 +259,23 @@ class Engine:
         from fxtrace.service.diffing import diff_traces
 
         return diff_traces(self, (before, after), progress or (lambda _: None))
+
+    def sweep_shapes(self, request: SweepRequest, *, progress: Report | None = None) -> Iterator[SweepBatch]:
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid, in batches of rows as they come.
+
+        Args:
+            request: what is to be swept. Where `model` leads to a file or an import path, that code is run.
+            progress: called as the work goes on; what it raises stops the work. Leaving the iterator stops it, too.
+
+        Raises:
+            ModelNotFound, ModelInvalid, ConfigurationError, OptionInvalid: the request.
+            TooLarge: the grid has more than `fxtrace.sweep.MAX_CONFIGURATIONS` configurations.
+            TensorNotFound: while rows come: no configuration has a tensor that was asked for.
+        """
+        model = self._model(request.model)
+        from fxtrace.service.sweeping import Sweeping
+
+        return Sweeping(model, request, progress or (lambda _: None)).batches()
 
     def traced(self, trace_id: str) -> Traced:
         """A trace with its graph and its model.

@@ -24,7 +24,9 @@ from fxtrace.service.jobs import Job
 from fxtrace.service.settings import Settings
 from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
-from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
+from fxtrace.sweep import SweepBatch, SweepRequest
+from fxtrace.sweep.messages import SWEEP_BATCH
+from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, Progress, QueryResult, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2
 from fxtrace.v1 import trace_service_pb2 as rpc
 
@@ -267,6 +269,39 @@ class IsolatedEngine:
         args = (before, after, format, options)
         job = Job("draw_diff", (*args, diff), what="drawing the graph", seconds=self._settings.render_seconds)
         return self._follow(_Shared(("diff picture", *args), job, self._pictures), progress or (lambda _: None))
+
+    def sweep_shapes(self, request: SweepRequest, *, progress: Report | None = None) -> Iterator[SweepBatch]:
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid, in batches of rows as they come.
+
+        Leaving the iterator ends the work at once.
+
+        Raises:
+            Busy: too many wait already.
+            WorkerCrashed, TimeLimit, MemoryLimit: the model ended the process, or is too much for one call.
+            FxtraceError: as `Engine.sweep_shapes`.
+        """
+        self._engine.models.require(request.model)  # so that the ordinary mistake needs no worker
+        job = Job(
+            "sweep_shapes",
+            (request,),
+            what=f"sweeping model '{request.model}'",
+            seconds=self._settings.sweep_seconds,
+        )
+        return self._parts(_Shared(object(), job, self._captures), progress or (lambda _: None))
+
+    def _parts(self, shared: _Shared, report: Report) -> Iterator[SweepBatch]:
+        """The parts of a job that nobody else follows."""
+        with self._lock:
+            shared.pool.submit(shared.job)
+            shared.callers += 1
+        try:
+            for event in shared.job.events():
+                if isinstance(event, Progress):
+                    report(event)
+                else:
+                    yield SWEEP_BATCH.decode(rpc.SweepBatch.FromString(event))
+        finally:
+            self._leave(shared)
 
     def _follow(self, shared: _Shared, report: Report) -> bytes:
         """The value of a job; of the one that is under way, where the same was asked for before."""

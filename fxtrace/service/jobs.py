@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import TypeAlias
 
 from google.rpc.status_pb2 import Status
@@ -53,24 +53,44 @@ class Job:
         self.lost = False
         self._changed = threading.Condition()
         self._news: dict[str, Progress] = {"wait": Progress("wait")}
+        self._parts: list[bytes] = []
         self._outcome: bytes | Status | WorkerDefect | None = None
 
     def follow(self, report: Callable[[Progress], None]) -> bytes:
-        """Waits for the value, and reports progress meanwhile: of each stage the latest, and in any case regularly.
+        """Waits for the value, and reports progress meanwhile: see `events`.
 
         Raises:
             FxtraceError: what the call ended with.
             Exception: what `report` raises.
         """
+        events = self.events()
+        while True:
+            try:
+                event = next(events)
+            except StopIteration as end:
+                value: bytes = end.value
+                return value
+            if isinstance(event, Progress):
+                report(event)
+
+    def events(self) -> Generator[Progress | bytes, None, bytes]:
+        """Progress, of each stage the latest and in any case regularly; parts, each to one follower; then the value.
+
+        Parts wait until they are taken, so what a call gives in parts is bounded by what it is asked for.
+
+        Raises:
+            FxtraceError: what the call ended with.
+        """
         seen: Mapping[str, Progress] = {}
         while True:
             with self._changed:
-                if self._outcome is None and self._news == seen:
+                if self._outcome is None and self._news == seen and not self._parts:
                     self._changed.wait(HEARTBEAT_SECONDS)
                 news, outcome = dict(self._news), self._outcome
+                parts, self._parts = self._parts, []
             fresh = [progress for stage, progress in news.items() if seen.get(stage) != progress]
-            for progress in fresh or list(news.values())[-1:] * (outcome is None):
-                report(progress)
+            yield from fresh or list(news.values())[-1:] * (outcome is None)
+            yield from parts
             seen = news
             if isinstance(outcome, bytes):
                 return outcome
@@ -78,6 +98,12 @@ class Job:
                 raise from_status(outcome)  # anew, since several may follow
             if outcome is not None:
                 raise outcome
+
+    def add(self, part: bytes) -> None:
+        """A part of what it gives is there."""
+        with self._changed:
+            self._parts.append(part)
+            self._changed.notify_all()
 
     def tell(self, progress: Progress) -> None:
         """More is done."""

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
@@ -26,10 +27,13 @@ from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES
 from fxtrace.records import enum_codec
 from fxtrace.service.access import caller
 from fxtrace.service.interceptors import stages
+from fxtrace.service.jobs import HEARTBEAT_SECONDS
 from fxtrace.service.paging import page_size, page_start, page_token
 from fxtrace.service.redact import without_paths
 from fxtrace.service.replies import ReplyCache
 from fxtrace.service.settings import Settings
+from fxtrace.sweep import SweepBatch
+from fxtrace.sweep.messages import SWEEP_BATCH, decode_sweep_request
 from fxtrace.trace import ImageFormat, ModelInfo, Progress, ServerInfo
 from fxtrace.v1 import trace_service_pb2 as rpc
 
@@ -42,6 +46,9 @@ _MEDIA_TYPES: dict[ImageFormat, str] = {
     "png": "image/png",
     "pdf": "application/pdf",
 }
+
+_BACKLOG = 16
+"""Parts of a result that may wait for a slow reader."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -248,19 +255,36 @@ class TraceServicer:
         found = await self._read(self._engine.get_formulas, trace_id)
         return rpc.GetFormulasResponse(formulas=wire.encode_formulas(found))
 
-    async def _told(self, work: Callable[..., T]) -> AsyncGenerator[Progress | T, None]:
-        """The progress of some work, and at the end its value."""
-        news = _News()
+    async def SweepShapes(self, request: rpc.SweepShapesRequest, _: Context) -> AsyncIterator[rpc.SweepShapesResponse]:
+        asked = decode_sweep_request(request)
+        asked.grid.require_at_most(self._settings.sweep_configurations)
+
+        def sweep(*, progress: Callable[[Progress | SweepBatch], None]) -> None:
+            for batch in self._engine.sweep_shapes(asked, progress=progress):
+                progress(batch)
+
+        told: AsyncGenerator[Progress | SweepBatch, None] = self._told(sweep)
+        async with aclosing(told) as events:
+            async for event in events:
+                if isinstance(event, Progress):
+                    yield rpc.SweepShapesResponse(progress=wire.PROGRESS.encode(event))
+                else:
+                    yield rpc.SweepShapesResponse(batch=SWEEP_BATCH.encode(event))
+
+    async def _told(self, work: Callable[..., T | None]) -> AsyncGenerator[Progress | T, None]:
+        """What some work reports, and at the end its value, if it has one."""
+        news: _News[T] = _News()
         done = self._works.submit(work, progress=news.report)
         done.add_done_callback(lambda _: news.end())
         stage, on_stage = "", stages.get()
         try:
-            async for progress in news:
-                if on_stage is not None and progress.stage != stage:
-                    stage = progress.stage
+            async for event in news:
+                if on_stage is not None and isinstance(event, Progress) and event.stage != stage:
+                    stage = event.stage
                     on_stage(stage)
-                yield progress
-            yield done.result()
+                yield event
+            if (value := done.result()) is not None:
+                yield value
         finally:
             # Also when the caller hung up or its time ran out: the next report stops the work.
             news.stop()
@@ -283,24 +307,30 @@ def _listed(model: ModelInfo) -> rpc.Model:
         return wire.MODEL.encode(ModelInfo(model.name, f"cannot be used: {error.message}", (), {}))
 
 
-class _News:
+class _News(Generic[T]):
     """What work reports from its thread, for one coroutine to read.
 
-    Of each stage only the latest report is kept, so a slow reader holds no backlog.
+    Of each stage only the latest report is kept, so a slow reader holds no backlog. Parts of the result are all kept;
+    work that has made some which are not read yet waits.
     """
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._latest: dict[str, Progress] = {}
+        self._parts: deque[T] = deque()
+        self._room = threading.Semaphore(_BACKLOG)
         self._changed = asyncio.Event()
         self._ended = False
         self._stopped = threading.Event()
 
-    def report(self, progress: Progress) -> None:
+    def report(self, event: Progress | T) -> None:
         """In the work's thread: more is done."""
+        if not isinstance(event, Progress):
+            while not (self._stopped.is_set() or self._room.acquire(timeout=HEARTBEAT_SECONDS)):
+                pass
         if self._stopped.is_set():
             raise Cancelled("the caller gave up")
-        self._loop.call_soon_threadsafe(self._note, progress)
+        self._loop.call_soon_threadsafe(self._note, event)
 
     def end(self) -> None:
         """In any thread: nothing more will be reported."""
@@ -311,18 +341,24 @@ class _News:
         """Makes the next report raise Cancelled in the work's thread."""
         self._stopped.set()
 
-    async def __aiter__(self) -> AsyncIterator[Progress]:
-        while self._latest or not self._ended:
+    async def __aiter__(self) -> AsyncIterator[Progress | T]:
+        while self._latest or self._parts or not self._ended:
             await self._changed.wait()
             self._changed.clear()
-            while self._latest:
-                yield self._latest.pop(next(iter(self._latest)))
+            while self._latest or self._parts:
+                if self._latest:
+                    yield self._latest.pop(next(iter(self._latest)))
+                if self._parts:
+                    yield self._parts.popleft()
+                    self._room.release()
 
-    def _note(self, progress: Progress | None) -> None:
-        if progress is None:
+    def _note(self, event: Progress | T | None) -> None:
+        if event is None:
             self._ended = True
+        elif isinstance(event, Progress):
+            self._latest[event.stage] = event
         else:
-            self._latest[progress.stage] = progress
+            self._parts.append(event)
         self._changed.set()
 
 

@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fxtrace.errors import OptionInvalid, unknown
+from fxtrace.sweep import MAX_CONFIGURATIONS
 
 PREFIX = "FXTRACE_"
 FILE_VARIABLE = "FXTRACE_CONFIG"
@@ -81,6 +82,10 @@ class Settings(BaseSettings):
     """Seconds that one capture may run. A client's own limit may be shorter."""
     capture_memory: ByteSize = Field(default_factory=_third_of_memory, ge=1 << 20)
     """Memory that one capture may take; by default a third of the machine's."""
+    sweep_configurations: int = Field(default=100_000, ge=1, le=MAX_CONFIGURATIONS)
+    """Configurations that one sweep's grid may have."""
+    sweep_seconds: float = Field(default=600, gt=0)
+    """Seconds that one sweep may run, in one of the processes for captures."""
     model_seconds: float = Field(default=60, gt=0)
     """Seconds that importing a model may take, to list it."""
 

@@ -1,7 +1,8 @@
 """What runs in a worker process: an engine of its own, which does one call after another.
 
 The front sends a method's name and its arguments, pickled. The worker answers in frames, a letter and bytes: nothing
-that comes out of a worker is unpickled. A call ends with a VALUE, an ERROR, EXHAUSTED or a DEFECT.
+that comes out of a worker is unpickled. A call that gives much gives it in PARTs. It ends with a VALUE, an ERROR,
+EXHAUSTED or a DEFECT.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.status import with_stack
 from fxtrace.store import Store
+from fxtrace.sweep import SweepRequest
+from fxtrace.sweep.messages import SWEEP_BATCH
 from fxtrace.trace import ImageFormat, Progress, RenderOptions, TraceRequest
 
 READY = b"R"
 BEGUN = b"B"  # the call arrived
 PROGRESS = b"P"  # a Progress message
 CLAIM = b"C"  # the id of the trace that is about to be made; the front answers whether to
+PART = b"T"  # a part of what the method gives, serialised
 VALUE = b"V"  # what the method gave, serialised
 ERROR = b"E"  # a google.rpc.Status
 EXHAUSTED = b"X"  # memory ran out
@@ -80,6 +84,10 @@ class _Caller:
         if progress.stage != self._stage or now >= self._next or progress.done == progress.total:
             self._stage, self._next = progress.stage, now + _REPORT_SECONDS
             self._connection.send_bytes(PROGRESS + wire.PROGRESS.encode(progress).SerializeToString())
+
+    def part(self, part: bytes) -> None:
+        """Passes on a part of what the call gives."""
+        self._connection.send_bytes(PART + part)
 
     def claim(self, trace_id: str) -> None:
         """Asks whether this trace is to be made here."""
@@ -132,6 +140,13 @@ def find_formulas(engine: Engine, caller: _Caller, trace_id: str) -> bytes:
     return wire.encode_formulas(engine.find_formulas(trace_id, progress=caller.report)).SerializeToString()
 
 
+def sweep_shapes(engine: Engine, caller: _Caller, request: SweepRequest) -> bytes:
+    """Nothing; SweepBatch messages are its parts."""
+    for batch in engine.sweep_shapes(request, progress=caller.report):
+        caller.part(SWEEP_BATCH.encode(batch).SerializeToString())
+    return b""
+
+
 _METHODS: Mapping[str, Callable[..., bytes]] = {
     "create_trace": create_trace,
     "diff_traces": diff_traces,
@@ -139,6 +154,7 @@ _METHODS: Mapping[str, Callable[..., bytes]] = {
     "find_formulas": find_formulas,
     "get_model": get_model,
     "render_graph": render_graph,
+    "sweep_shapes": sweep_shapes,
 }
 
 

@@ -343,6 +343,8 @@ class Workers:
             match kind:
                 case worker.PROGRESS:
                     job.tell(wire.PROGRESS.decode(rpc.Progress.FromString(body)))
+                case worker.PART:
+                    job.add(body)
                 case worker.CLAIM:
                     doing.connection.send(job.claim(body.decode()))
                 case worker.VALUE:

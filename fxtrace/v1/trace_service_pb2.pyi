@@ -231,6 +231,33 @@ HOW_DATAFLOW: How.ValueType  # 3
 HOW_ORDER: How.ValueType  # 4
 """By standing between nodes that correspond, in the same order."""
 
+class _SweepHow:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SweepHowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SweepHow.ValueType], builtins.type):
+    DESCRIPTOR: descriptor.EnumDescriptor
+    SWEEP_HOW_UNSPECIFIED: _SweepHow.ValueType  # 0
+    """Not said."""
+    SWEEP_HOW_NONE: _SweepHow.ValueType  # 1
+    """There are none: the model does not accept the configuration."""
+    SWEEP_HOW_FORMULA: _SweepHow.ValueType  # 2
+    """From formulas, which a sample confirmed."""
+    SWEEP_HOW_PROPAGATION: _SweepHow.ValueType  # 3
+    """The model was built and propagated."""
+
+class SweepHow(_SweepHow, metaclass=_SweepHowEnumTypeWrapper):
+    """Where a row's numbers come from."""
+
+SWEEP_HOW_UNSPECIFIED: SweepHow.ValueType  # 0
+"""Not said."""
+SWEEP_HOW_NONE: SweepHow.ValueType  # 1
+"""There are none: the model does not accept the configuration."""
+SWEEP_HOW_FORMULA: SweepHow.ValueType  # 2
+"""From formulas, which a sample confirmed."""
+SWEEP_HOW_PROPAGATION: SweepHow.ValueType  # 3
+"""The model was built and propagated."""
+
 @typing.final
 class ConfigField(message.Message):
     """A field of a model's configuration."""
@@ -653,7 +680,8 @@ class Progress(message.Message):
     TOTAL_FIELD_NUMBER: builtins.int
     stage: builtins.str
     """What is being done. Of a trace: "wait" (for other work), "build", "run", "capture", "propagate", "label", "check",
-    "store". Of a picture: "wait", "draw", "layout". Of formulas: "wait", "probe", "solve", "store".
+    "store". Of a picture: "wait", "draw", "layout". Of formulas: "wait", "probe", "solve", "store". Of a sweep: "wait",
+    "resolve", "probe", "confirm", "sweep", "propagate".
     """
     done: builtins.int
     """Steps done."""
@@ -2254,3 +2282,300 @@ class RenderDiffResponse(message.Message):
     _ClearFieldArgType: _TypeAlias = typing.Literal["chunk", b"chunk", "media_type", b"media_type", "nbytes", b"nbytes", "progress", b"progress"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class ListedValues(message.Message):
+    """Values for a field."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def values(self) -> containers.RepeatedCompositeFieldContainer[struct_pb2.Value]:
+        """The values, each once."""
+
+    def __init__(
+        self,
+        *,
+        values: abc.Iterable[struct_pb2.Value] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class IntegerRange(message.Message):
+    """Integers at equal distances."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    START_FIELD_NUMBER: builtins.int
+    STOP_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    start: builtins.int
+    """The first."""
+    stop: builtins.int
+    """Where they end: the first that is not among them."""
+    step: builtins.int
+    """From one to the next; at least 1."""
+    def __init__(
+        self,
+        *,
+        start: builtins.int = ...,
+        stop: builtins.int = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["start", b"start", "step", b"step", "stop", b"stop"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class GridAxis(message.Message):
+    """A configuration field and the values that it is to take."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    FIELD_FIELD_NUMBER: builtins.int
+    LISTED_FIELD_NUMBER: builtins.int
+    RANGE_FIELD_NUMBER: builtins.int
+    field: builtins.str
+    """The field's name."""
+    @builtins.property
+    def listed(self) -> ListedValues:
+        """One by one."""
+
+    @builtins.property
+    def range(self) -> IntegerRange:
+        """As a range."""
+
+    def __init__(
+        self,
+        *,
+        field: builtins.str = ...,
+        listed: ListedValues | None = ...,
+        range: IntegerRange | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["listed", b"listed", "range", b"range", "values", b"values"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["field", b"field", "listed", b"listed", "range", b"range", "values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_values: _TypeAlias = typing.Literal["listed", "range"]  # noqa: Y015
+    _WhichOneofArgType_values: _TypeAlias = typing.Literal["values", b"values"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_values) -> _WhichOneofReturnType_values | None: ...
+
+@typing.final
+class SweepShapesRequest(message.Message):
+    """Asks for a sweep."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: builtins.int
+    GRID_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    TENSORS_FIELD_NUMBER: builtins.int
+    SAMPLE_FIELD_NUMBER: builtins.int
+    SEED_FIELD_NUMBER: builtins.int
+    model: builtins.str
+    """Resource name of the model: "models/reference"."""
+    sample: builtins.int
+    """How many configurations that formulas answer are also propagated, to confirm them; 20 where it is not set."""
+    seed: builtins.int
+    """Of the choice of those."""
+    @builtins.property
+    def grid(self) -> containers.RepeatedCompositeFieldContainer[GridAxis]:
+        """The fields to vary; every combination of their values is a configuration. The last field changes fastest."""
+
+    @builtins.property
+    def configuration(self) -> struct_pb2.Struct:
+        """Configuration fields that are the same in all of them; the rest keep the model's defaults."""
+
+    @builtins.property
+    def tensors(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Whose shapes are wanted, each by its name or by a role's."""
+
+    def __init__(
+        self,
+        *,
+        model: builtins.str = ...,
+        grid: abc.Iterable[GridAxis] | None = ...,
+        configuration: struct_pb2.Struct | None = ...,
+        tensors: abc.Iterable[builtins.str] | None = ...,
+        sample: builtins.int | None = ...,
+        seed: builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_sample", b"_sample", "configuration", b"configuration", "sample", b"sample"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_sample", b"_sample", "configuration", b"configuration", "grid", b"grid", "model", b"model", "sample", b"sample", "seed", b"seed", "tensors", b"tensors"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__sample: _TypeAlias = typing.Literal["sample"]  # noqa: Y015
+    _WhichOneofArgType__sample: _TypeAlias = typing.Literal["_sample", b"_sample"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sample) -> _WhichOneofReturnType__sample | None: ...
+
+@typing.final
+class Shape(message.Message):
+    """A tensor's shape."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    SIZES_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def sizes(self) -> containers.RepeatedScalarFieldContainer[builtins.int]:
+        """Sizes, outermost first."""
+
+    def __init__(
+        self,
+        *,
+        sizes: abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["sizes", b"sizes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SweepRow(message.Message):
+    """What one configuration comes to."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    @typing.final
+    class ShapesEntry(message.Message):
+        DESCRIPTOR: descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: builtins.int
+        VALUE_FIELD_NUMBER: builtins.int
+        key: builtins.str
+        @builtins.property
+        def value(self) -> Shape: ...
+        def __init__(
+            self,
+            *,
+            key: builtins.str = ...,
+            value: Shape | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = typing.Literal["value", b"value"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    INDEX_FIELD_NUMBER: builtins.int
+    CONFIGURATION_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    HOW_FIELD_NUMBER: builtins.int
+    PARAMETERS_FIELD_NUMBER: builtins.int
+    ACTIVATION_BYTES_FIELD_NUMBER: builtins.int
+    FLOPS_FIELD_NUMBER: builtins.int
+    SHAPES_FIELD_NUMBER: builtins.int
+    index: builtins.int
+    """Its place in the grid, from 0."""
+    reason: builtins.str
+    """Why the model does not accept it; empty where it does."""
+    how: SweepHow.ValueType
+    """Where the numbers come from."""
+    parameters: builtins.int
+    """Elements of all parameters, shared ones once, without buffers."""
+    activation_bytes: builtins.int
+    """Bytes of the tensors that the model computes, without views and parts of other tensors."""
+    flops: builtins.int
+    """FLOPs of the matrix products, two for each multiply–add; absent where the graph hides some of them."""
+    @builtins.property
+    def configuration(self) -> struct_pb2.Struct:
+        """The grid's fields, as they are in it."""
+
+    @builtins.property
+    def shapes(self) -> containers.MessageMap[builtins.str, Shape]:
+        """Shapes of the tensors that were asked for; one that the configuration has no tensor for is left out."""
+
+    def __init__(
+        self,
+        *,
+        index: builtins.int = ...,
+        configuration: struct_pb2.Struct | None = ...,
+        reason: builtins.str = ...,
+        how: SweepHow.ValueType = ...,
+        parameters: builtins.int = ...,
+        activation_bytes: builtins.int = ...,
+        flops: builtins.int | None = ...,
+        shapes: abc.Mapping[builtins.str, Shape] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["_flops", b"_flops", "configuration", b"configuration", "flops", b"flops"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_flops", b"_flops", "activation_bytes", b"activation_bytes", "configuration", b"configuration", "flops", b"flops", "how", b"how", "index", b"index", "parameters", b"parameters", "reason", b"reason", "shapes", b"shapes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__flops: _TypeAlias = typing.Literal["flops"]  # noqa: Y015
+    _WhichOneofArgType__flops: _TypeAlias = typing.Literal["_flops", b"_flops"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__flops) -> _WhichOneofReturnType__flops | None: ...
+
+@typing.final
+class SweepBatch(message.Message):
+    """Some rows of a sweep, and what they stand on."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: builtins.int
+    CONFIRMED_FIELD_NUMBER: builtins.int
+    MISMATCHES_FIELD_NUMBER: builtins.int
+    NOTES_FIELD_NUMBER: builtins.int
+    confirmed: builtins.int
+    """Configurations that were propagated and came to just what the formulas give."""
+    @builtins.property
+    def rows(self) -> containers.RepeatedCompositeFieldContainer[SweepRow]:
+        """The rows."""
+
+    @builtins.property
+    def mismatches(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Those that came to something else, each in a sentence; their like are propagated one by one."""
+
+    @builtins.property
+    def notes(self) -> containers.RepeatedScalarFieldContainer[builtins.str]:
+        """What is to be known besides."""
+
+    def __init__(
+        self,
+        *,
+        rows: abc.Iterable[SweepRow] | None = ...,
+        confirmed: builtins.int = ...,
+        mismatches: abc.Iterable[builtins.str] | None = ...,
+        notes: abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["confirmed", b"confirmed", "mismatches", b"mismatches", "notes", b"notes", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+@typing.final
+class SweepShapesResponse(message.Message):
+    """Progress, or rows."""
+
+    DESCRIPTOR: descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: builtins.int
+    BATCH_FIELD_NUMBER: builtins.int
+    @builtins.property
+    def progress(self) -> Progress:
+        """How far it is."""
+
+    @builtins.property
+    def batch(self) -> SweepBatch:
+        """Rows."""
+
+    def __init__(
+        self,
+        *,
+        progress: Progress | None = ...,
+        batch: SweepBatch | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = typing.Literal["batch", b"batch", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = typing.Literal["batch", b"batch", "event", b"event", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = typing.Literal["progress", "batch"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...

@@ -143,6 +143,11 @@ class TraceServiceStub:
                 request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.SerializeToString,
                 response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.FromString,
                 _registered_method=True)
+        self.SweepShapes = channel.unary_stream(
+                '/fxtrace.v1.TraceService/SweepShapes',
+                request_serializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.SerializeToString,
+                response_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer:
@@ -366,6 +371,19 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SweepShapes(self, request, context):
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+        come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+        Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+        DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+        configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -458,6 +476,11 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.RenderDiff,
                     request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.FromString,
                     response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.SerializeToString,
+            ),
+            'SweepShapes': grpc.unary_stream_rpc_method_handler(
+                    servicer.SweepShapes,
+                    request_deserializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.FromString,
+                    response_serializer=fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -965,6 +988,33 @@ class TraceService:
             '/fxtrace.v1.TraceService/RenderDiff',
             fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffRequest.SerializeToString,
             fxtrace_dot_v1_dot_trace__service__pb2.RenderDiffResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SweepShapes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fxtrace.v1.TraceService/SweepShapes',
+            fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesRequest.SerializeToString,
+            fxtrace_dot_v1_dot_trace__service__pb2.SweepShapesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -179,6 +179,15 @@ class TraceServiceStub:
     Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
     FAILED_PRECONDITION (DEPENDENCY_MISSING).
     """
+    SweepShapes: _grpc.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]
+    """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+    come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+    Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+    DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+    configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
+    """
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -330,6 +339,15 @@ class TraceServiceAsyncStub(TraceServiceStub):
 
     Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
     FAILED_PRECONDITION (DEPENDENCY_MISSING).
+    """
+    SweepShapes: _aio.UnaryStreamMultiCallable[_trace_service_pb2.SweepShapesRequest, _trace_service_pb2.SweepShapesResponse]  # type: ignore[assignment]
+    """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+    come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+    Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+    (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+    DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+    configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
     """
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -587,6 +605,21 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
 
         Errors: those of DiffTraces, and NOT_FOUND (NODE_NOT_FOUND), INVALID_ARGUMENT (OPTION_INVALID) for the options,
         FAILED_PRECONDITION (DEPENDENCY_MISSING).
+        """
+
+    @_abc_1.abstractmethod
+    def SweepShapes(
+        self,
+        request: _trace_service_pb2.SweepShapesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_service_pb2.SweepShapesResponse], _abc.AsyncIterator[_trace_service_pb2.SweepShapesResponse]]:
+        """What a model's shapes, parameters, bytes and FLOPs come to over a grid of configurations. Progress, and rows as they
+        come: not in the order of the grid. Nothing is kept. The work stops when the caller cancels, or times out.
+
+        Errors: NOT_FOUND (MODEL_NOT_FOUND, TENSOR_NOT_FOUND for an unknown tensor or role), INVALID_ARGUMENT
+        (CONFIGURATION_INVALID, OPTION_INVALID, NAME_INVALID, MODEL_INVALID), FAILED_PRECONDITION (WORKER_CRASHED;
+        DEPENDENCY_MISSING where the server lacks what the model needs), RESOURCE_EXHAUSTED (TOO_LARGE for more than 100,000
+        configurations; MEMORY_LIMIT; BUSY where too many wait), DEADLINE_EXCEEDED (TIME_LIMIT, the server's own).
         """
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

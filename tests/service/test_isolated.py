@@ -23,6 +23,7 @@ from fxtrace.errors import (
     MemoryLimit,
     ModelNotFound,
     TimeLimit,
+    TooLarge,
     WorkerCrashed,
 )
 from fxtrace.models import Registry
@@ -30,6 +31,7 @@ from fxtrace.service.engine import Engine
 from fxtrace.service.isolated import IsolatedEngine
 from fxtrace.service.settings import Settings
 from fxtrace.service.worker import memory
+from fxtrace.sweep import SweepRequest, parse_grid
 from fxtrace.trace import Progress, Trace, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
@@ -57,6 +59,34 @@ def client(server: tuple[subprocess.Popen[str], str]) -> Iterator[NumPyClient]:
 
 def hostile(how: str, *, size: int = 1, pid: Path | str = "", seed: int = 0) -> TraceRequest:
     return TraceRequest("hostile", {"how": how, "size": size, "pid": str(pid)}, seed=seed)
+
+
+def test_a_sweep_streams_its_rows(client: NumPyClient, tmp_path: Path) -> None:
+    stages: set[str] = set()
+    request = SweepRequest("slow", parse_grid(["steps=1..3"]), {"log": str(tmp_path / "log")})
+    batches = client.sweep_shapes(request, progress=lambda progress: stages.add(progress.stage))
+    rows = [row for batch in batches for row in batch.rows]
+    assert [(row.index, row.configuration, row.how) for row in rows] == [
+        (index, {"steps": index + 1}, "propagation") for index in range(3)
+    ]
+    assert {"wait", "resolve", "propagate"} <= stages
+
+
+def test_a_sweep_that_is_given_up_ends_its_worker(client: NumPyClient, tmp_path: Path) -> None:
+    def give_up(progress: Progress) -> None:
+        if (tmp_path / "pid").exists():
+            raise KeyError
+
+    asked = {"how": "library", "pid": str(tmp_path / "pid")}
+    with pytest.raises(KeyError):
+        list(client.sweep_shapes(SweepRequest("hostile", parse_grid(["size=1,2"]), asked), progress=give_up))
+    pid = pid_in(tmp_path / "pid")
+    until(lambda: not exists(pid))
+
+
+def test_a_sweep_beyond_the_limit_is_refused(client: NumPyClient) -> None:
+    with pytest.raises(TooLarge, match=r"1,000,000,000 configurations .* expected at most 100,000"):
+        list(client.sweep_shapes(SweepRequest("slow", parse_grid(["steps=1..1000000000"]))))
 
 
 def test_the_process_that_answers_imports_no_torch(client: NumPyClient) -> None:

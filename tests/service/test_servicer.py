@@ -292,7 +292,7 @@ def test_a_caller_that_gives_up_stops_the_work(stub: TraceServiceStub, tmp_path:
 
 def test_a_slow_reader_gets_the_latest_of_each_stage() -> None:
     async def run() -> list[Progress]:
-        news = _News()
+        news: _News[Progress] = _News()
 
         def work() -> None:
             for stage in ("build", "propagate"):
@@ -310,7 +310,7 @@ def test_a_slow_reader_gets_the_latest_of_each_stage() -> None:
 
 def test_a_report_after_the_caller_left_raises() -> None:
     async def run() -> None:
-        news = _News()
+        news: _News[Progress] = _News()
         news.report(Progress("build"))
         news.stop()
         with pytest.raises(Cancelled):

@@ -1,0 +1,114 @@
+"""One configuration of a model, really built and propagated: what formulas are found around and confirmed by."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+
+from fxtrace.capture import Capture, capture
+from fxtrace.dims import Finding, Formulas
+from fxtrace.errors import FxtraceError
+from fxtrace.graph import Graph, show_shape
+from fxtrace.models import Model
+from fxtrace.roles import label
+from fxtrace.sweep import Costs, SweepRow
+from fxtrace.trace import Json, Rung
+
+_SMALL = 20_000_000
+"""Up to so many elements of parameters, a model is run where its roles are wanted: some show in values only."""
+
+
+class Propagator:
+    """Propagates configurations of a model.
+
+    Args:
+        model: the model.
+        configuration: fields that are the same in all of them.
+        tensors: whose shapes are wanted, by their names or by their roles'.
+    """
+
+    def __init__(self, model: Model, configuration: Mapping[str, Json], tensors: Sequence[str] = ()) -> None:
+        self._model, self._configuration, self._asked = model, configuration, tensors
+
+    def row(self, index: int, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> SweepRow:
+        """What a configuration comes to, or why the model does not accept it."""
+        seen = self.labelled(chosen, rung) if self._asked else self.graph(chosen, rung)
+        if isinstance(seen, str):
+            return SweepRow(index, chosen, seen)
+        graph = seen[0] if isinstance(seen, tuple) else seen
+        cost = Costs(graph, tensors=self.tensors(graph)).cost()
+        return SweepRow(
+            index, chosen, "", "propagation", cost.parameters, cost.activation_bytes, cost.flops, cost.shapes
+        )
+
+    def tensors(self, graph: Graph) -> dict[str, str]:
+        """The tensors whose shapes are wanted, as far as a graph has them: by what they were asked for, their names."""
+        known = dict(graph.tensors())
+        names = {asked: asked for asked in self._asked if asked in known}
+        for asked in self._asked:
+            if asked not in names and asked in graph.by_role and len(graph.by_role[asked].tensors) == 1:
+                names[asked] = graph.by_role[asked].tensors[0][0]
+        return names
+
+    def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Graph | str:
+        """A configuration's graph, propagated on fake tensors; or why the model does not accept it."""
+        captured = self._capture(chosen, rung, values=False)
+        return captured if isinstance(captured, str) else captured[0].graph
+
+    def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> tuple[Graph, Rung] | str:
+        """A configuration's graph with its roles, where roles are wanted; and the rung."""
+        captured = self._capture(chosen, rung, values=bool(self._asked))
+        if isinstance(captured, str):
+            return captured
+        taken, state = captured
+        return (label(taken.graph, taken.known, state)[0] if self._asked else taken.graph), taken.rung
+
+    def _capture(
+        self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, values: bool
+    ) -> tuple[Capture, dict[str, torch.Tensor]] | str:
+        try:
+            config = self._model.resolve({**self._configuration, **chosen})
+            with torch.random.fork_rng(devices=()):
+                module = self._model.build(config)
+                inputs = self._model.example_inputs(config)
+            values = values and sum(each.numel() for each in module.parameters()) <= _SMALL
+            return capture(module, inputs, rung=rung, values=values), module.state_dict()
+        except FxtraceError as error:
+            return error.message
+        except MemoryError:
+            raise
+        except Exception as error:
+            if "can't allocate memory" in str(error):  # PyTorch's way to say MemoryError
+                raise
+            return f"{type(error).__name__}: {error}"
+
+
+def difference(graph: Graph, formulas: Formulas, sizes: Mapping[str, int], seen: Graph) -> str:
+    """How a propagated graph differs from what the formulas of another one's sizes give; empty if not at all."""
+    ours = [(node.name, node.op, node.target, node.inputs) for node in graph.nodes]
+    theirs = [(node.name, node.op, node.target, node.inputs) for node in seen.nodes]
+    if ours != theirs:
+        return f"propagation gives other nodes: {len(theirs)}, by the formulas {len(ours)}"
+    specs = dict(seen.tensors())
+    if specs.keys() != formulas.tensors.keys() or seen.parameters.keys() != formulas.parameters.keys():
+        return "propagation gives other tensors"
+    before = dict(graph.tensors())
+    for name, spec in specs.items():
+        expected = _shape(formulas.tensors[name], sizes)
+        if spec.shape != expected or spec.dtype != before[name].dtype:
+            return (
+                f"'{name}' is {show_shape(spec.shape)} {spec.dtype} by propagation, {show_shape(expected)} "
+                f"{before[name].dtype} by formula"
+            )
+    for name, parameter in seen.parameters.items():
+        expected = _shape(formulas.parameters[name], sizes)
+        if parameter.shape != expected or parameter.dtype != graph.parameters[name].dtype:
+            return f"'{name}' is {show_shape(parameter.shape)} when built, {show_shape(expected)} by formula"
+    return ""
+
+
+def _shape(findings: Sequence[Finding], sizes: Mapping[str, int]) -> tuple[int, ...]:
+    values = (each.formula.value(sizes) if each.formula else None for each in findings)
+    return tuple(-1 if value is None else value for value in values)

@@ -1,0 +1,81 @@
+"""What is asked of a sweep, and what it gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fxtrace.sweep.grid import Grid
+from fxtrace.trace import Json
+
+How = Literal["none", "formula", "propagation"]
+"""How a row came to be: by formulas, by propagating the model on fake tensors, or not at all."""
+
+SAMPLE = 20
+"""How many configurations are propagated to confirm the formulas, where nothing else is asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """What is to be swept.
+
+    Attributes:
+        model: a model's name, or (in this process only) where it comes from: see `fxtrace.models`.
+        grid: the configurations.
+        configuration: fields that are the same in all of them; the rest keep the model's defaults.
+        tensors: whose shapes are wanted, each by its name or by a role's.
+        sample: how many configurations that formulas answer are also propagated; drawn at random.
+        seed: of that choice.
+    """
+
+    model: str
+    grid: Grid
+    configuration: Mapping[str, Json] = field(default_factory=dict)
+    tensors: tuple[str, ...] = ()
+    sample: int = SAMPLE
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """What one configuration comes to.
+
+    Attributes:
+        index: its place in the grid.
+        configuration: the grid's fields, as they are in it.
+        reason: why the model does not accept it; empty where it does. The numbers are then 0.
+        how: where the numbers come from.
+        parameters: elements of all parameters, shared ones once, without buffers.
+        activation_bytes: of the tensors that the model computes, all together: neither inputs nor parameters, nor views
+            and parts of other tensors.
+        flops: of the matrix products: see `fxtrace.sweep.flops`. None where the graph hides some of them.
+        shapes: of the tensors that were asked for, by the name that they were asked for by; one that the configuration
+            has no tensor for is left out.
+    """
+
+    index: int
+    configuration: Mapping[str, Json]
+    reason: str = ""
+    how: How = "none"
+    parameters: int = 0
+    activation_bytes: int = 0
+    flops: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SweepBatch:
+    """Some rows of a sweep, and what they stand on.
+
+    Attributes:
+        rows: the rows, in the order of the grid within the batch.
+        confirmed: configurations that were propagated and came to just what the formulas give, since the batch before.
+        mismatches: those that came to something else, each in a sentence; their like are propagated one by one.
+        notes: what is to be known besides: what a formula could not be found for, which products FLOPs leave out.
+    """
+
+    rows: tuple[SweepRow, ...] = ()
+    confirmed: int = 0
+    mismatches: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fxtrace.capture import capture
+from fxtrace.dims import Finding, Formula, Formulas
+from fxtrace.graph import Graph, Node, Parameter, TensorSpec, Value
+from fxtrace.graph import Module as GraphModule
+from fxtrace.models import Registry
+from fxtrace.sweep import Costs, NoFormula, products
+from fxtrace.trace import Rung
+
+
+class EveryProduct(nn.Module):
+    """The matrix products that PyTorch has, spelled in several ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 5)
+        self.conv = nn.Conv2d(4, 8, 3, groups=2, stride=2)
+        self.transposed = nn.ConvTranspose1d(4, 6, 3, groups=2)
+        self.weight = nn.Parameter(torch.randn(5, 4))
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x: Tensor, image: Tensor, sound: Tensor) -> tuple[Tensor, ...]:
+        a = self.linear(x)
+        b = x @ self.weight.T
+        return (
+            torch.einsum("bik,bjk->bij", a, b),
+            torch.addmm(a[0], x[0], self.weight.T),
+            torch.baddbmm(torch.zeros(2, 3, 3), a, b.mT),
+            torch.matmul(other=b.mT, input=a),
+            torch.nn.functional.linear(weight=self.weight, input=x),
+            torch.mv(a[0], b[0, 0]),
+            torch.dot(a[0, 0], b[0, 0]),
+            self.conv(image),
+            self.transposed(sound),
+            torch.nn.functional.scaled_dot_product_attention(x[None], x[None, :, :2], b[None, :, :2]),
+            self.attention(x, x, x)[0],
+        )
+
+
+INPUTS = {"x": torch.randn(2, 3, 4), "image": torch.randn(1, 4, 9, 9), "sound": torch.randn(2, 4, 5)}
+
+
+def counted(module: nn.Module, inputs: dict[str, Tensor]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        module.eval()(**inputs)
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("rung", ["record", "export"])
+def test_flops_are_what_pytorch_counts(rung: Rung) -> None:
+    module = EveryProduct()
+    graph = capture(module, INPUTS, rung=rung, values=False).graph
+    found = products(graph)
+    assert found.hidden == ()
+    # PyTorch's counter does not know mv and dot: 2·3·5 and 2·5.
+    assert Costs(graph).cost().flops == counted(module, INPUTS) + 30 + 10
+
+
+@pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext"])
+def test_flops_and_parameters_of_models_are_what_pytorch_counts(name: str) -> None:
+    model = Registry.installed().load(name)
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    cost = Costs(capture(module, inputs).graph).cost()
+    assert cost.flops == counted(module, inputs) > 0
+    assert cost.parameters == sum(each.numel() for each in module.parameters())
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 5)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.lstm(x)[0]
+
+
+def test_products_that_cannot_be_seen_leave_flops_untold() -> None:
+    graph = capture(Recurrent(), {"x": torch.randn(3, 2, 4)}).graph
+    costs = Costs(graph)
+    assert costs.hidden
+    assert costs.cost().flops is None
+    assert costs.cost().parameters == 4 * 5 * 5 + 4 * 5 * 5 - 4 * 5 + 2 * 4 * 5
+
+
+def small() -> tuple[Graph, Formulas]:
+    def node(name: str, kind: str, shape: tuple[int, ...], dtype: str = "float32") -> Node:
+        return Node(name, "call_function", kind, kind, (), {}, (Value("", "Tensor", spec(shape, dtype)),))
+
+    def spec(shape: tuple[int, ...], dtype: str) -> TensorSpec:
+        return TensorSpec(shape, dtype, (), "cpu", True, 0)
+
+    modules = (GraphModule("", "M", (Parameter("w", (8, 2), "float32", True),)),)
+    graph = Graph("M", (node("x", "input", (3, 8)), node("h", "elementwise", (3, 4), "bfloat16")), modules)
+    tensors = {"x": ("length", "width"), "h": ("length", "width/heads")}
+
+    def findings(texts: tuple[str, ...]) -> tuple[Finding, ...]:
+        return tuple(Finding(Formula(text)) for text in texts)
+
+    sizes = {"length": 3, "width": 8, "heads": 2}
+    shapes = {name: findings(texts) for name, texts in tensors.items()}
+    return graph, Formulas(sizes, shapes, {"w": findings(("width", "heads"))})
+
+
+def test_formulas_give_many_configurations_at_once() -> None:
+    graph, formulas = small()
+    columns = {
+        "length": np.array([3, 5, 7, 2**40]),
+        "width": np.array([8, 12, 9, 2**40]),
+        "heads": np.array([2, 3, 2, 1]),
+    }
+    found = Costs(graph, formulas, {"hidden": "h"}).costs(columns, 4)
+    assert found.fits.tolist() == [True, True, False, True]  # 9 / 2 is not whole
+    assert found.too_large.tolist() == [False, False, False, True]
+    assert found.parameters[:2].tolist() == [16, 36]
+    assert found.activation_bytes[:2].tolist() == [3 * 4 * 2, 5 * 4 * 2]
+    assert [sizes[1] for sizes in found.shapes["hidden"]] == [5, 4]
+    assert found.flops is not None
+    assert not found.flops.any()
+
+
+def test_a_size_without_a_formula_is_told() -> None:
+    graph, formulas = small()
+    unknown = Formulas(
+        formulas.sizes, {**formulas.tensors, "h": (Finding(Formula("3")), Finding(None))}, formulas.parameters
+    )
+    with pytest.raises(NoFormula, match="size 1 of 'h', 4, has no formula"):
+        Costs(graph, unknown)
