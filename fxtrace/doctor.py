@@ -34,6 +34,8 @@ EXTRAS = {
     "s3": ("a store's files in S3", ("obstore",)),
     "metrics": ("metrics for Prometheus", ("prometheus_client",)),
     "otel": ("spans of OpenTelemetry", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")),
+    "tables": ("Parquet files of sweeps", ("pyarrow",)),
+    "plots": ("plots of sweeps", ("matplotlib",)),
 }
 
 _TORCH = """
