@@ -223,7 +223,10 @@ class Sweeping:
             return
         self._report(Progress("sweep", 0, len(group.indices)))
         notes = [f"FLOPs are not told: {', '.join(costs.hidden)} may hide products"] if costs.hidden else []
-        found = costs.costs(group.columns, len(group.indices))
+        count = len(group.indices)
+        # What no field decides (the batch of the model's own inputs) is the same everywhere.
+        inputs = {name: np.full(count, size) for name, size in formulas.sizes.items() if name not in group.columns}
+        found = costs.costs({**inputs, **group.columns}, count)
         sure = found.fits & ~found.too_large
         small = np.flatnonzero(sure & (found.parameters <= _SAMPLED))
         if len(small) < sure.sum():
