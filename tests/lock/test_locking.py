@@ -143,8 +143,9 @@ def test_a_project_is_held_to_its_lockfile(run: Run, tmp_path: Path, monkeypatch
 
 def test_the_readme_s_pytest_line_holds_a_project(tmp_path: Path) -> None:
     readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    line = next(each for each in readme.splitlines() if each.startswith("def test_shapes"))
-    (tmp_path / "test_shapes.py").write_text(f"import fxtrace\n\n{line}\n")
+    block = re.search(r"```python\n(def test_shapes.*?)```", readme, re.DOTALL)
+    assert block is not None
+    (tmp_path / "test_shapes.py").write_text(f"import fxtrace\n\n{block[1]}")
     (tmp_path / "net.py").write_text(MODEL)
     (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
     done = subprocess.run(
