@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import TreeSpec
 from torch.utils._sympy.functions import FloorDiv
 
+from fxtrace.capture.recorder import written
 from fxtrace.capture.run import map_tensors, show_source
 from fxtrace.capture.source import stack_source
 from fxtrace.errors import CaptureFailed
@@ -95,6 +97,11 @@ class Unlifted:
                 copied[node] = items[node.args[1]]
             else:
                 copied[node] = self._note(self.graph.node_copy(node, found), node.meta.get("val"))
+                for whole in _written_through(node):
+                    if any(user not in copied for user in whole.users):  # it is read again
+                        changed = self.graph.call_function(written, (found(whole), copied[node]))
+                        changed.meta = dict(node.meta)
+                        copied[whole] = self._note(changed, whole.meta.get("val"))
         raise AssertionError("a torch.fx graph ends with its output")
 
     def _is_owned(self, node: fx.Node) -> bool:
@@ -175,6 +182,25 @@ def _base_name(node: fx.Node) -> str:
             return str(node.target.overloadpacket.__name__)
         case _:
             return str(getattr(node.target, "__name__", ""))
+
+
+def _written_through(node: fx.Node) -> Iterator[fx.Node]:
+    """The tensors that a call changes in place through a view of them: what the view is of, and so on."""
+    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+        view = node.args[0] if node.args else None
+        while isinstance(view, fx.Node) and _is_view(view):
+            view = view.args[0]
+            if isinstance(view, fx.Node) and isinstance(view.meta.get("val"), Tensor):
+                yield view
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a call's result shares the memory of its first argument, by its schema."""
+    if not isinstance(node.target, OpOverload):
+        return node.target is operator.getitem
+    arguments, returns = node.target._schema.arguments, node.target._schema.returns
+    shared = arguments[0].alias_info if arguments else None
+    return bool(shared is not None and not shared.is_write and returns and returns[0].alias_info is not None)
 
 
 def _gives_back(node: fx.Node, name: str) -> bool:

@@ -413,3 +413,31 @@ class Plus(nn.Module):
 def test_a_timeout_is_above_zero(seconds: float) -> None:
     with pytest.raises(OptionInvalid, match="symbolic_timeout: expected seconds above 0"):
         capture(nn.Linear(2, 2), {"input": torch.ones(2, 2)}, symbolic_timeout=seconds)
+
+
+class InParts(nn.Module):
+    """A tensor is made empty and written in two parts, through views of views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        whole = x.new_empty(x.shape[0], 1, 8)
+        rows = whole[:, 0]
+        rows[:, :3] = self.first(x)
+        whole[..., 3:] = self.second(x)[:, None]
+        return whole.transpose(1, 2) + rows.sum()
+
+
+def test_what_is_written_through_views_is_read_as_written() -> None:
+    graph = capture(InParts(), {"x": torch.randn(2, 4)}, rung="export", values=False).graph
+    transposed = next(node for node in graph.nodes if node.target == "aten.transpose")
+    behind, todo = set[str](), [transposed.name]
+    while todo:
+        node = graph.by_name[todo.pop()]
+        behind.add(node.name)
+        todo += [name for name in node.inputs if name not in behind]
+    assert sum(graph.by_name[name].kind == "linear" for name in behind) == 2
+    assert graph.by_name[transposed.inputs[0]].kind == "join"
+    assert graph.by_name[transposed.inputs[0]].spec == next(n for n in graph.nodes if n.target == "aten.new_empty").spec
