@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.backends import cuda
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
@@ -286,21 +287,33 @@ class _Form(NamedTuple):
     """From the arguments it was called with to those of the target."""
 
 
-Modes = tuple[bool, tuple[str, bool, torch.dtype], tuple[str, bool, torch.dtype]]
+Modes = tuple[bool, tuple[bool, ...], tuple[str, bool, torch.dtype], tuple[str, bool, torch.dtype]]
+
+
+# What `torch.nn.attention.sdpa_kernel` chooses among; on the CPU, too. Each kernel rounds in its own way.
+_KERNELS: tuple[tuple[Callable[[], bool], Callable[[bool], None]], ...] = (
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.math_sdp_enabled, cuda.enable_math_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
 
 
 def current_modes() -> Modes:
-    """Whether gradients are on, and for each kind of device whether mixed precision is, and its dtype."""
+    """Whether gradients are on, which kernels attention may use, and for each kind of device its mixed precision."""
     return (
         torch.is_grad_enabled(),
+        tuple(enabled() for enabled, _ in _KERNELS),
         ("cpu", torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
         ("cuda", torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")),
     )
 
 
-def set_modes(grad: bool, *autocast: tuple[str, bool, torch.dtype]) -> None:
+def set_modes(grad: bool, kernels: tuple[bool, ...], *autocast: tuple[str, bool, torch.dtype]) -> None:
     """Sets what `current_modes` gives, for the calls that follow."""
     torch.set_grad_enabled(grad)
+    for (_, enable), enabled in zip(_KERNELS, kernels, strict=True):
+        enable(enabled)
     for device, enabled, dtype in autocast:
         torch.set_autocast_enabled(device, enabled)
         torch.set_autocast_dtype(device, dtype)

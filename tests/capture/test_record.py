@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fxtrace.capture import Capture, capture
 from fxtrace.errors import Cancelled, CaptureFailed
@@ -460,3 +461,19 @@ def test_hugging_face_models(family: str, attention: str) -> None:
     assert [n.spec for n in bare.graph.nodes if n.kind == core] == [
         n.spec for n in captured.graph.nodes if n.kind == core
     ]
+
+
+class ChoosesItsKernel(nn.Module):
+    """Attention by the plain kernel in a block of its own; elsewhere by whichever PyTorch takes."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        with sdpa_kernel(SDPBackend.MATH):
+            plain = F.scaled_dot_product_attention(x, x, x)
+        return plain, F.scaled_dot_product_attention(x, x, x)
+
+
+def test_attention_is_run_again_by_the_kernel_it_was_run_by() -> None:
+    x = torch.randn(2, 4, 64, 32, generator=torch.Generator().manual_seed(3))
+    plain, other = ChoosesItsKernel()(x)
+    assert not torch.equal(plain, other)  # else this test would show nothing
+    assert capture(ChoosesItsKernel(), {"x": x}, rung="record").output_equal
