@@ -100,15 +100,16 @@ class Memory:
     @classmethod
     def of(cls, pid: int) -> Memory:
         """Of a server by its process id."""
-        children = [
-            int(child)
-            for task in Path(f"/proc/{pid}/task").iterdir()
-            for child in (task / "children").read_text().split()
-        ]
-        return cls(_private(pid), sum(map(_private, children)))
+        return cls(_private(pid), sum(map(_private, children_of(pid))))
 
     def __str__(self) -> str:
         return f"{self.front / 2**20:.0f} MiB (workers {self.workers / 2**20:.0f} MiB)"
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process started."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _private(pid: int) -> int:

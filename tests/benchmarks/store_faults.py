@@ -22,7 +22,7 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.store import Store
 from fxtrace.trace import TraceRequest
-from tests.benchmarks.measure import serve, temporary_folder
+from tests.benchmarks.measure import children_of, serve, temporary_folder
 
 MODEL = Path(__file__).parent.parent / "service" / "tiny.py"
 KILLS = 50
@@ -67,9 +67,14 @@ def killed() -> Row:
                     thread.start()
                 warm.wait()
                 time.sleep(random.uniform(0.0, 0.5))
+                workers = children_of(process.pid)
                 process.kill()
                 for thread in clients:
                     thread.join()
+                while any(
+                    Path(f"/proc/{pid}").exists() for pid in workers
+                ):  # they end when they see that they are alone
+                    time.sleep(0.01)
             store = Store(folder)
             there = {trace.seed: trace.id for _, trace in store.traces(10**6)}
             assert acknowledged <= there.keys(), "an acknowledged trace is lost"
