@@ -124,13 +124,13 @@ def full_disk() -> Row:
     """The server may not write files of more than 256 KiB any more, then may again."""
     with temporary_folder() as folder, _server(folder) as (address, process), Client(address, arrays="numpy") as client:
         kept = client.create_trace(_request(1))
-        _limit_files(process.pid, 256 << 10)
+        _limit_server(process.pid, 256 << 10)  # and its workers, which write the files
         shape = (40_000, 4)
         large = TraceRequest("tiny", input_shapes={"x": shape, "ids": shape[:1], "keep": shape[:1]})
         seen = _seen(lambda: client.create_trace(large))
         client.read_tensor(kept.id, "x")
         client.create_trace(_request(2))
-        _limit_files(process.pid, -1)
+        _limit_server(process.pid, -1)
         client.create_trace(large)
         store = Store(folder)
         assert store.verify() == {}
@@ -172,6 +172,11 @@ def _seen(call: Callable[[], object]) -> str:
     except FxtraceError as error:
         return f"`{error.reason}`: {re.sub('[0-9a-f]{32}', '…', error.message)}"
     raise AssertionError("there was no error")
+
+
+def _limit_server(pid: int, nbytes: int) -> None:
+    for each in (pid, *children_of(pid)):
+        _limit_files(each, nbytes)
 
 
 def _limit_files(pid: int, nbytes: int) -> None:
