@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import random
 import re
+import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -28,6 +29,7 @@ from fxtrace.models import Model
 from fxtrace.models.weightless import build_weightless
 from fxtrace.roles import label
 from fxtrace.trace import Json, Progress, Rung
+from fxtrace.transfer import COPY_SHARE, find_copy, transfer
 from fxtrace.trials import HELD_OUT, Inputs, Seen, Trials
 
 SECONDS = 120.0
@@ -40,6 +42,9 @@ _SMALL = 20_000_000
 
 class Prober:
     """Tries configurations of a model around one of its own.
+
+    Attributes:
+        fields: the configuration's.
 
     Args:
         model: the model.
@@ -71,10 +76,11 @@ class Prober:
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
-        self._fields, self._names = model.fields(config), names
+        self._config, self.fields, self._names = config, model.fields(config), names
         self._shapes = dict(shapes or {})
         self._run, self._unfused = values and rung != "export", False
         self._weightless, self._symbolic, self._seconds = weightless, dict(symbolic or {}), seconds
+        self._followed, self._start = self._symbolic, 0.0
         self._examples = (
             {name: tuple(each.shape) for name, each in model.example_inputs(config).items()} if shapes else {}
         )
@@ -90,24 +96,65 @@ class Prober:
         Raises:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
-        base = {name: n for name, n in integers(self._fields) if self._names is None or name in self._names}
         with _one_thread():
-            first = self._first(base, graph)
-            trials = Trials(self._propagate, base, first, self._seconds, self._report)
-            trials.each(list(base))
-            trials.pairs()
-            if not trials.untried:  # else a field may decide them
-                self._places = input_sizes(trials.inputs, self._symbolic, base)
-            given = dict(first.inputs)
-            base |= {name: given[places[0][0]][places[0][1]] for name, places in self._places.items()}
-            trials.each(list(self._places))
-            together = trials.together(random.Random(seed))
+            if graph is None or self._rung != "export":
+                return self._probed(graph, seed)[0]
+            self._start = time.thread_time()
+            copy = find_copy(graph, self._copies())
+            if copy is None:
+                return self._probed(graph, seed)[0]
+            found, held_out = copy.prober._probed(copy.graph, seed)
+            self._places, self._unfused = copy.prober._places, copy.prober._unfused
+            whole = transfer(self, graph, copy, found, held_out)
+            return replace(whole, tensors=agreeing(whole.tensors, graph, whole.sizes))
+
+    def _copies(self) -> Iterator[Prober]:
+        """Probers of smaller configurations, with attention as it is and taken apart: a trace does not say which."""
+        for config, unfused in product(self._model.smaller(self._config), (False, True)):
+            with suppress(Exception):  # the model may have no inputs for it
+                copy = Prober(
+                    self._model,
+                    config,
+                    shapes=self._shapes_of(config),
+                    rung=self._rung,
+                    training=self._training,
+                    weightless=self._weightless,
+                    symbolic=self._symbolic,
+                    names=self._names,
+                    seconds=self._seconds * COPY_SHARE,
+                    report=self._report,
+                )
+                # Followed as symbols, sizes would take three times as long to propagate, to the same numbers.
+                copy._unfused, copy._followed = unfused, {}
+                yield copy
+
+    def _shapes_of(self, config: Any) -> dict[str, tuple[int, ...]]:
+        """The given inputs' shapes, with another configuration's sizes where they have the example's own."""
+        if not self._shapes:
+            return {}
+        examples = self._model.example_inputs(config)
+        return {name: _following(shape, self._examples[name], examples[name]) for name, shape in self._shapes.items()}
+
+    def _probed(self, graph: Graph | None, seed: int) -> tuple[Formulas, list[Probe]]:
+        """The formulas of the prober's own sizes, and the configurations that only confirmed them."""
+        base = self._integers()
+        first = self._first(base, graph)
+        trials = Trials(self.propagate, base, first, self._seconds, self._report)
+        trials.each(list(base))
+        trials.pairs()
+        if not trials.untried:  # else a field may decide them
+            self._places = input_sizes(trials.inputs, self._symbolic, base)
+        given = dict(first.inputs)
+        base |= {name: given[places[0][0]][places[0][1]] for name, places in self._places.items()}
+        trials.each(list(self._places))
+        together = trials.together(random.Random(seed))
         self._report(Progress("solve"))
         probes = [Probe({**base, **probe.sizes}, probe.changed) for probe in trials.probes]
-        findings = find_formulas(probes, np.array(trials.rows, np.int64), min(HELD_OUT, together))
+        held_out = min(HELD_OUT, together)
+        findings = find_formulas(probes, np.array(trials.rows, np.int64), held_out)
         found = iter([_confirmed(each, trials.untried) for each in findings])
         tensors = {name: tuple(next(found) for _ in range(rank)) for name, rank in first.tensors}
-        return Formulas(
+        formulas = Formulas(
             base,
             tensors if graph is None else agreeing(tensors, graph, base),
             {name: tuple(next(found) for _ in range(rank)) for name, rank in first.parameters},
@@ -117,6 +164,7 @@ class Prober:
             untried=tuple(trials.untried),
             probes=len(trials.probes),
         )
+        return formulas, probes[len(probes) - held_out :]
 
     def _first(self, base: Mapping[str, int], graph: Graph | None) -> Seen:
         """What the configuration itself gives, propagated in the first way that gives its graph."""
@@ -126,7 +174,7 @@ class Prober:
         problems = []
         for run, unfused in product(runs, (False, True)):
             self._run, self._unfused = run, unfused
-            first = self._propagate(base)
+            first = self.propagate(base)
             if isinstance(first, str):
                 problems.append(first)
             elif wanted in (None, first):
@@ -140,6 +188,31 @@ class Prober:
             "since; trace it again",
             model=self._model.name,
         )
+
+    def _integers(self) -> dict[str, int]:
+        return {name: n for name, n in integers(self.fields) if self._names is None or name in self._names}
+
+    def named_sizes(self, graph: Graph) -> dict[str, int]:
+        """The configuration's integers, and the named sizes of a graph's inputs where all their places agree."""
+        shapes = {node.target: node.spec.shape for node in graph.nodes if node.op == "placeholder" and node.spec}
+        found = {
+            name: {shapes[given][dim] for given, dim in places if given in shapes}
+            for name, places in self._places.items()
+        }
+        return self._integers() | {name: min(sizes) for name, sizes in found.items() if len(sizes) == 1}
+
+    def ensure(self, graph: Graph) -> None:
+        """Makes sure that the model still gives a graph.
+
+        Raises:
+            CaptureFailed: it does not.
+        """
+        self._first(self._integers(), graph)
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the seconds have passed."""
+        return time.thread_time() - self._start > self._seconds
 
     def graph_of(self, configuration: Mapping[str, Json]) -> Graph | None:
         """The labelled graph of another configuration; None where the model does not accept it."""
@@ -155,9 +228,18 @@ class Prober:
             return None
         return label(captured.graph, captured.known)[0]
 
-    def _propagate(self, sizes: Mapping[str, int]) -> Seen | str:
-        """What the model's sizes come to; or why it does not accept the configuration."""
-        made = self._made(replaced(self._fields, sizes), sizes)
+    def propagate(self, sizes: Mapping[str, int]) -> Seen | str:
+        """What the model's sizes come to with these named sizes; or why it does not accept them."""
+        sketched = self._sketched(sizes)
+        return sketched if isinstance(sketched, str) else Seen.of(*sketched)
+
+    def sketched(self) -> Graph | None:
+        """The graph of the configuration itself, less what only labelling needs; None where it has none."""
+        sketched = self._sketched({})
+        return None if isinstance(sketched, str) else sketched[0]
+
+    def _sketched(self, sizes: Mapping[str, int]) -> tuple[Graph, Inputs] | str:
+        made = self._made(replaced(self.fields, sizes), sizes)
         if isinstance(made, str):
             return made
         module, inputs, values = made
@@ -168,12 +250,12 @@ class Prober:
                 rung=self._rung,
                 values=values,
                 training=self._training,
-                symbolic=self._symbolic,
+                symbolic=self._followed,
                 unfused=self._unfused,
             )
-            return Seen.of(graph, tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items()))
         except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
             return _said(error)
+        return graph, tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items())
 
     def _made(
         self, configuration: Mapping[str, Json], sizes: Mapping[str, int]
@@ -190,10 +272,7 @@ class Prober:
                 module = build_weightless(build) if self._weightless else build()
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
-                # A size that is the example's own goes on following the configuration.
-                own = zip(shape, self._examples[name], inputs[name].shape, strict=False)
-                sized = [now if given == example else given for given, example, now in own]
-                inputs[name] = inputs[name].new_ones(sized if len(sized) == len(shape) else shape)
+                inputs[name] = inputs[name].new_ones(_following(shape, self._examples[name], inputs[name]))
             for name in self._places.keys() & sizes.keys():
                 for given, dim in self._places[name]:
                     inputs[given] = resized(inputs[given], dim, sizes[name])
@@ -212,6 +291,13 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def _following(shape: tuple[int, ...], example: tuple[int, ...], now: Tensor) -> tuple[int, ...]:
+    """A given shape; a size that is the example's own goes on following the configuration, which makes `now`."""
+    if len(shape) != len(example):
+        return shape
+    return tuple(size if given == own else given for given, own, size in zip(shape, example, now.shape, strict=True))
 
 
 def _said(error: Exception) -> str:

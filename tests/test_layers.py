@@ -21,7 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("roles",),
     ("shapes", "models"),
     ("capture",),
-    ("probe", "trials"),
+    ("probe", "trials", "alike", "transfer"),
     ("lock",),
     ("tensorfile",),
     ("store",),

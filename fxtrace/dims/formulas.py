@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -21,6 +22,7 @@ class Formulas:
         fixed: those of which the model accepts no other value.
         untried: those that time was too short for; the formulas hold while these are as they were.
         probes: how many configurations were propagated.
+        copy: where the formulas were found on a smaller copy, and then held against this graph: what the copy is.
     """
 
     sizes: Mapping[str, int]
@@ -31,6 +33,7 @@ class Formulas:
     fixed: tuple[str, ...] = ()
     untried: tuple[str, ...] = ()
     probes: int = 0
+    copy: str = ""
 
     def shape(self, tensor: str) -> tuple[str, ...]:
         """A tensor's dimensions, each as its formula's text; empty where no formula was confirmed.
@@ -45,3 +48,9 @@ class Formulas:
         """How many of the tensors' dimensions have a confirmed formula, and how many there are."""
         findings = [finding for each in self.tensors.values() for finding in each]
         return sum(finding.formula is not None for finding in findings), len(findings)
+
+    @property
+    def refused(self) -> Counter[str]:
+        """Why tensors' dimensions have no formula, each reason with how many; the most frequent first."""
+        findings = [finding for each in self.tensors.values() for finding in each if finding.formula is None]
+        return Counter(dict(Counter(finding.reason or "none was found" for finding in findings).most_common()))

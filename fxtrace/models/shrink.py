@@ -11,7 +11,10 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from fxtrace.trace import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -215,6 +218,21 @@ def shrunk(config: PreTrainedConfig, shrink: Shrink, *, derived: bool) -> dict[s
 def smaller_size(name: str, size: int) -> int:
     """A size for a field of that name in a configuration of any kind: small where the name says what it counts."""
     return min(size, POSITIONS // 4) if _LENGTHS.fullmatch(name) else _size(name, size, Shrink())
+
+
+def shrunk_to(whole: Mapping[str, Json], small: Mapping[str, Json], most: int | None = None) -> str:
+    """What a small copy is, by its fields and the whole's: `a copy shrunk to hidden_size=64, num_hidden_layers=2`.
+
+    Args:
+        whole: the whole's fields.
+        small: the copy's.
+        most: how many fields are shown; all of them where it is not given.
+    """
+    changed = {name: value for name, value in small.items() if type(value) is int and whole.get(name) != value}
+    if not changed:
+        return "a copy"
+    shown = ", ".join(f"{name}={value}" for name, value in islice(changed.items(), most))
+    return f"a copy shrunk to {shown}{' …' if most is not None and len(changed) > most else ''}"
 
 
 def _arguments(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
 
@@ -11,11 +10,12 @@ from fxtrace.capture import capture, model_errors
 from fxtrace.errors import InvalidRequest, TooLarge, Unmet
 from fxtrace.graph import Graph
 from fxtrace.models import Model
+from fxtrace.models.shrink import shrunk_to
 from fxtrace.models.weightless import build_weightless
 from fxtrace.roles import label
 from fxtrace.roles.witness import Witness
 from fxtrace.service.inputs import seeded
-from fxtrace.trace import Json, Progress, TraceRequest
+from fxtrace.trace import Progress, TraceRequest
 
 _SMALL = 5_000_000
 """Parameters, and numbers in the inputs, of a model that is run as it is."""
@@ -46,8 +46,9 @@ def find_witness(
         except (InvalidRequest, TooLarge, Unmet) as error:
             reason = error.message
             continue
-        changed = _changed(model.fields(config), model.fields(copy))
-        return Witness(found, _what(changed, _SHOWN)), f"Roles were tried on {_what(changed)}, with random weights."
+        whole, small = model.fields(config), model.fields(copy)
+        told = f"Roles were tried on {shrunk_to(whole, small)}, with random weights."
+        return Witness(found, shrunk_to(whole, small, _SHOWN)), told
     return None, f"Roles were not tried on values; no small copy could be run: {reason}."
 
 
@@ -80,14 +81,3 @@ def _run(model: Model, config: Any, request: TraceRequest, report: Callable[[Pro
             progress=lambda _: report(Progress("check")),
         )
     return label(captured.graph, captured.known, module.state_dict())[0]
-
-
-def _changed(whole: Mapping[str, Json], small: Mapping[str, Json]) -> dict[str, Json]:
-    return {name: value for name, value in small.items() if type(value) is int and whole.get(name) != value}
-
-
-def _what(changed: Mapping[str, Json], most: int | None = None) -> str:
-    if not changed:
-        return "a copy"
-    shown = ", ".join(f"{name}={value}" for name, value in islice(changed.items(), most))
-    return f"a copy shrunk to {shown}{' …' if most is not None and len(changed) > most else ''}"
