@@ -346,12 +346,22 @@ def resized(tensor: Tensor, dim: int, size: int) -> Tensor:
 def agreeing(
     tensors: Mapping[str, tuple[Finding, ...]], graph: Graph, base: Mapping[str, int]
 ) -> dict[str, tuple[Finding, ...]]:
-    """The findings, less the formulas that say otherwise than a graph's own symbols, where it has such."""
+    """The findings, less the formulas that say otherwise than a graph's own symbols, where it has such.
+
+    A symbol is what the formula of its input's size says; one that is a named size itself is that.
+    """
     found = dict(tensors)
+    symbols = {
+        size: finding.formula
+        for node in graph.nodes
+        if node.op == "placeholder" and node.spec and node.spec.symbolic
+        for size, finding in zip(node.spec.symbolic, tensors[node.name], strict=True)
+        if size.isidentifier() and finding.formula
+    }
     for name, spec in graph.tensors():
         if spec.symbolic:
             found[name] = tuple(
-                _agreeing(each, symbol, base) for each, symbol in zip(found[name], spec.symbolic, strict=True)
+                _agreeing(each, symbol, base, symbols) for each, symbol in zip(found[name], spec.symbolic, strict=True)
             )
     return found
 
@@ -367,19 +377,21 @@ def _confirmed(finding: Finding, untried: Sequence[str]) -> Finding:
     return finding
 
 
-def _agreeing(finding: Finding, symbol: str, base: Mapping[str, int]) -> Finding:
+def _agreeing(finding: Finding, symbol: str, base: Mapping[str, int], symbols: Mapping[str, Formula]) -> Finding:
     try:
         other = Formula(symbol)
     except InvalidRequest:  # a form of expression that formulas do not have
         return finding
-    if finding.formula is None or not other.names <= base.keys():
+    meaning = {name: Formula(name) for name in other.names & base.keys()} | dict(symbols)
+    if finding.formula is None or not other.names <= meaning.keys():
         return finding
-    for more in (0, 3, 8):
-        sizes = {**base, **{name: base[name] + more for name in other.names}}
-        if other.value(sizes) != finding.formula.value(sizes):
-            return replace(
-                finding, formula=None, reason=f"torch.export has {symbol}, other configurations show {finding.formula}"
-            )
+    changing = {name for formula in meaning.values() for name in formula.names}
+    for times in (1, 2, 3):
+        sizes = {**base, **{name: base[name] * times for name in changing}}
+        meant = {name: value for name in other.names if (value := meaning[name].value(sizes)) is not None}
+        if other.value(meant) != finding.formula.value(sizes):
+            reason = f"torch.export has {symbol}, other configurations show {finding.formula}"
+            return replace(finding, formula=None, reason=reason)
     return finding
 
 

@@ -80,16 +80,21 @@ def transfer(whole: Prober, graph: Graph, copy: Likeness, found: Formulas, held_
     """
     base = whole.named_sizes(graph)
     wanted = Seen.of(graph)
-    tried = [({**base}, wanted.sizes)]
+    tried = [(base, wanted.sizes)]
     untried = tuple(name for name in base if name not in found.sizes or name in found.untried)
+    depth = found.structural.keys() - found.tied.keys()
+    # A field of which the copy takes no other value may hang on how deep it is, or on how wide.
+    kept = [depth | set(found.fixed), depth]
     for probe in held_out:
         if len(tried) > _WHOLE or whole.is_late:
             break
-        kept = base.keys() & probe.sizes.keys() - (found.structural.keys() - found.tied.keys())
-        sizes = {**base, **{name: probe.sizes[name] for name in kept}}
-        seen = whole.propagate(sizes)
-        if not isinstance(seen, str) and seen.nodes == wanted.nodes:
-            tried.append((sizes, seen.sizes))
+        for names in kept:
+            sizes = {**base, **{name: size for name, size in probe.sizes.items() if name in base.keys() - names}}
+            seen = whole.propagate(sizes)
+            if not isinstance(seen, str) and seen.nodes == wanted.nodes:
+                tried.append((sizes, seen.sizes))
+                kept = [names]
+                break
     if len(tried) == 1:
         whole.ensure(graph)
     columns = zip(*(sizes for _, sizes in tried), strict=True)

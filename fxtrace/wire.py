@@ -329,6 +329,7 @@ def encode_formulas(formulas: Formulas) -> pb.Formulas:
         fixed=formulas.fixed,
         untried=formulas.untried,
         probes=formulas.probes,
+        copy=formulas.copy,
     )
     message.found.extend(
         pb.SizeFormula(
@@ -368,6 +369,7 @@ def decode_formulas(message: pb.Formulas) -> Formulas:
         fixed=tuple(message.fixed),
         untried=tuple(message.untried),
         probes=message.probes,
+        copy=message.copy,
     )
 
 

@@ -222,7 +222,7 @@ DIFFS = st.builds(
 )
 NAMED = st.dictionaries(NAMES, INT64, max_size=3)
 FINDINGS = st.builds(
-    Finding, st.none() | st.sampled_from(["a", "a*b.c[1]", "min(3, a)//2"]).map(Formula), tuples(NAMES), INT32
+    Finding, st.none() | st.sampled_from(["a", "a*b.c[1]", "min(3, a)//2"]).map(Formula), tuples(NAMES), INT32, TEXTS
 )
 FOUND = st.dictionaries(NAMES, tuples(FINDINGS), max_size=3)
 FORMULAS = st.builds(
@@ -235,6 +235,7 @@ FORMULAS = st.builds(
     fixed=tuples(NAMES),
     untried=tuples(NAMES),
     probes=INT32,
+    copy=TEXTS,
 )
 SIZED = tuples(st.builds(Sized, NAMES, tuples(TEXTS), SHAPES, tuples(TEXTS), tuples(TEXTS)))
 EXPLANATIONS = st.builds(

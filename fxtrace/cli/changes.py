@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 
 from rich.console import RenderableType
 
@@ -13,7 +14,7 @@ from fxtrace.diff import GraphDiff, Lone, NodePair, ValueChange
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, show_shape
 
-_MOST_VALUES, _MOST_ROWS = 5, 20
+_MOST_VALUES, _MOST_ROWS, _MOST_REASONS = 5, 20, 10
 
 
 def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]:
@@ -38,6 +39,11 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
     yield facts(
         f"{confirmed} of {total} sizes have a formula, confirmed on configurations that had no part in finding it",
         ("tried", f"{formulas.probes} configurations"),
+        ("found on", formulas.copy and f"{formulas.copy}; every formula gives this graph's own sizes"),
+        (
+            "no formula",
+            "\n".join(f"{count}: {reason}" for reason, count in islice(formulas.refused.items(), _MOST_REASONS)),
+        ),
         ("change the graph", structure),
         ("must equal", "\n".join(f"{name} = {other}" for name, other in formulas.tied.items())),
         ("cannot change", ", ".join(formulas.fixed)),

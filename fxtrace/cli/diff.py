@@ -50,7 +50,8 @@ def formulas(
     if as_json:
         shapes = {name: found.shape(name) for name in found.tensors}
         told = {"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied}
-        echo_json({"trace": trace_id, **told, "fixed": found.fixed, "untried": found.untried})
+        told |= {"fixed": found.fixed, "untried": found.untried, "copy": found.copy, "refused": found.refused}
+        echo_json({"trace": trace_id, **told})
     else:
         show_on_stdout(*formula_tables(graph, found))
 

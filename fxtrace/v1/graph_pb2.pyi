@@ -858,8 +858,11 @@ class Formulas(message.Message):
     FIXED_FIELD_NUMBER: builtins.int
     UNTRIED_FIELD_NUMBER: builtins.int
     PROBES_FIELD_NUMBER: builtins.int
+    COPY_FIELD_NUMBER: builtins.int
     probes: builtins.int
     """How many configurations were propagated."""
+    copy: builtins.str
+    """Where they were found on a smaller copy, and then held against the graph: what the copy is."""
     @builtins.property
     def sizes(self) -> containers.ScalarMap[builtins.str, builtins.int]:
         """The named sizes, a configuration's integers and free sizes of inputs, as the graph was made with."""
@@ -904,10 +907,11 @@ class Formulas(message.Message):
         fixed: abc.Iterable[builtins.str] | None = ...,
         untried: abc.Iterable[builtins.str] | None = ...,
         probes: builtins.int = ...,
+        copy: builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["fixed", b"fixed", "found", b"found", "parameters", b"parameters", "probes", b"probes", "sizes", b"sizes", "structural", b"structural", "tensors", b"tensors", "tied", b"tied", "untried", b"untried"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["copy", b"copy", "fixed", b"fixed", "found", b"found", "parameters", b"parameters", "probes", b"probes", "sizes", b"sizes", "structural", b"structural", "tensors", b"tensors", "tied", b"tied", "untried", b"untried"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
