@@ -97,16 +97,21 @@ class Prober:
             CaptureFailed: the model cannot be propagated under the configuration itself, or gives another graph.
         """
         with _one_thread():
-            if graph is None or self._rung != "export":
-                return self._probed(graph, seed)[0]
-            self._start = time.thread_time()
-            copy = find_copy(graph, self._copies())
-            if copy is None:
-                return self._probed(graph, seed)[0]
+            found = self._by_copy(graph, seed) if graph is not None and self._rung == "export" else None
+            return found or self._probed(graph, seed)[0]
+
+    def _by_copy(self, graph: Graph, seed: int) -> Formulas | None:
+        """The formulas of a small copy that hold on the graph; None where no copy is of use."""
+        self._start = time.thread_time()
+        copy = find_copy(graph, self._copies())
+        if copy is not None:
             found, held_out = copy.prober._probed(copy.graph, seed)
             self._places, self._unfused = copy.prober._places, copy.prober._unfused
             whole = transfer(self, graph, copy, found, held_out)
-            return replace(whole, tensors=agreeing(whole.tensors, graph, whole.sizes))
+            if whole is not None:
+                return replace(whole, tensors=agreeing(whole.tensors, graph, whole.sizes))
+        self._places, self._seconds = {}, self._seconds - (time.thread_time() - self._start)
+        return None
 
     def _copies(self) -> Iterator[Prober]:
         """Probers of smaller configurations, with attention as it is and taken apart: a trace does not say which."""
@@ -200,14 +205,6 @@ class Prober:
             for name, places in self._places.items()
         }
         return self._integers() | {name: min(sizes) for name, sizes in found.items() if len(sizes) == 1}
-
-    def ensure(self, graph: Graph) -> None:
-        """Makes sure that the model still gives a graph.
-
-        Raises:
-            CaptureFailed: it does not.
-        """
-        self._first(self._integers(), graph)
 
     @property
     def is_late(self) -> bool:

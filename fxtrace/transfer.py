@@ -24,7 +24,8 @@ COPY_SHARE = 0.7
 _WHOLE = 3
 """In how many other configurations the whole model is propagated."""
 _LEAST = 2
-"""A formula must be right in so many configurations of the whole, its own among them."""
+"""The copy's formulas count only where they can be held against so many configurations of the whole, its own among
+them."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,12 @@ def find_copy(graph: Graph, probers: Iterator[Prober]) -> Likeness | None:
     return best
 
 
-def transfer(whole: Prober, graph: Graph, copy: Likeness, found: Formulas, held_out: Sequence[Probe]) -> Formulas:
+def transfer(
+    whole: Prober, graph: Graph, copy: Likeness, found: Formulas, held_out: Sequence[Probe]
+) -> Formulas | None:
     """The copy's formulas, of the graph's sizes; less those that are not the whole's.
+
+    None where no other configuration of the whole gives the graph's nodes.
 
     Args:
         whole: tries configurations of the whole model.
@@ -74,9 +79,6 @@ def transfer(whole: Prober, graph: Graph, copy: Likeness, found: Formulas, held_
         copy: the copy.
         found: its formulas.
         held_out: configurations of it that had no part in finding them.
-
-    Raises:
-        CaptureFailed: the model does not give that graph any more.
     """
     base = whole.named_sizes(graph)
     wanted = Seen.of(graph)
@@ -95,8 +97,8 @@ def transfer(whole: Prober, graph: Graph, copy: Likeness, found: Formulas, held_
                 tried.append((sizes, seen.sizes))
                 kept = [names]
                 break
-    if len(tried) == 1:
-        whole.ensure(graph)
+    if len(tried) < _LEAST:
+        return None
     columns = zip(*(sizes for _, sizes in tried), strict=True)
     named = [sizes for sizes, _ in tried]
 
@@ -136,6 +138,4 @@ def _confirmed(
         return refused(f"{formula} of the smaller copy is not the size here")
     if any(formula.value(each) != size for each, size in zip(named[1:], sizes[1:], strict=True)):
         return refused(f"{formula} of the smaller copy is not the size in another configuration of the whole")
-    if len(sizes) < _LEAST:
-        return refused(f"{formula} of the smaller copy was not confirmed on another configuration of the whole")
     return replace(finding, confirmations=finding.confirmations + len(sizes))

@@ -1,9 +1,12 @@
 """Formulas of sizes: the reference on random configurations, its 43 snapshots, and families of transformers.
 
     python -m tests.benchmarks.formulas [--seconds 30] [--families bert,llama]
+    python -m tests.benchmarks.formulas --weightless [--symbolic] [--seconds 120] [--families llama,t5]
 
 prints Markdown. `--seconds` is how long each family is probed. A formula is wrong if, on a random other configuration
-that the model accepts and that gives the same nodes, the size is another than the formula says.
+that the model accepts and that gives the same nodes, the size is another than the formula says. `--weightless` takes
+families in their default sizes, without weights, and random configurations around these; with `--symbolic` the sizes of
+`input_ids` and `attention_mask` are symbols, as far as they are inputs.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ from fxtrace.dims import Formula, Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.models import Model, Registry
-from fxtrace.probe import Prober, integers, replaced
+from fxtrace.models.weightless import build_weightless
+from fxtrace.probe import SECONDS, Prober, integers, replaced
 from fxtrace.service.engine import Engine
 from fxtrace.trace import Rung, TraceRequest
 from fxtrace.trials import Seen, candidates
@@ -33,27 +37,44 @@ FAMILIES = (
     "bert,roberta,distilbert,albert,electra,deberta,gpt2,gpt_neo,gptj,opt,bloom,llama,mistral,qwen2,qwen3,gemma,phi,"
     "stablelm,t5,bart,vit,deit,whisper,clip_text_model,mamba,wav2vec2"
 )
-REFERENCE_CONFIGURATIONS, OTHER_CONFIGURATIONS = 20, 5
+LARGE = "llama,qwen3,gpt_oss,mixtral,t5,bert"
+Symbols = Mapping[str, tuple[str, ...]]
+REFERENCE_CONFIGURATIONS, OTHER_CONFIGURATIONS, OTHER_WHOLES = 20, 5, 3
 
 
-def graph_of(model: Model, fields: Mapping[str, Any], sizes: Mapping[str, int], rung: Rung) -> Graph | None:
-    """The graph of a configuration with these sizes; None where the model does not accept them as they are."""
+def graph_of(
+    model: Model, fields: Mapping[str, Any], sizes: Mapping[str, int], rung: Rung, symbolic: Symbols | None = None
+) -> Graph | None:
+    """The graph of a configuration with these sizes; None where the model does not accept them as they are.
+
+    By the rung `export` it is built without weights.
+    """
     try:
         config = model.resolve(replaced(fields, sizes))
         if any(dict(integers(model.fields(config))).get(name) != size for name, size in sizes.items()):
             return None
         with torch.random.fork_rng(devices=()):
-            return sketch(model.build(config), model.example_inputs(config), rung=rung)
+            module = build_weightless(lambda: model.build(config)) if rung == "export" else model.build(config)
+            return sketch(module, model.example_inputs(config), rung=rung, symbolic=symbolic)
     except Exception:  # noqa: BLE001 - whatever a model raises at sizes it does not take
         return None
 
 
 def others(
-    model: Model, fields: Mapping[str, Any], found: Formulas, rung: Rung, count: int, chance: random.Random
+    model: Model,
+    fields: Mapping[str, Any],
+    found: Formulas,
+    rung: Rung,
+    count: int,
+    chance: random.Random,
+    symbolic: Symbols | None = None,
 ) -> Iterator[tuple[dict[str, int], Graph]]:
-    """Random configurations with several fields changed, and their graphs, where these have the same nodes."""
+    """Random configurations with several fields changed, and their graphs, where these have the same nodes.
+
+    Of large ones, half of the fields at once: each takes long.
+    """
     base = dict(integers(fields))
-    first = graph_of(model, fields, {}, rung)
+    first = graph_of(model, fields, {}, rung, symbolic)
     assert first is not None
     changing = sorted(
         {name for each in found.tensors.values() for one in each for name in one.depends_on} & base.keys()
@@ -62,10 +83,11 @@ def others(
     for _ in range(60 * count):
         if given == count or not changing:
             return
-        chosen = chance.sample(changing, k=chance.randint(1, min(3, len(changing))))
+        most = max(3, len(changing) // 2) if rung == "export" else 3
+        chosen = chance.sample(changing, k=chance.randint(most if rung == "export" else 1, min(most, len(changing))))
         sizes = {**base, **{name: _other(base[name], chance) for name in chosen}}
         sizes |= {name: sizes[other] for name, other in found.tied.items()}
-        graph = graph_of(model, fields, sizes, rung)
+        graph = graph_of(model, fields, sizes, rung, symbolic)
         if graph is not None and Seen.of(graph).nodes == Seen.of(first).nodes:
             given += 1
             yield sizes, graph
@@ -154,19 +176,53 @@ def family(name: str, seconds: float) -> str:
     return f"| {name} | {share} | {bad} of {checked:,} | {count} | {len(found.untried)} | {took:.1f} |"
 
 
+def whole(name: str, seconds: float, *, symbolic: bool) -> str:
+    """The row of a family in its default sizes, without weights."""
+    model = Registry().load(f"hf:{name}")
+    config = model.resolve({"preset": "default"})
+    module = build_weightless(lambda: model.build(config))
+    inputs = model.example_inputs(config)
+    named = [each for each in ("input_ids", "attention_mask") if symbolic and each in inputs]
+    names = dict.fromkeys(named, ("batch", "sequence"))
+    start = time.process_time()
+    graph = sketch(module, inputs, rung="export", symbolic=names)
+    export, start = time.process_time() - start, time.process_time()
+    prober = Prober(model, config, rung="export", weightless=True, symbolic=names, seconds=seconds)
+    found = prober.formulas(graph)
+    took = time.process_time() - start
+    confirmed, total = found.confirmed
+    bad = checked = count = 0
+    for sizes, other in others(model, model.fields(config), found, "export", OTHER_WHOLES, random.Random(5), names):
+        errors, of = wrong(found, sizes, other)
+        bad, checked, count = bad + errors, checked + of, count + 1
+    size = f"{graph.parameter_count / 1e9:.1f} billion | {len(graph.nodes):,}"
+    share = f"{confirmed:,} of {total:,} ({confirmed / total:.1%})"
+    return f"| {name} | {size} | {share} | {bad} of {checked:,} | {count} | {export:.1f} | {took:.0f} |"
+
+
 def main() -> None:
     """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--families", default=FAMILIES)
+    parser.add_argument("--seconds", type=float)
+    parser.add_argument("--families")
+    parser.add_argument("--weightless", action="store_true")
+    parser.add_argument("--symbolic", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
+    families = (options.families or (LARGE if options.weightless else FAMILIES)).split(",")
+    if options.weightless:
+        columns = ("family", "parameters", "nodes", "sizes with a confirmed formula", "wrong", "other configurations")
+        print(f"| {' | '.join(columns)} | seconds of an export | seconds of the formulas |")
+        print("| --- " * (len(columns) + 2) + "|", flush=True)
+        for name in families:
+            print(whole(name, options.seconds or SECONDS, symbolic=options.symbolic), flush=True)
+        return
     print("| reference | |\n| --- | --- |", *reference(), sep="\n", flush=True)
     print("\n| family | sizes with a confirmed formula | wrong | other configurations | fields not tried | seconds |")
     print("| --- | --- | --- | --- | --- | --- |", flush=True)
-    for name in filter(None, options.families.split(",")):
-        print(family(name, options.seconds), flush=True)
+    for name in families:
+        print(family(name, options.seconds or 30.0), flush=True)
 
 
 if __name__ == "__main__":
