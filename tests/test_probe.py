@@ -164,6 +164,40 @@ def test_a_formula_that_contradicts_the_graph_s_symbols_is_refused() -> None:
     assert agreeing(agreed, graph, {"batch": 4, "width": 4}) == agreed
 
 
+@pytest.mark.parametrize(
+    ("symbol", "formula", "agrees"),
+    [
+        ("sequence", "length", True),
+        ("sequence", "width", False),  # of the same size here
+        ("2*sequence", "length + width", False),
+        ("2*sequence", "2*length", True),
+        ("6", "width", True),
+        ("6", "length", False),
+        ("batch*sequence", "batch*length", True),
+        ("batch*sequence", "rows*length", False),
+        ("unnamed", "length", True),  # of which nothing is known
+    ],
+)
+def test_a_symbol_is_what_decides_its_input_s_size(symbol: str, formula: str, agrees: bool) -> None:
+    """`sequence` is named in the request; which field makes it is found: `length`."""
+    base = {"batch": 2, "rows": 2, "length": 6, "width": 6}
+    ids = TensorSpec((2, 6), "int64", (6, 1), "cpu", True, 96, symbolic=("batch", "sequence"))
+    size = Formula(formula).value(base)
+    assert size is not None
+    made = TensorSpec((size,), "float32", (1,), "cpu", True, 4 * size, symbolic=(symbol,))
+    nodes = (
+        Node("ids_1", "placeholder", "ids", "input", values=(Value("", "Tensor", ids),)),
+        Node("made", "call_function", "f", "other", values=(Value("", "Tensor", made),)),
+    )
+    found = {
+        "ids_1": (Finding(Formula("batch"), ("batch",), 2), Finding(Formula("length"), ("length",), 2)),
+        "made": (Finding(Formula(formula), (), 2),),
+    }
+    (finding,) = agreeing(found, Graph("Net", nodes), base)["made"]
+    assert (finding.formula is not None) is agrees
+    assert agrees or finding.reason == f"torch.export has {symbol}, other configurations show {formula}"
+
+
 def test_no_more_is_tried_after_the_seconds_and_it_is_said(reference: Any) -> None:
     found = Prober(reference, reference.resolve({}), rung="symbolic", seconds=1e-9).formulas()
     assert set(found.untried) == set(dict(integers(reference.fields(reference.resolve({})))))

@@ -49,9 +49,9 @@ def formulas(
         graph = api.get_graph(trace_id)
     if as_json:
         shapes = {name: found.shape(name) for name in found.tensors}
-        told = {"sizes": found.sizes, "shapes": shapes, "structural": found.structural, "tied": found.tied}
-        told |= {"fixed": found.fixed, "untried": found.untried, "copy": found.copy, "refused": found.refused}
-        echo_json({"trace": trace_id, **told})
+        changes = {"structural": found.structural, "tied": found.tied, "fixed": found.fixed, "untried": found.untried}
+        told = {"sizes": found.sizes, "shapes": shapes, "copy": found.copy, "refused": found.refused}
+        echo_json({"trace": trace_id, **told, **changes})
     else:
         show_on_stdout(*formula_tables(graph, found))
 

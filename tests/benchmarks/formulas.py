@@ -182,7 +182,7 @@ def whole(name: str, seconds: float, *, symbolic: bool) -> str:
     config = model.resolve({"preset": "default"})
     module = build_weightless(lambda: model.build(config))
     inputs = model.example_inputs(config)
-    named = [each for each in ("input_ids", "attention_mask") if symbolic and each in inputs]
+    named: set[str] = {"input_ids", "attention_mask"} & inputs.keys() if symbolic else set()
     names = dict.fromkeys(named, ("batch", "sequence"))
     start = time.process_time()
     graph = sketch(module, inputs, rung="export", symbolic=names)
