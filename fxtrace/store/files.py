@@ -134,8 +134,9 @@ class Files:
             yield
         except FileNotFoundError as error:
             with self._index.reading() as connection:
-                if blob not in self._index.blobs(connection):
-                    raise not_found(trace_id) from error  # deleted meanwhile
+                row = self._index.find(connection, trace_id)
+            if row is None or row.state == "deleted" or row.blob != blob:
+                raise not_found(trace_id) from error  # deleted, or written anew, meanwhile
             self._mark_damaged(trace_id, blob)
             raise damaged_trace(trace_id, "its file is missing") from error
         except ValueError as error:
