@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable, Hashable
 class ReplyCache:
     """Serialised replies about traces, the least recently used given up first. For one event loop.
 
-    A trace never changes, so a reply stays right until the trace is deleted (`forget`). Where another process deletes
-    it from the same store, the reply may be given until it is crowded out.
+    A trace never changes, so a reply stays right until the trace is deleted (`forget`). Another process may delete it,
+    too: whoever asks for a reply sees to it that the trace is there.
 
     Args:
         max_bytes: of all replies together.
