@@ -50,15 +50,8 @@ class Files:
         """
         guard = partial(self._guarded, trace_id, blob)
         with guard():
-            source = self._blobs.open(blob)
-            try:
-                head = self._head(blob, source)
-                if head.trace_id != trace_id:
-                    raise ValueError(f"expected the file of this trace, got that of '{head.trace_id}'")
-            except BaseException:
-                source.close()
-                raise
-        return TraceFile(source, head, guard)
+            source, head = self._opened(trace_id, blob)
+        return TraceFile(source, head, guard, partial(self._moved, trace_id, blob))
 
     def extended(self, trace_id: str, blob: str, sections: Mapping[str, bytes]) -> Encoded:
         """A trace's file with these sections, besides its own, to be written.
@@ -115,6 +108,25 @@ class Files:
             except TraceNotFound:
                 pass  # just deleted
         return found
+
+    def _opened(self, trace_id: str, blob: str) -> tuple[Source, Head]:
+        source = self._blobs.open(blob)
+        try:
+            head = self._head(blob, source)
+            if head.trace_id != trace_id:
+                raise ValueError(f"expected the file of this trace, got that of '{head.trace_id}'")
+        except BaseException:
+            source.close()
+            raise
+        return source, head
+
+    def _moved(self, trace_id: str, blob: str) -> tuple[Source, Head]:
+        """The file that has taken another one's place."""
+        with self._index.reading() as connection:
+            row = self._index.find(connection, trace_id)
+        if row is None or row.state == "deleted" or row.blob == blob:
+            raise FileNotFoundError(blob)
+        return self._opened(trace_id, row.blob)
 
     def _head(self, blob: str, source: Source) -> Head:
         """A file's head; a file never changes, so the last ones are kept."""

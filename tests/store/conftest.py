@@ -31,7 +31,7 @@ class PostgreSQL:
         folder: of its socket and its files.
     """
 
-    PASSWORD = "the/pass@word"  # noqa: S105
+    PASSWORD = "the/pass@word"
 
     def __init__(self, folder: Path, binary: Path, user: str | None) -> None:
         self.folder, self._binary, self._user = folder, binary, user

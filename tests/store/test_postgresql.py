@@ -50,7 +50,11 @@ def test_a_server_that_was_started_again(store: Store, postgresql: PostgreSQL) -
 
 
 def test_callers_are_told_while_the_server_is_away(postgresql: PostgreSQL, tmp_path: Path) -> None:
-    with Engine.open(f"{at_loopback(postgresql)}#{tmp_path}") as engine, serving(engine) as address, Client(address) as client:
+    with (
+        Engine.open(f"{at_loopback(postgresql)}#{tmp_path}") as engine,
+        serving(engine) as address,
+        Client(address) as client,
+    ):
         put(engine.store, 1)
         name = trace_id(1)
         client.get_graph(name)
@@ -92,7 +96,10 @@ def test_a_connection_that_is_lost_in_a_transaction(store: Store, postgresql: Po
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda url: url.replace(quote_plus(PostgreSQL.PASSWORD), "a%2Fwrong%40word"), "password authentication failed"),
+        (
+            lambda url: url.replace(quote_plus(PostgreSQL.PASSWORD), "a%2Fwrong%40word"),
+            "password authentication failed",
+        ),
         (lambda url: url.replace("/postgres", "/nowhere"), 'database "nowhere" does not exist'),
         (lambda url: url.replace("127.0.0.1", "nobody.invalid"), "."),
         (lambda url: f"{url}?nonsense=1", "nonsense"),
@@ -104,7 +111,9 @@ def test_what_cannot_be_opened_is_told_without_the_password(
     postgresql: PostgreSQL, tmp_path: Path, change: object, problem: str
 ) -> None:
     assert callable(change)
-    with pytest.raises(Unmet, match=rf"^the store cannot be used: .*{problem}.*\(opening postgresql\+psycopg://fxtrace") as told:
+    with pytest.raises(
+        Unmet, match=rf"^the store cannot be used: .*{problem}.*\(opening postgresql\+psycopg://fxtrace"
+    ) as told:
         Store(f"{change(postgresql.loopback)}#{tmp_path}")
     for text in (told.value.message, str(told.value.metadata)):
         assert not any(word in text for word in (PostgreSQL.PASSWORD, quote_plus(PostgreSQL.PASSWORD), "wrong"))
