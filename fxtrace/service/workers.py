@@ -27,7 +27,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from fxtrace import wire
@@ -94,9 +93,20 @@ class _Worker:
         """Tells the process what to be, and waits for its answer; nothing where it died."""
         try:
             self.connection.send(self._plan)
-            return self.connection.recv_bytes()
+            return self.receive()
         except (EOFError, OSError):
             return b""
+
+    def receive(self) -> bytes:
+        """The next frame.
+
+        Raises:
+            EOFError, OSError: there is none: it died. A process that it started may still hold the pipe open.
+        """
+        while not self.connection.poll(_WATCH_SECONDS):
+            if self.dead and not self.connection.poll():
+                raise EOFError
+        return self.connection.recv_bytes()
 
     @property
     def dead(self) -> bool:
@@ -310,9 +320,9 @@ class Workers:
         outcome: Outcome | None = None
         try:
             doing.connection.send((job.method, job.args))
-            begun = doing.connection.recv_bytes() == worker.BEGUN
+            begun = doing.receive() == worker.BEGUN
             outcome = self._listen(doing, job)
-        except (EOFError, OSError, ValueError, DecodeError):
+        except Exception:  # noqa: BLE001 - whatever it is, the worker is lost, and its keeper must go on
             cause = doing.bury()
         with self._changed:
             doing.run = None
@@ -338,7 +348,7 @@ class Workers:
     def _listen(self, doing: _Worker, job: Job) -> Outcome:
         """What a worker says about its job, up to how it ended."""
         while True:
-            frame = doing.connection.recv_bytes()
+            frame = doing.receive()
             kind, body = frame[:1], frame[1:]
             match kind:
                 case worker.PROGRESS:
