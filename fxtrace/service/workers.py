@@ -15,17 +15,14 @@ import atexit
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 from google.rpc.status_pb2 import Status
 
@@ -33,6 +30,7 @@ from fxtrace import wire
 from fxtrace.errors import Busy, Cancelled, FxtraceError, MemoryLimit, ServerUnavailable, TimeLimit, WorkerCrashed
 from fxtrace.service import worker
 from fxtrace.service.jobs import Job, Outcome, WorkerDefect
+from fxtrace.service.temporary import TemporaryFolder
 from fxtrace.service.worker import Plan
 from fxtrace.status import from_status
 from fxtrace.v1 import trace_service_pb2 as rpc
@@ -70,9 +68,13 @@ class _Worker:
         self.run: _Run | None = None
         self.born = time.monotonic()
         self._cause = ""
-        self._temporary = Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
-        self.connection, theirs = multiprocessing.Pipe()
-        self._plan = (plan, self._temporary)
+        self._temporary = TemporaryFolder()
+        self._plan = (plan, self._temporary.path)
+        try:
+            self.connection, theirs = multiprocessing.Pipe()
+        except OSError:
+            self._temporary.remove()
+            raise
         try:
             # Linux ends it with the thread that starts it: the one that keeps it.
             self.process = subprocess.Popen(
@@ -84,7 +86,7 @@ class _Worker:
             )
         except BaseException:
             self.connection.close()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.remove()
             raise
         finally:
             theirs.close()
@@ -137,7 +139,7 @@ class _Worker:
         self.kill()
         code = self.process.wait()
         self.connection.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.remove()
         if alive:
             self._cause = "it hung up"
         else:
