@@ -393,6 +393,7 @@ class Workers:
         """Kills a worker for a reason; with `_changed` held."""
         if each.run is not None and each.run.verdict is None:
             each.run.verdict = verdict
+            each.run.job.end(verdict)  # nor does its keeper wait any more for somebody to take a part
         each.kill()
 
     def _memory_limit(self, job: Job) -> MemoryLimit:
