@@ -69,7 +69,7 @@ class TraceServicer:
         self._settings = settings
         self._works = ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="fxtrace-work")
         self._reads = ThreadPoolExecutor(8, thread_name_prefix="fxtrace-read")
-        self._graphs = ReplyCache(settings.reply_cache)
+        self._graphs = ReplyCache(settings.reply_cache, partial(self._read, engine.get_trace))
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """How gRPC is to call each RPC of the service, by the RPC's name."""
@@ -147,7 +147,6 @@ class TraceServicer:
                 total_nodes=len(graph.nodes),
             ).SerializeToString()
 
-        await self._read(self._engine.get_trace, trace_id)  # another process, or the quota, may have removed it
         return await self._graphs.get(trace_id, (query, start, size), partial(self._read, make))
 
     async def QueryNodes(self, request: rpc.QueryNodesRequest, _: Context) -> rpc.QueryNodesResponse:

@@ -31,11 +31,7 @@ def test_parts_are_made_as_they_are_taken() -> None:
     thread = adding(job)
     thread.join(0.05)
     assert len(job._parts) == PARTS_KEPT
-    taken = []
-    for event in job.events():
-        if not isinstance(event, Progress):
-            taken.append(event)
-    assert taken == PARTS
+    assert [event for event in job.events() if not isinstance(event, Progress)] == PARTS
     thread.join()
 
 
