@@ -19,7 +19,7 @@ PARTS_KEPT = 16
 """Parts of what a call gives that are kept for a slow follower."""
 
 
-class WorkerDefect(Exception):  # noqa: N818
+class WorkerDefect(Exception):
     """A worker raised what is none of fxtrace's errors; the message has the stack."""
 
 
