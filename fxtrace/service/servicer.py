@@ -69,7 +69,7 @@ class TraceServicer:
         self._settings = settings
         self._works = ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="fxtrace-work")
         self._reads = ThreadPoolExecutor(8, thread_name_prefix="fxtrace-read")
-        self._graphs = ReplyCache(settings.reply_cache, partial(self._read, engine.get_trace))
+        self._graphs = ReplyCache(settings.reply_cache, lambda name: self._read(engine.get_trace, name))
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """How gRPC is to call each RPC of the service, by the RPC's name."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
+from functools import partial
 from typing import Any
 
 import pytest
@@ -65,7 +66,7 @@ def test_what_one_writes_the_other_reads_and_deletes(servers: list[Running], pla
         for read in (api.get_trace, api.list_snapshots, api.delete_trace):
             with pytest.raises(TraceNotFound):
                 read(made[1].id)
-        until(lambda api=api: is_gone(api, made[1].id))  # a graph that is kept may be given for a second more
+        until(partial(is_gone, api, made[1].id))  # a graph that is kept may be given for a second more
         with pytest.raises(TraceNotFound):
             api.render_graph(made[1].id, "dot")
     with closing(Store(place)) as store:
