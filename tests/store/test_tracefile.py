@@ -18,11 +18,11 @@ from fxtrace.store.tracefile import Encoded, Head, TraceFile
 ID = "0" * 32
 
 
-@pytest.fixture(autouse=True, scope="module")
 def never() -> tuple[Source, Head]:
     raise AssertionError("it was there")
 
 
+@pytest.fixture(autouse=True, scope="module")
 def small_blocks() -> Iterator[None]:
     """Blocks of 16 bytes, reads of 64: so small tensors have many."""
     with pytest.MonkeyPatch.context() as patch:
