@@ -76,6 +76,22 @@ class Files:
         """
         return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
 
+    def verified(self, row: Row) -> Iterator[int]:
+        """Compares every byte of a trace's file; gives the number of those of each step.
+
+        Raises:
+            StoreDamaged, TraceNotFound: as `open`.
+        """
+        with self.open(row.id, row.blob) as file:
+            yield from file.verify()
+            graph = parse(row.id, graph_from_bytes, file.section(GRAPH))
+            parse(row.id, snapshots_from_bytes, file.section(SNAPSHOTS))
+            if parse(row.id, trace_from_bytes, row.trace).values:
+                for name, spec in graph.tensors():
+                    file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
+            if file.section(TRACE) != row.trace:
+                raise damaged_trace(row.id, "its file and its row in the index tell of different traces")
+
     def row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
         """The row that a file's trace should have, and when the trace was made.
 

@@ -22,7 +22,7 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import new_name, open_blobs
-from fxtrace.store.faults import DiskFull, damaged_row, damaged_trace, not_found, reported
+from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
 from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
 from fxtrace.store.index import Index, Row, State
 from fxtrace.store.migrate import migrate
@@ -223,12 +223,10 @@ class Store:
         for _, row in sorted(found, key=lambda item: item[0]):
             with self._index.locked() as connection:
                 kept = self._add(connection, row, over=("damaged",))
-            if kept.blob == row.blob:
-                continue
-            if time.time() - row.last_used > _SETTLED_AFTER_SECONDS:
+            if kept.blob != row.blob and time.time() - row.last_used > _SETTLED_AFTER_SECONDS:
                 self._discard(row.blob)  # the loser of two that made the same trace
                 nbytes += row.nbytes
-            else:
+            elif kept.blob != row.blob:
                 unsettled.add(row.id)
         if gone := [row.blob for row in deleted if row.id not in unsettled]:
             with self._index.locked() as connection:
@@ -383,7 +381,7 @@ class Store:
         problems, done, total = {}, 0, sum(sizes[trace_id] for trace_id in chosen)
         for trace_id in chosen:
             try:
-                for nbytes in self._verified(trace_id):
+                for nbytes in self._files.verified(self._row(trace_id)):
                     done += nbytes
                     if report is not None:
                         report(Progress("verify", done, max(done, total)))
@@ -396,19 +394,6 @@ class Store:
                 self._files.unreadable(), "no trace can be read from it; `fxtrace store gc` removes it"
             )
         return problems
-
-    def _verified(self, trace_id: str) -> Iterator[int]:
-        """Compares every byte of a trace; gives the number of those of each step."""
-        row = self._row(trace_id)
-        with self._files.open(trace_id, row.blob) as file:
-            yield from file.verify()
-            graph = parse(trace_id, graph_from_bytes, file.section(GRAPH))
-            parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
-            if parse(trace_id, trace_from_bytes, row.trace).values:
-                for name, spec in graph.tensors():
-                    file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
-            if file.section(TRACE) != row.trace:
-                raise damaged_trace(trace_id, "its file and its row in the index tell of different traces")
 
     # ---------------------------------------------------------------------------------------------------- inside
 
