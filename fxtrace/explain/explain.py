@@ -20,6 +20,7 @@ Read = Callable[[str], NDArray[Any]]
 """Gives a tensor's numbers by its name."""
 
 _ROWS = 12
+_HELD_BYTES = 16 << 20  # of a mask, or of attention weights: a server explains several things at a time
 _PRODUCTS = ("scores", "masked_scores", "weights")
 _RESIDUALS = ("residual_a", "residual_b", "residual_sum")
 
@@ -233,9 +234,10 @@ class _Explaining:
             return
         for role in (role for role in node.roles if role.part == "mask"):
             weights = self._graph.by_role.get(f"{str(role).rpartition('.')[0]}.weights")
-            if weights is None or weights.spec is None or self._read is None:
+            numbers = None if weights is None else self._numbers(weights)
+            if weights is None or numbers is None:
                 continue
-            numbers = self._read(weights.name).astype(np.float64)
+            numbers = numbers.astype(np.float64)
             closed = _closed(mask, numbers) if numbers.shape[-2:] == mask.shape else None
             if closed is not None:
                 by_row = ", ".join(str(int(row.sum())) for row in ~closed[:_ROWS])
@@ -253,11 +255,14 @@ class _Explaining:
 
     def _matrix(self, node: Node) -> NDArray[Any] | None:
         """The first matrix of a mask's numbers."""
-        if self._read is None or node.spec is None or len(node.spec.shape) < 2:
+        numbers = self._numbers(node)
+        return None if numbers is None or numbers.ndim < 2 else numbers.reshape(-1, *numbers.shape[-2:])[0]
+
+    def _numbers(self, node: Node) -> NDArray[Any] | None:
+        """A node's numbers, where there are any, and not too many to be held."""
+        if self._read is None or node.spec is None or node.spec.nbytes > _HELD_BYTES:
             return None
-        numbers = self._read(node.name)
-        matrix: NDArray[Any] = numbers.reshape(-1, *numbers.shape[-2:])[0]
-        return matrix
+        return self._read(node.name)
 
     def _where_named(self, nodes: list[Node]) -> Iterator[str]:
         """For each size in a block's shapes: where it first is, and in how many."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes, put_field
 from fxtrace.dims import Formulas
-from fxtrace.errors import FxtraceError
+from fxtrace.errors import Cancelled, FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.probe import integers
 from fxtrace.service.comparing import Report, Traced
@@ -73,6 +73,8 @@ class _Attribution:
     def _formulas(self, traced: Traced) -> Formulas | None:
         try:
             return self._find_formulas(traced.trace.id)
+        except Cancelled:
+            raise
         except FxtraceError as error:  # the model cannot be run here any more
             self._notes[f"no formulas of trace {traced.trace.id[:8]}: {error.message}"] = None
             return None

@@ -23,6 +23,7 @@ from fxtrace.service.engine import Engine, Report
 from fxtrace.service.jobs import Job
 from fxtrace.service.reading import TensorReader
 from fxtrace.service.settings import Settings
+from fxtrace.service.temporary import remove_abandoned
 from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
 from fxtrace.sweep import SweepBatch, SweepRequest
@@ -99,6 +100,7 @@ class IsolatedEngine:
 
     def start(self) -> None:
         """Starts the worker processes, in the background; a call before that waits."""
+        remove_abandoned()
         self._pictures.start()
         self._captures.start()
         threading.Thread(target=self._look_at_models, name="fxtrace-models", daemon=True).start()

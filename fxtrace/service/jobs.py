@@ -15,6 +15,9 @@ from fxtrace.trace import Progress
 HEARTBEAT_SECONDS = 0.2
 """How long whoever follows a call may have to wait until it is asked whether to go on."""
 
+PARTS_KEPT = 16
+"""Parts of what a call gives that are kept for a slow follower."""
+
 
 class WorkerDefect(Exception):
     """A worker raised what is none of fxtrace's errors; the message has the stack."""
@@ -76,7 +79,7 @@ class Job:
     def events(self) -> Generator[Progress | bytes, None, bytes]:
         """Progress, of each stage the latest and in any case regularly; parts, each to one follower; then the value.
 
-        Parts wait until they are taken, so what a call gives in parts is bounded by what it is asked for.
+        A part waits until it is taken, and while many do, the worker waits.
 
         Raises:
             FxtraceError: what the call ended with.
@@ -88,6 +91,7 @@ class Job:
                     self._changed.wait(HEARTBEAT_SECONDS)
                 news, outcome = dict(self._news), self._outcome
                 parts, self._parts = self._parts, []
+                self._changed.notify_all()  # there is room for more
             fresh = [progress for stage, progress in news.items() if seen.get(stage) != progress]
             yield from fresh or list(news.values())[-1:] * (outcome is None)
             yield from parts
@@ -100,8 +104,9 @@ class Job:
                 raise outcome
 
     def add(self, part: bytes) -> None:
-        """A part of what it gives is there."""
+        """A part of what it gives is there; waits while many are not taken, unless the call has ended."""
         with self._changed:
+            self._changed.wait_for(lambda: len(self._parts) < PARTS_KEPT or self._outcome is not None)
             self._parts.append(part)
             self._changed.notify_all()
 

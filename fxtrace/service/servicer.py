@@ -29,12 +29,12 @@ from fxtrace.service.access import caller
 from fxtrace.service.interceptors import stages
 from fxtrace.service.jobs import HEARTBEAT_SECONDS
 from fxtrace.service.paging import page_size, page_start, page_token
-from fxtrace.service.redact import without_paths
+from fxtrace.service.redact import without_paths, without_paths_in
 from fxtrace.service.replies import ReplyCache
 from fxtrace.service.settings import Settings
 from fxtrace.sweep import SweepBatch
 from fxtrace.sweep.messages import SWEEP_BATCH, decode_sweep_request
-from fxtrace.trace import ImageFormat, ModelInfo, Progress, ServerInfo
+from fxtrace.trace import ImageFormat, ModelInfo, Progress, ServerInfo, Trace
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 SERVICE = rpc.DESCRIPTOR.services_by_name["TraceService"]
@@ -69,7 +69,7 @@ class TraceServicer:
         self._settings = settings
         self._works = ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="fxtrace-work")
         self._reads = ThreadPoolExecutor(8, thread_name_prefix="fxtrace-read")
-        self._graphs = ReplyCache(settings.reply_cache)
+        self._graphs = ReplyCache(settings.reply_cache, lambda name: self._read(engine.get_trace, name))
 
     def handlers(self) -> dict[str, grpc.RpcMethodHandler[Any, Any]]:
         """How gRPC is to call each RPC of the service, by the RPC's name."""
@@ -112,16 +112,16 @@ class TraceServicer:
                 if isinstance(event, Progress):
                     yield rpc.CreateTraceResponse(progress=wire.PROGRESS.encode(event))
                 else:
-                    yield rpc.CreateTraceResponse(trace=wire.TRACE.encode(event))
+                    yield rpc.CreateTraceResponse(trace=_told_of(event))
 
     async def GetTrace(self, request: rpc.GetTraceRequest, _: Context) -> rpc.GetTraceResponse:
         trace_id = wire.parse_trace_name(request.name, "name")
-        return rpc.GetTraceResponse(trace=wire.TRACE.encode(await self._read(self._engine.get_trace, trace_id)))
+        return rpc.GetTraceResponse(trace=_told_of(await self._read(self._engine.get_trace, trace_id)))
 
     async def ListTraces(self, request: rpc.ListTracesRequest, _: Context) -> rpc.ListTracesResponse:
         size = self._page_size(request.page_size, 50, self._settings.page_items)
         traces, token = await self._read(self._engine.page_traces, size, request.page_token)
-        return rpc.ListTracesResponse(traces=map(wire.TRACE.encode, traces), next_page_token=token)
+        return rpc.ListTracesResponse(traces=map(_told_of, traces), next_page_token=token)
 
     async def DeleteTrace(self, request: rpc.DeleteTraceRequest, _: Context) -> rpc.DeleteTraceResponse:
         trace_id = wire.parse_trace_name(request.name, "name")
@@ -219,7 +219,7 @@ class TraceServicer:
                 if isinstance(event, Progress):
                     yield rpc.DiffTracesResponse(progress=wire.PROGRESS.encode(event))
                 else:
-                    for part in wire.encode_diff(event):
+                    for part in wire.encode_diff(replace(event, notes=without_paths_in(event.notes))):
                         yield rpc.DiffTracesResponse(diff=part)
 
     async def RenderDiff(self, request: rpc.RenderDiffRequest, _: Context) -> AsyncIterator[rpc.RenderDiffResponse]:
@@ -269,7 +269,7 @@ class TraceServicer:
                 if isinstance(event, Progress):
                     yield rpc.SweepShapesResponse(progress=wire.PROGRESS.encode(event))
                 else:
-                    yield rpc.SweepShapesResponse(batch=SWEEP_BATCH.encode(event))
+                    yield rpc.SweepShapesResponse(batch=SWEEP_BATCH.encode(_redacted(event)))
 
     async def _told(self, work: Callable[..., T | None]) -> AsyncGenerator[Progress | T, None]:
         """What some work reports, and at the end its value, if it has one."""
@@ -305,6 +305,20 @@ def _listed(model: ModelInfo) -> rpc.Model:
         return wire.MODEL.encode(model)
     except FxtraceError as error:
         return wire.MODEL.encode(ModelInfo(model.name, f"cannot be used: {error.message}", (), {}))
+
+
+def _told_of(trace: Trace) -> rpc.Trace:
+    return wire.TRACE.encode(replace(trace, rung_notes=without_paths_in(trace.rung_notes)))
+
+
+def _redacted(batch: SweepBatch) -> SweepBatch:
+    """The rows as a caller may see them: why a model refused one is in the model's own words."""
+    return replace(
+        batch,
+        rows=tuple(replace(row, reason=without_paths(row.reason)) if row.reason else row for row in batch.rows),
+        mismatches=without_paths_in(batch.mismatches),
+        notes=without_paths_in(batch.notes),
+    )
 
 
 class _News(Generic[T]):

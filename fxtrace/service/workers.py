@@ -15,25 +15,22 @@ import atexit
 import logging
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-from google.protobuf.message import DecodeError
 from google.rpc.status_pb2 import Status
 
 from fxtrace import wire
 from fxtrace.errors import Busy, Cancelled, FxtraceError, MemoryLimit, ServerUnavailable, TimeLimit, WorkerCrashed
 from fxtrace.service import worker
 from fxtrace.service.jobs import Job, Outcome, WorkerDefect
+from fxtrace.service.temporary import TemporaryFolder
 from fxtrace.service.worker import Plan
 from fxtrace.status import from_status
 from fxtrace.v1 import trace_service_pb2 as rpc
@@ -71,9 +68,13 @@ class _Worker:
         self.run: _Run | None = None
         self.born = time.monotonic()
         self._cause = ""
-        self._temporary = Path(tempfile.mkdtemp(prefix="fxtrace-worker-"))
-        self.connection, theirs = multiprocessing.Pipe()
-        self._plan = (plan, self._temporary)
+        self._temporary = TemporaryFolder()
+        self._plan = (plan, self._temporary.path)
+        try:
+            self.connection, theirs = multiprocessing.Pipe()
+        except OSError:
+            self._temporary.remove()
+            raise
         try:
             # Linux ends it with the thread that starts it: the one that keeps it.
             self.process = subprocess.Popen(
@@ -85,7 +86,7 @@ class _Worker:
             )
         except BaseException:
             self.connection.close()
-            shutil.rmtree(self._temporary, ignore_errors=True)
+            self._temporary.remove()
             raise
         finally:
             theirs.close()
@@ -94,9 +95,20 @@ class _Worker:
         """Tells the process what to be, and waits for its answer; nothing where it died."""
         try:
             self.connection.send(self._plan)
-            return self.connection.recv_bytes()
+            return self.receive()
         except (EOFError, OSError):
             return b""
+
+    def receive(self) -> bytes:
+        """The next frame.
+
+        Raises:
+            EOFError, OSError: there is none: it died. A process that it started may still hold the pipe open.
+        """
+        while not self.connection.poll(_WATCH_SECONDS):
+            if self.dead and not self.connection.poll():
+                raise EOFError
+        return self.connection.recv_bytes()
 
     @property
     def dead(self) -> bool:
@@ -127,7 +139,7 @@ class _Worker:
         self.kill()
         code = self.process.wait()
         self.connection.close()
-        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.remove()
         if alive:
             self._cause = "it hung up"
         else:
@@ -310,9 +322,9 @@ class Workers:
         outcome: Outcome | None = None
         try:
             doing.connection.send((job.method, job.args))
-            begun = doing.connection.recv_bytes() == worker.BEGUN
+            begun = doing.receive() == worker.BEGUN
             outcome = self._listen(doing, job)
-        except (EOFError, OSError, ValueError, DecodeError):
+        except Exception:  # noqa: BLE001 - whatever it is, the worker is lost, and its keeper must go on
             cause = doing.bury()
         with self._changed:
             doing.run = None
@@ -338,7 +350,7 @@ class Workers:
     def _listen(self, doing: _Worker, job: Job) -> Outcome:
         """What a worker says about its job, up to how it ended."""
         while True:
-            frame = doing.connection.recv_bytes()
+            frame = doing.receive()
             kind, body = frame[:1], frame[1:]
             match kind:
                 case worker.PROGRESS:
@@ -381,6 +393,7 @@ class Workers:
         """Kills a worker for a reason; with `_changed` held."""
         if each.run is not None and each.run.verdict is None:
             each.run.verdict = verdict
+            each.run.job.end(verdict)  # nor does its keeper wait any more for somebody to take a part
         each.kill()
 
     def _memory_limit(self, job: Job) -> MemoryLimit:

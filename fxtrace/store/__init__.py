@@ -14,8 +14,9 @@
 The file is the truth, and the index can be made from the files: a trace is there once its file is. A file gets its name
 when it is on the disk as a whole, then one transaction adds the row; whoever finds a file without a row adds the row.
 Where formulas are added, a new file takes the old one's place in the row, and then the old one goes.
-Deleting marks the row, removes the file, then the row. So whatever is killed at whatever moment, a trace is whole or
-absent, and any server over the same store finishes what another began. No torch here.
+Deleting marks the row and removes the file; whoever opens the store next removes the row. So whatever is killed at
+whatever moment, a trace is whole or absent, and any server over the same store finishes what another began. No torch
+here.
 """
 
 from fxtrace.store.place import default_place

@@ -27,6 +27,12 @@ _OUTSIDE = {
     sqlite3.SQLITE_READONLY,
 }
 
+# What PostgreSQL reports about what is in the tables, by the first two signs of its code; but not of who may read them:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_INSIDE = {"22", "23", "42", "XX"}
+_NO_PRIVILEGE = "42501"
+_DISK_FULL = "53100"
+
 
 class DiskFull(Unmet):
     """There is no room left on the disk."""
@@ -44,6 +50,8 @@ def reported() -> Iterator[None]:
         yield
     except exc.DBAPIError as error:
         raise _of_database(error) from error
+    except exc.TimeoutError as error:
+        raise _unusable("too much waits for the index's database", full=False) from error
     except OSError as error:
         raise _unusable(error.strerror or error, full=error.errno in (errno.ENOSPC, errno.EDQUOT)) from error
 
@@ -58,10 +66,10 @@ def reported_of_index() -> Iterator[None]:
         raise damaged_index(error) from error
 
 
-def damaged_index(problem: object) -> StoreDamaged:
+def damaged_index(problem: object, kept: str = "index.sqlite3") -> StoreDamaged:
     """The error for an index that cannot be read."""
     return StoreDamaged(
-        f"the store's index is damaged: {problem}. Stop what uses the store and move the index (index.sqlite3) away: "
+        f"the store's index is damaged: {problem}. Stop what uses the store and move the index ({kept}) away: "
         "it is made again from the traces' files when the store is opened"
     )
 
@@ -84,18 +92,24 @@ def not_found(trace_id: str) -> TraceNotFound:
 
 
 def _of_database(error: exc.DBAPIError) -> Unmet | StoreDamaged:
-    code = getattr(error.orig, "sqlite_errorcode", None)
-    if code is None:
-        outside = isinstance(error, exc.OperationalError | exc.InterfaceError)
-    else:
-        code &= 0xFF  # the primary code of an extended one
-        outside = code in _OUTSIDE
-    return _unusable(error.orig, full=code == sqlite3.SQLITE_FULL) if outside else damaged_index(error.orig)
+    if isinstance(error.orig, sqlite3.Error):
+        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the primary code of an extended one
+        if code in _OUTSIDE:
+            return _unusable(error.orig, full=code == sqlite3.SQLITE_FULL)
+        return damaged_index(error.orig)
+    state = getattr(error.orig, "sqlstate", None) or ""  # none where there is no connection
+    if state[:2] in _INSIDE and state != _NO_PRIVILEGE:
+        return damaged_index(_first_line(error.orig), "the tables stored_traces and schema_version")
+    return _unusable(error.orig, full=state == _DISK_FULL)
 
 
 def _unusable(problem: object, *, full: bool) -> Unmet:
-    text = str(problem).strip().partition("\n")[0]
+    text = _first_line(problem).rpartition(" failed: ")[2]  # before it is the database's address
     return (DiskFull if full else Unmet)(
         f"the store cannot be used: {text}. Make room with `fxtrace store gc --quota SIZE`, or choose another place "
         f"with --store or {PLACE_VARIABLE}"
     )
+
+
+def _first_line(problem: object) -> str:
+    return str(problem).strip().partition("\n")[0]

@@ -50,15 +50,8 @@ class Files:
         """
         guard = partial(self._guarded, trace_id, blob)
         with guard():
-            source = self._blobs.open(blob)
-            try:
-                head = self._head(blob, source)
-                if head.trace_id != trace_id:
-                    raise ValueError(f"expected the file of this trace, got that of '{head.trace_id}'")
-            except BaseException:
-                source.close()
-                raise
-        return TraceFile(source, head, guard)
+            source, head = self._opened(trace_id, blob)
+        return TraceFile(source, head, guard, partial(self._moved, trace_id, blob))
 
     def extended(self, trace_id: str, blob: str, sections: Mapping[str, bytes]) -> Encoded:
         """A trace's file with these sections, besides its own, to be written.
@@ -82,6 +75,22 @@ class Files:
             StoreDamaged: they cannot be read.
         """
         return parse(trace_id, formulas_from_bytes, file.section(FORMULAS)) if file.has(FORMULAS) else None
+
+    def verified(self, row: Row) -> Iterator[int]:
+        """Compares every byte of a trace's file; gives the number of those of each step.
+
+        Raises:
+            StoreDamaged, TraceNotFound: as `open`.
+        """
+        with self.open(row.id, row.blob) as file:
+            yield from file.verify()
+            graph = parse(row.id, graph_from_bytes, file.section(GRAPH))
+            parse(row.id, snapshots_from_bytes, file.section(SNAPSHOTS))
+            if parse(row.id, trace_from_bytes, row.trace).values:
+                for name, spec in graph.tensors():
+                    file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
+            if file.section(TRACE) != row.trace:
+                raise damaged_trace(row.id, "its file and its row in the index tell of different traces")
 
     def row_of(self, blob: str, written: Written) -> tuple[datetime, Row]:
         """The row that a file's trace should have, and when the trace was made.
@@ -116,6 +125,25 @@ class Files:
                 pass  # just deleted
         return found
 
+    def _opened(self, trace_id: str, blob: str) -> tuple[Source, Head]:
+        source = self._blobs.open(blob)
+        try:
+            head = self._head(blob, source)
+            if head.trace_id != trace_id:
+                raise ValueError(f"expected the file of this trace, got that of '{head.trace_id}'")
+        except BaseException:
+            source.close()
+            raise
+        return source, head
+
+    def _moved(self, trace_id: str, blob: str) -> tuple[Source, Head]:
+        """The file that has taken another one's place."""
+        with self._index.reading() as connection:
+            row = self._index.find(connection, trace_id)
+        if row is None or row.state == "deleted" or row.blob == blob:
+            raise FileNotFoundError(blob)
+        return self._opened(trace_id, row.blob)
+
     def _head(self, blob: str, source: Source) -> Head:
         """A file's head; a file never changes, so the last ones are kept."""
         head = self._heads.pop(blob, None)
@@ -134,8 +162,9 @@ class Files:
             yield
         except FileNotFoundError as error:
             with self._index.reading() as connection:
-                if blob not in self._index.blobs(connection):
-                    raise not_found(trace_id) from error  # deleted meanwhile
+                row = self._index.find(connection, trace_id)
+            if row is None or row.state == "deleted" or row.blob != blob:
+                raise not_found(trace_id) from error  # deleted, or written anew, meanwhile
             self._mark_damaged(trace_id, blob)
             raise damaged_trace(trace_id, "its file is missing") from error
         except ValueError as error:

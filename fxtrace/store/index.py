@@ -41,6 +41,11 @@ from fxtrace.store.faults import damaged_index, damaged_row, reported_of_index
 SCHEMA_VERSION = 2
 
 _LOCK_WAIT_SECONDS = 30
+_CONNECTION = {  # for libpq: it would wait for minutes or hours for a server that is out of reach
+    "connect_timeout": "10",
+    "tcp_user_timeout": "30000",
+    "keepalives_idle": "30",
+}
 _ADVISORY_LOCK = crc32(b"fxtrace")  # PostgreSQL's lock of the writers; any number that others do not use
 
 State = Literal["live", "damaged", "deleted"]
@@ -232,12 +237,19 @@ class Index:
         change = {"state": row.state, "pinned": row.pinned, "checksum": row.checksum()}
         connection.execute(_rows.update().where(_rows.c.id == row.id).values(change))
 
-    def mark_deleted(self, connection: Connection, trace_id: str) -> Row | None:
-        """Marks a row, damaged or not, as deleted, and gives it; None where there is none, or it is marked already."""
+    def mark_deleted(
+        self, connection: Connection, trace_id: str, condition: Callable[[Row], bool] = lambda _: True
+    ) -> Row | None:
+        """Marks a row, damaged or not, as deleted, and gives it.
+
+        None where there is none, it is marked already, or it does not meet the condition.
+        """
         found = connection.execute(select(_rows).where(_rows.c.id == trace_id)).mappings().one_or_none()
         if found is None or found["state"] == "deleted":
             return None
         row = _row(found, check=False)
+        if not condition(row):
+            return None
         self.update(connection, replace(row, state="deleted"))
         return row
 
@@ -272,7 +284,11 @@ def _row(found: RowMapping, *, check: bool = True) -> Row:
 
 def _connect_postgresql(url: URL) -> Engine:
     try:
-        engine = create_engine(url, pool_pre_ping=True)
+        engine = create_engine(
+            url.set(query={**_CONNECTION, **url.query}),
+            pool_pre_ping=True,
+            isolation_level="READ COMMITTED",  # whoever waited for the writers' lock sees what they wrote
+        )
     except ModuleNotFoundError as error:
         raise DependencyMissing(
             f"an index in PostgreSQL needs {error.name}; install it with: pip install 'fxtrace[postgres]'",

@@ -31,7 +31,8 @@ class Place:
 
     def __str__(self) -> str:
         """As it may be shown: without a password."""
-        return f"{self.index.render_as_string(hide_password=True)}#{self.files}"
+        index = self.index.difference_update_query([name for name in self.index.query if "password" in name])
+        return f"{index.render_as_string(hide_password=True)}#{self.files}"
 
 
 def default_place() -> str:

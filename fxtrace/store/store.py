@@ -22,9 +22,9 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.store.blobs import new_name, open_blobs
-from fxtrace.store.faults import DiskFull, damaged_row, damaged_trace, not_found, reported
+from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
 from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
-from fxtrace.store.index import Index, Row
+from fxtrace.store.index import Index, Row, State
 from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
 from fxtrace.store.stored import Collected, StoredTrace, check_trace_id
@@ -150,7 +150,7 @@ class Store:
                     self._index.insert(connection, replace(found, blob=row.blob, nbytes=row.nbytes))
         finally:
             with suppress(FxtraceError):
-                self._discard(old.blob if replaced else row.blob)
+                self._discard(old.blob, row.blob)  # that of the two which the row does not name
         if not replaced:
             self.require(trace_id)  # it was deleted; or another process was faster, and kept the same
         self._evict(self._quota_bytes, keep=trace_id)
@@ -177,7 +177,7 @@ class Store:
         self.require(trace_id)
         with self._index.locked() as connection:
             row = self._index.find(connection, trace_id)
-            if row is None:
+            if row is None or row.state == "deleted":
                 raise not_found(trace_id)
             self._index.update(connection, replace(row, pinned=pinned))
 
@@ -187,15 +187,7 @@ class Store:
         Raises:
             NameInvalid, TraceNotFound
         """
-        check_trace_id(trace_id)
-        try:
-            row = self._mark_deleted(trace_id)
-        except DiskFull:  # the file goes first, and makes room for the index
-            row = self._row(trace_id)
-            with reported():
-                self._blobs.delete(row.blob)
-            row = self._mark_deleted(trace_id)
-        self._finish_deleting([row])
+        self._delete(check_trace_id(trace_id))
 
     def collect(self, quota_bytes: int | None = None) -> Collected:
         """Removes what was left unfinished, and the least recently used traces until the rest fits the quota.
@@ -218,20 +210,28 @@ class Store:
         What they were writing is removed, what they were deleting is deleted, and files without a row get theirs. What
         other processes are writing stays.
         """
+        with self._index.reading() as connection:
+            deleted = self._index.deleted(connection)
         with reported():
             nbytes = self._blobs.sweep()
-        with self._index.reading() as connection:
-            self._finish_deleting(self._index.deleted(connection))
-        found = []
+            for row in deleted:
+                self._blobs.delete(row.blob)
+        found, unsettled = [], set()
         for blob, written in self._files.without_row().items():
             with suppress(StoreDamaged, TraceNotFound):  # unreadable: `verify` tells of it; or just deleted
                 found.append(self._files.row_of(blob, written))
         for _, row in sorted(found, key=lambda item: item[0]):
             with self._index.locked() as connection:
-                kept = self._add(connection, row)
+                kept = self._add(connection, row, over=("damaged",))
             if kept.blob != row.blob and time.time() - row.last_used > _SETTLED_AFTER_SECONDS:
                 self._discard(row.blob)  # the loser of two that made the same trace
                 nbytes += row.nbytes
+            elif kept.blob != row.blob:
+                unsettled.add(row.id)
+        if gone := [row.blob for row in deleted if row.id not in unsettled]:
+            with self._index.locked() as connection:
+                for blob in gone:
+                    self._index.remove(connection, blob)
         return nbytes
 
     # ---------------------------------------------------------------------------------------------------- reading
@@ -344,8 +344,10 @@ class Store:
 
     def find(self, trace_id: str) -> Trace | None:
         """The trace, where it is there as a whole. What is left of a damaged one is removed, to be made again."""
+        blob = ""
         try:
             row = self._row(trace_id)
+            blob = row.blob
             if row.state != "damaged":
                 self._files.open(trace_id, row.blob).close()
                 self.graph(trace_id), self.snapshots(trace_id)
@@ -354,8 +356,8 @@ class Store:
             return None
         except StoreDamaged:
             pass
-        with suppress(TraceNotFound):
-            self.delete(trace_id)
+        with suppress(TraceNotFound):  # or another process has made it again meanwhile
+            self._delete(trace_id, lambda row: row.blob == blob or not row.whole)
         return None
 
     def verify(self, trace_ids: Iterable[str] = (), report: Callable[[Progress], None] | None = None) -> dict[str, str]:
@@ -379,7 +381,7 @@ class Store:
         problems, done, total = {}, 0, sum(sizes[trace_id] for trace_id in chosen)
         for trace_id in chosen:
             try:
-                for nbytes in self._verified(trace_id):
+                for nbytes in self._files.verified(self._row(trace_id)):
                     done += nbytes
                     if report is not None:
                         report(Progress("verify", done, max(done, total)))
@@ -392,19 +394,6 @@ class Store:
                 self._files.unreadable(), "no trace can be read from it; `fxtrace store gc` removes it"
             )
         return problems
-
-    def _verified(self, trace_id: str) -> Iterator[int]:
-        """Compares every byte of a trace; gives the number of those of each step."""
-        row = self._row(trace_id)
-        with self._files.open(trace_id, row.blob) as file:
-            yield from file.verify()
-            graph = parse(trace_id, graph_from_bytes, file.section(GRAPH))
-            parse(trace_id, snapshots_from_bytes, file.section(SNAPSHOTS))
-            if parse(trace_id, trace_from_bytes, row.trace).values:
-                for name, spec in graph.tensors():
-                    file.tensor(name, numpy_dtype(spec.dtype), spec.shape)
-            if file.section(TRACE) != row.trace:
-                raise damaged_trace(trace_id, "its file and its row in the index tell of different traces")
 
     # ---------------------------------------------------------------------------------------------------- inside
 
@@ -440,13 +429,13 @@ class Store:
             with self._index.locked() as connection:
                 self._index.touch(connection, used)
 
-    def _add(self, connection: Connection, row: Row) -> Row:
-        """Adds a row, unless its trace is there; gives the row that stays."""
+    def _add(self, connection: Connection, row: Row, over: tuple[State, ...] = ("damaged", "deleted")) -> Row:
+        """Adds a row, unless its trace has one that is in none of these states; gives the row that stays."""
         try:
             there = self._index.find(connection, row.id)
         except StoreDamaged:
             there = None
-        if there is not None and there.state == "live":
+        if there is not None and there.state not in over:
             return there
         self._index.insert(connection, row)  # in place of one that is deleted or damaged; the sweep finds its file
         return row
@@ -471,28 +460,40 @@ class Store:
         with self._index.reading() as connection:
             sizes = self._index.sizes(connection)
             surplus = self._index.surplus(connection, quota_bytes, keep)
+        evicted = {}
         for trace_id in surplus:
-            with suppress(TraceNotFound):  # another process was faster
-                self.delete(trace_id)
-        return {trace_id: sizes[trace_id] for trace_id in surplus}
+            with suppress(TraceNotFound):  # another process was faster, or it was just pinned
+                self._delete(trace_id, lambda row: not row.pinned)
+                evicted[trace_id] = sizes[trace_id]
+        return evicted
 
-    def _mark_deleted(self, trace_id: str) -> Row:
+    def _delete(self, trace_id: str, condition: Callable[[Row], bool] = lambda _: True) -> None:
+        """Marks a row as deleted where it meets a condition, else it is as if there were none; removes its file.
+
+        The next sweep removes the row. Until then it keeps other files of the trace, which a writer that was killed or
+        slower may have left, from bringing it back.
+        """
+        try:
+            row = self._mark_deleted(trace_id, condition)
+        except DiskFull:  # the file goes first, and makes room for the index
+            row = self._row(trace_id)
+            if not condition(row):
+                raise not_found(trace_id) from None
+            with reported():
+                self._blobs.delete(row.blob)
+            row = self._mark_deleted(trace_id, condition)
+        with reported():
+            self._blobs.delete(row.blob)
+
+    def _mark_deleted(self, trace_id: str, condition: Callable[[Row], bool]) -> Row:
         with self._index.locked() as connection:
-            row = self._index.mark_deleted(connection, trace_id)
+            row = self._index.mark_deleted(connection, trace_id, condition)
         if row is None:
             raise not_found(trace_id)
         return row
 
-    def _finish_deleting(self, rows: Iterable[Row]) -> None:
-        """Removes the files of rows that are marked as deleted, then the rows."""
-        for row in rows:
-            with reported():
-                self._blobs.delete(row.blob)
-            with self._index.locked() as connection:
-                self._index.remove(connection, row.blob)
-
-    def _discard(self, blob: str) -> None:
-        """Removes a file that no row names."""
+    def _discard(self, *blobs: str) -> None:
+        """Removes those of these files that no row names."""
         with self._index.locked() as connection:
-            if blob not in self._index.blobs(connection):
+            for blob in set(blobs) - self._index.blobs(connection):
                 self._blobs.delete(blob)

@@ -145,10 +145,17 @@ class TraceFile:
         head: what it has.
         guard: turns what reading raises, ValueError where something is not as it was written and OSError, into the
             errors that callers get.
+        moved: gives the file, and what it has, that took this one's place with more in it.
     """
 
-    def __init__(self, source: Source, head: Head, guard: Callable[[], AbstractContextManager[None]]) -> None:
-        self._source, self._head, self._guard = source, head, guard
+    def __init__(
+        self,
+        source: Source,
+        head: Head,
+        guard: Callable[[], AbstractContextManager[None]],
+        moved: Callable[[], tuple[Source, Head]],
+    ) -> None:
+        self._source, self._head, self._guard, self._moved = source, head, guard, moved
         self._room = _Room()
 
     def has(self, name: str) -> bool:
@@ -191,14 +198,21 @@ class TraceFile:
 
     def _read(self, name: str, start: int, stop: int) -> memoryview:
         """Bytes of an entry, after every block that they touch was compared."""
+        with self._guard():
+            try:
+                return self._compared(name, start, stop)
+            except FileNotFoundError:  # an object store keeps nothing for those who read it
+                self._source, self._head = self._moved()
+                return self._compared(name, start, stop)
+
+    def _compared(self, name: str, start: int, stop: int) -> memoryview:
         entry = self._head.entries[name]
         low, high = start // BLOCK_BYTES * BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, entry.nbytes)
-        with self._guard():
-            data = _read(self._source, entry.offset + low, self._room.take(high - low))
-            if crc32(data) != _combined(entry.checksums[low // BLOCK_BYTES : _block_count(high)], high - low):
-                bad = next(at for at in range(low, high, BLOCK_BYTES) if not _is_whole(entry, at, data[at - low :]))
-                end = min(bad + BLOCK_BYTES, entry.nbytes)
-                raise ValueError(f"bytes {bad} to {end} of '{name}' are not as they were written")
+        data = _read(self._source, entry.offset + low, self._room.take(high - low))
+        if crc32(data) != _combined(entry.checksums[low // BLOCK_BYTES : _block_count(high)], high - low):
+            bad = next(at for at in range(low, high, BLOCK_BYTES) if not _is_whole(entry, at, data[at - low :]))
+            end = min(bad + BLOCK_BYTES, entry.nbytes)
+            raise ValueError(f"bytes {bad} to {end} of '{name}' are not as they were written")
         return data[start - low : stop - low]
 
 

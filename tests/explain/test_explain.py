@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from numpy.typing import NDArray
 
 from fxtrace.dims import Formulas
 from fxtrace.errors import NodeNotFound, SnapshotNotFound
@@ -191,3 +193,20 @@ def test_a_product_that_is_none_is_not_called_one() -> None:
 def test_an_empty_set_of_formulas_leaves_the_numbers(engine: Engine, trace: str) -> None:
     empty = Formulas({}, {}, {})
     assert explain(engine.get_graph(trace), "output.logits", formulas=empty).tensors[0].formula == ("1", "4", "7")
+
+
+def test_numbers_that_are_too_many_are_not_read(engine: Engine, trace: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module("fxtrace.explain.explain")  # the package has a function of that name
+    monkeypatch.setattr(module, "_HELD_BYTES", 4 * 4 * 4)  # of a mask, not of two heads' weights
+    read: list[str] = []
+
+    def reading(tensor: str) -> NDArray[Any]:
+        read.append(tensor)
+        return engine.read_tensor(trace, tensor)
+
+    graph = engine.get_graph(trace)
+    role = "decoder.0.masked_self_attention.mask"
+    explanation = explain(graph, role, read=reading)
+    assert set(read) == {graph.by_role[role].name}
+    assert not any("It closes" in fact for fact in explanation.facts)
+    assert explanation.numbers

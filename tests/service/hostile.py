@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import stat
+import struct
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,6 +45,17 @@ def harm(how: str, size: int) -> None:
                 pass
         case "library":  # meanwhile no signal handler of Python's runs
             ctypes.PyDLL(None).pause()
+        case "daemon":  # one that is out of the reach of its group, and holds the worker's pipe
+            if os.fork() == 0:
+                os.setsid()
+                time.sleep(30)
+            os._exit(size)
+        case "noise":  # the beginning of a frame that is longer than any memory
+            for descriptor in range(3, 64):
+                with suppress(OSError):
+                    if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                        os.write(descriptor, struct.pack("!iQ", -1, 1 << 62))
+            time.sleep(600)
         case "memory":
             torch.zeros(size << 20, dtype=torch.uint8)
 

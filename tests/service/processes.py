@@ -30,7 +30,7 @@ with Engine.open(settings.store, models, quota_bytes=settings.disk_quota) as eng
 
 
 @contextmanager
-def server_process(store: Path, *models: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def server_process(store: Path | str, *models: Path, **settings: object) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A server, stopped when the block is left, and its address."""
     variables = {f"FXTRACE_{name.upper()}": str(value) for name, value in settings.items()}
     variables |= {"FXTRACE_STORE": str(store), "FXTRACE_MODELS": ",".join(map(str, models))}

@@ -102,3 +102,17 @@ def test_a_server_attributes_in_its_workers(tmp_path: Path, served: Served, ids:
         assert client.diff_traces(*ids, progress=told.append) == served.engine.diff_traces(*ids)
         assert "probe" in {each.stage for each in told}
         assert client.render_diff(*ids, "dot") == served.engine.render_diff(*ids, "dot")
+
+
+def test_who_gives_up_while_formulas_are_looked_for_is_heard(served: Served) -> None:
+    ids = [served.engine.create_trace(TraceRequest("tiny", {"width": width})).id for width in (9, 11)]
+    stages: list[str] = []
+
+    def give_up(progress: Progress) -> None:
+        stages.append(progress.stage)
+        if stages.count("probe") == 1:
+            raise Cancelled("enough")
+
+    with pytest.raises(Cancelled, match="enough"):
+        served.engine.diff_traces(*ids, progress=give_up)
+    assert stages[-1] == "probe"

@@ -128,6 +128,8 @@ def test_an_unknown_model_needs_no_worker(client: NumPyClient) -> None:
     ("how", "size", "kind", "message"),
     [
         ("segfault", 1, WorkerCrashed, r"tracing model 'hostile' ended the process that did it: signal 11 \(SIGSEGV\)"),
+        ("daemon", 3, WorkerCrashed, "exit code 3"),
+        ("noise", 1, WorkerCrashed, "it hung up"),
         ("memory", 4000, MemoryLimit, "more than 400 MiB of memory.*; trace a smaller configuration"),
     ],
 )

@@ -11,7 +11,9 @@ from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.redact import redact, without_paths
 from fxtrace.service.server import serving
+from fxtrace.sweep import SweepRequest, parse_grid
 from fxtrace.trace import TraceRequest
+from tests.conftest import MODELS
 
 LEAKY = """
 from dataclasses import dataclass
@@ -40,6 +42,7 @@ def example_inputs(config):
     [
         ("cannot read /srv/models/mine.py: no", "cannot read …/mine.py: no"),
         ("File '/srv/a b'", "File '…/a b'"),
+        ("(opening postgresql+psycopg://me:***@db/fxtrace#s3://traces/mine)", "(opening …/mine)"),
         ("(opening sqlite:////srv/index.sqlite3#/srv/tensors)", "(opening …/tensors)"),
         ("see https://example.org/a/b and and/or 1/2", "see https://example.org/a/b and and/or 1/2"),
         ("at /srv/x/y.py:12", "at …/y.py:12"),
@@ -90,6 +93,9 @@ def test_no_caller_learns_where_the_server_s_files_are(
             with pytest.raises((ModelInvalid, CaptureFailed), match=r"weights\.bin") as e:
                 client.create_trace(request)
             told.append(e.value)
+        (swept,) = client.sweep_shapes(SweepRequest("leaky", parse_grid(["where=build"])))
+        assert "weights.bin" in swept.rows[0].reason
+        summaries.append(swept.rows[0].reason)
         with Engine.open(folder / "store") as other:
             trace = other.create_trace(TraceRequest("reference"))
         (file,) = (folder / "store" / "tensors").glob(f"{trace.id}*")
@@ -105,3 +111,18 @@ def test_no_caller_learns_where_the_server_s_files_are(
     assert str(folder / "secret") in log
     logged = {str(r.args["request"]) for r in caplog.records if isinstance(r.args, dict) and r.exc_info}
     assert {error.request_id for error in told} <= logged
+
+
+def test_nor_from_what_a_reply_says_of_a_model_s_errors(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.py"
+    file.write_text((MODELS / "tiny.py").read_text())
+    whole, broken = Registry(), Registry()
+    for registry in (whole, broken):
+        registry.offer(str(file))
+    with Engine.open(tmp_path / "store", whole) as engine:
+        traces = [engine.create_trace(TraceRequest("tiny", {"width": width})).id for width in (4, 5)]
+    file.write_text(f"open({str(tmp_path / 'weights.bin')!r})")
+    with Engine.open(tmp_path / "store", broken) as engine, serving(engine) as address, Client(address) as client:
+        notes = " ".join(client.diff_traces(*traces).notes)
+    assert "weights.bin" in notes
+    assert str(tmp_path) not in notes

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import quote_plus
 
 import pytest
 
@@ -21,9 +22,57 @@ KINDS = ("folder", "postgresql+folder", "sqlite+s3", "postgresql+s3")
 NewPlace = Callable[[str], str]
 
 
+class PostgreSQL:
+    """A PostgreSQL server of the tests' own: on a socket in a folder, and for those with a password on a loopback port.
+
+    Attributes:
+        url: of a database, over the socket.
+        loopback: the same, with the password.
+        folder: of its socket and its files.
+    """
+
+    PASSWORD = "the/pass@word"
+
+    def __init__(self, folder: Path, binary: Path, user: str | None) -> None:
+        self.folder, self._binary, self._user = folder, binary, user
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = probe.getsockname()[1]
+        self.url = f"postgresql+psycopg://fxtrace@/postgres?host={folder}&port={self._port}"
+        password = quote_plus(self.PASSWORD)
+        self.loopback = f"postgresql+psycopg://fxtrace:{password}@127.0.0.1:{self._port}/postgres"
+        word = folder / "password"
+        word.write_text(self.PASSWORD)
+        word.chmod(0o644)
+        who = ("-U", "fxtrace", "--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={word}")
+        self._run("initdb", "--no-sync", "-E", "UTF8", *who)
+
+    def start(self) -> None:
+        """Starts it, and returns when it answers."""
+        settings = f"-F -c listen_addresses=127.0.0.1 -p {self._port} -k {self.folder}"
+        self._run("pg_ctl", "start", "-w", "-l", str(self.folder / "log"), "-o", settings)
+
+    def stop(self) -> None:
+        """Stops it, whoever is connected."""
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate")
+
+    def new_schema(self) -> str:
+        """The name of a new, empty schema."""
+        import psycopg
+
+        schema = f"s{uuid.uuid4().hex}"
+        with psycopg.connect(self.url.replace("+psycopg", "")) as connection:
+            connection.execute(f"CREATE SCHEMA {schema}")
+        return schema
+
+    def _run(self, program: str, *args: str) -> None:
+        command = [str(self._binary / program), "-D", str(self.folder / "data"), *args]
+        subprocess.run(command, user=self._user, check=True, stdout=subprocess.DEVNULL, cwd=self.folder)
+
+
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL server of the tests' own, on a socket in a folder."""
+def postgresql() -> Iterator[PostgreSQL]:
+    """A PostgreSQL server of the tests' own; who stops it starts it again."""
     pytest.importorskip("psycopg", reason="the extra 'postgres' is not installed")
     programs = [shutil.which("postgres"), *sorted(map(str, Path("/usr/lib/postgresql").glob("*/bin/postgres")))]
     if not any(programs):
@@ -31,32 +80,16 @@ def postgresql() -> Iterator[str]:
     binary = Path(next(filter(None, programs))).resolve().parent
     # It refuses to run as root.
     user = next((name for name in ("postgres", "nobody") if _has_user(name)), None) if os.geteuid() == 0 else None
-    folder = tempfile.mkdtemp(prefix="fxtrace-")
+    folder = Path(tempfile.mkdtemp(prefix="fxtrace-"))  # pytest's own is too deep for a socket's name
     try:
         if user:
             shutil.chown(folder, user)
-        data = f"{folder}/data"
-        initdb = [str(binary / "initdb"), "-D", data, "-U", "fxtrace", "-A", "trust", "--no-sync", "-E", "UTF8"]
-        subprocess.run(initdb, user=user, check=True, capture_output=True, cwd=folder)
-        settings = ("fsync=off", "listen_addresses=", f"unix_socket_directories={folder}")
-        command = [str(binary / "postgres"), "-D", data, *(f"--{setting}" for setting in settings)]
-        with (
-            Path(folder, "log").open("wb") as log,
-            subprocess.Popen(command, user=user, stderr=log, stdout=log, cwd=folder) as server,
-        ):
-            try:
-                while "ready" not in _text(Path(data, "postmaster.pid")):
-                    assert server.poll() is None, Path(folder, "log").read_text()
-                    time.sleep(0.02)
-                yield f"postgresql+psycopg://fxtrace@/postgres?host={folder}"
-            finally:
-                server.terminate()
+        server = PostgreSQL(folder, binary, user)
+        server.start()
+        yield server
+        server.stop()
     finally:
         shutil.rmtree(folder)
-
-
-def _text(path: Path) -> str:
-    return path.read_text() if path.exists() else ""
 
 
 def _has_user(name: str) -> bool:
@@ -103,13 +136,8 @@ def new_place(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureR
         index = f"sqlite:///{folder}/index.sqlite3"
         files = str(folder)
         if kind.startswith("postgresql"):
-            import psycopg
-
-            url = request.getfixturevalue("postgresql")
-            schema = f"s{uuid.uuid4().hex}"
-            with psycopg.connect(url.replace("+psycopg", "")) as connection:
-                connection.execute(f"CREATE SCHEMA {schema}")
-            index = f"{url}&options=-csearch_path%3D{schema}"
+            server: PostgreSQL = request.getfixturevalue("postgresql")
+            index = f"{server.url}&options=-csearch_path%3D{server.new_schema()}"
         if kind.endswith("s3"):
             files = f"{request.getfixturevalue('bucket')}/{uuid.uuid4().hex}"
         return f"{index}#{files}"

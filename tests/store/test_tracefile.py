@@ -12,10 +12,14 @@ from numpy.typing import NDArray
 
 from fxtrace.slices import select
 from fxtrace.store import tracefile
-from fxtrace.store.blobs import Folder
+from fxtrace.store.blobs import Folder, Source
 from fxtrace.store.tracefile import Encoded, Head, TraceFile
 
 ID = "0" * 32
+
+
+def never() -> tuple[Source, Head]:
+    raise AssertionError("it was there")
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -38,7 +42,7 @@ def written(blobs: Folder, tensors: dict[str, NDArray[Any]]) -> TraceFile:
     blobs.write("a", encoded.parts())
     source = blobs.open("a")
     assert source.nbytes == encoded.nbytes
-    return TraceFile(source, Head(source), nullcontext)
+    return TraceFile(source, Head(source), nullcontext, never)
 
 
 SHAPE = (3, 5, 7)
@@ -76,7 +80,7 @@ def test_a_part_reads_only_its_blocks(blobs: Folder) -> None:
     parts[1][100] ^= 1  # in row 1, byte 36: its third block
     blobs.write("a", map(memoryview, parts))
     source = blobs.open("a")
-    with TraceFile(source, Head(source), nullcontext) as file:
+    with TraceFile(source, Head(source), nullcontext, never) as file:
         tensor = file.tensor("x", array.dtype, array.shape)
         assert tensor.part("1,:32").array().tobytes() == array[1, :32].tobytes()
         assert tensor.part("2:").array().tobytes() == array[2:].tobytes()
@@ -112,7 +116,7 @@ class Held:
 
 def verified(data: bytes | bytearray) -> list[int]:
     source = Held(data)
-    return list(TraceFile(source, Head(source), nullcontext).verify())
+    return list(TraceFile(source, Head(source), nullcontext, never).verify())
 
 
 @pytest.mark.parametrize("size", [0, 1, 15, 16, 17, 64, 65, 1000])
