@@ -60,6 +60,7 @@ class Taken:
     values: Mapping[str, Tensor] = field(repr=False)
     known: Mapping[str, Tensor] = field(repr=False)
     output_equal: bool | None
+    bases: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
     doubt: str = ""
 

@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import TreeSpec
 from torch.utils._sympy.functions import FloorDiv
 
+from fxtrace.capture.memory import Memory
 from fxtrace.capture.recorder import written
 from fxtrace.capture.run import map_tensors, show_source
 from fxtrace.capture.source import stack_source
@@ -48,6 +49,7 @@ class Unlifted:
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.constants: dict[str, Tensor] = {}
         self.sizes: dict[fx.Node, Any] = {}
+        self.memory = Memory()
         self._names = names
         self._module = module
         self._paths = {path for path, _ in module.named_modules(remove_duplicate=False)}

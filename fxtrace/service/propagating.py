@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -13,11 +14,24 @@ from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph, show_shape
 from fxtrace.models import Model
 from fxtrace.roles import label
-from fxtrace.sweep import Costs, SweepRow
+from fxtrace.sweep import Cost, Costs, SweepRow
 from fxtrace.trace import Json, Rung
 
 _SMALL = 20_000_000
 """Up to so many elements of parameters, a model is run where its roles are wanted: some show in values only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Propagated:
+    """A configuration's graph, and what `Capture` says of it."""
+
+    graph: Graph
+    bases: Mapping[str, str]
+    rung: Rung
+
+    def cost(self, tensors: Mapping[str, str] | None = None) -> Cost:
+        """What it comes to; see `Costs`."""
+        return Costs(self.graph, self.bases, tensors=tensors).cost()
 
 
 class Propagator:
@@ -34,13 +48,20 @@ class Propagator:
 
     def row(self, index: int, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> SweepRow:
         """What a configuration comes to, or why the model does not accept it."""
-        seen = self.labelled(chosen, rung) if self._asked else self.graph(chosen, rung)
+        seen = self.labelled(chosen, rung)
         if isinstance(seen, str):
             return SweepRow(index, chosen, seen)
-        graph = seen[0] if isinstance(seen, tuple) else seen
-        cost = Costs(graph, tensors=self.tensors(graph)).cost()
+        cost = seen.cost(self.tensors(seen.graph))
         return SweepRow(
-            index, chosen, "", "propagation", cost.parameters, cost.activation_bytes, cost.flops, cost.shapes
+            index,
+            chosen,
+            "",
+            "propagation",
+            cost.parameters,
+            cost.activation_bytes,
+            cost.peak_activation_bytes,
+            cost.flops,
+            cost.shapes,
         )
 
     def tensors(self, graph: Graph) -> dict[str, str]:
@@ -52,18 +73,23 @@ class Propagator:
                 names[asked] = graph.by_role[asked].tensors[0][0]
         return names
 
-    def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Graph | str:
-        """A configuration's graph, propagated on fake tensors; or why the model does not accept it."""
+    def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
+        """A configuration, propagated on fake tensors; or why the model does not accept it."""
         captured = self._capture(chosen, rung, values=False)
-        return captured if isinstance(captured, str) else captured[0].graph
+        if isinstance(captured, str):
+            return captured
+        taken, _ = captured
+        return Propagated(taken.graph, taken.bases, taken.rung)
 
-    def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> tuple[Graph, Rung] | str:
-        """A configuration's graph with its roles, where roles are wanted; and the rung."""
-        captured = self._capture(chosen, rung, values=bool(self._asked))
+    def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
+        """As `graph`; where tensors are wanted, with roles."""
+        if not self._asked:
+            return self.graph(chosen, rung)
+        captured = self._capture(chosen, rung, values=True)
         if isinstance(captured, str):
             return captured
         taken, state = captured
-        return (label(taken.graph, taken.known, state)[0] if self._asked else taken.graph), taken.rung
+        return Propagated(label(taken.graph, taken.known, state)[0], taken.bases, taken.rung)
 
     def _capture(
         self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, values: bool

@@ -47,8 +47,10 @@ class SweepRow:
         reason: why the model does not accept it; empty where it does. The numbers are then 0.
         how: where the numbers come from.
         parameters: elements of all parameters, shared ones once, without buffers.
-        activation_bytes: of the tensors that the model computes, all together: neither inputs nor parameters, nor views
-            and parts of other tensors.
+        activation_bytes: of the tensors that the model computes, all together: neither inputs nor parameters, nor what
+            is in the memory of another tensor, as views, parts and what is written in place are.
+        peak_activation_bytes: of those of them that are there at once, at most, when the nodes run in the graph's order
+            and memory is given back after its last use: see `fxtrace.sweep.memory`.
         flops: of the matrix products: see `fxtrace.sweep.flops`. None where the graph hides some of them.
         shapes: of the tensors that were asked for, by the name that they were asked for by; one that the configuration
             has no tensor for is left out.
@@ -60,6 +62,7 @@ class SweepRow:
     how: How = "none"
     parameters: int = 0
     activation_bytes: int = 0
+    peak_activation_bytes: int = 0
     flops: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
