@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from fxtrace.capture.run import map_tensors
 from fxtrace.shapes import tensors
 
 
-class Fakes(FakeTensorMode):
+class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
     """The mode of a run without compute. Tensors that are not fake are taken for ones that are.
 
     PyTorch's rule for the shape of a grouped product is its CUDA kernel's, which takes nothing but bfloat16; here it is
@@ -24,12 +25,12 @@ class Fakes(FakeTensorMode):
         super().__init__(allow_non_fake_inputs=True)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})
     ) -> Any:
         """Runs one op. PyTorch calls this."""
         if func is torch.ops.aten._grouped_mm.default and args[0].dtype != torch.bfloat16:
             with self:
-                return _grouped_mm(*args, **(kwargs or {}))
+                return _grouped_mm(*args, **kwargs)
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 

@@ -33,7 +33,7 @@ class Memory:
             tensor = self._fake.from_tensor(tensor)  # views of a parameter are views of its fake
             self._fakes.append(tensor)
         try:
-            storage = StorageWeakRef(tensor.untyped_storage())
+            storage = StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
         except (NotImplementedError, RuntimeError):  # a sparse one's, which no view shares
             return
         _, first = self._first.setdefault(storage.cdata, (storage, name))

@@ -156,5 +156,6 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
             else "",
         ),
         ("by propagation", f"{how['propagation']:,}" if how["propagation"] else ""),
+        ("by a run", f"{how['run']:,}" if how["run"] else ""),
         ("notes", "\n".join(swept.notes)),
     )

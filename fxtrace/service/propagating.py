@@ -8,26 +8,28 @@ from typing import Literal
 
 import torch
 
-from fxtrace.capture import Capture, capture
+from fxtrace.capture import ValuesNeeded, capture
 from fxtrace.dims import Finding, Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph, show_shape
 from fxtrace.models import Model
 from fxtrace.roles import label
-from fxtrace.sweep import Cost, Costs, SweepRow
+from fxtrace.sweep import Cost, Costs, How, SweepRow
 from fxtrace.trace import Json, Rung
 
 _SMALL = 20_000_000
-"""Up to so many elements of parameters, a model is run where its roles are wanted: some show in values only."""
+"""Up to so many elements of parameters, a model is run where its roles are wanted, some of which show in values only;
+or where its path depends on numbers."""
 
 
 @dataclass(frozen=True, slots=True)
 class Propagated:
-    """A configuration's graph, and what `Capture` says of it."""
+    """A configuration's graph, what `Capture` says of it, and how it came to be: see `How`."""
 
     graph: Graph
     bases: Mapping[str, str]
     rung: Rung
+    how: How
 
     def cost(self, tensors: Mapping[str, str] | None = None) -> Cost:
         """What it comes to; see `Costs`."""
@@ -56,7 +58,7 @@ class Propagator:
             index,
             chosen,
             "",
-            "propagation",
+            seen.how,
             cost.parameters,
             cost.activation_bytes,
             cost.peak_activation_bytes,
@@ -74,33 +76,34 @@ class Propagator:
         return names
 
     def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
-        """A configuration, propagated on fake tensors; or why the model does not accept it."""
-        captured = self._capture(chosen, rung, values=False)
-        if isinstance(captured, str):
-            return captured
-        taken, _ = captured
-        return Propagated(taken.graph, taken.bases, taken.rung)
+        """A configuration, propagated on fake tensors; or why the model does not accept it.
+
+        Where the path depends on numbers (a loop over the experts that a router chose), a small model is run instead.
+        """
+        return self._propagated(chosen, rung, labelled=False)
 
     def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
         """As `graph`; where tensors are wanted, with roles."""
-        if not self._asked:
-            return self.graph(chosen, rung)
-        captured = self._capture(chosen, rung, values=True)
-        if isinstance(captured, str):
-            return captured
-        taken, state = captured
-        return Propagated(label(taken.graph, taken.known, state)[0], taken.bases, taken.rung)
+        return self._propagated(chosen, rung, labelled=bool(self._asked))
 
-    def _capture(
-        self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, values: bool
-    ) -> tuple[Capture, dict[str, torch.Tensor]] | str:
+    def _propagated(self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, labelled: bool) -> Propagated | str:
         try:
             config = self._model.resolve({**self._configuration, **chosen})
             with torch.random.fork_rng(devices=()):
                 module = self._model.build(config)
                 inputs = self._model.example_inputs(config)
-            values = values and sum(each.numel() for each in module.parameters()) <= _SMALL
-            return capture(module, inputs, rung=rung, values=values), module.state_dict()
+            small = sum(each.numel() for each in module.parameters()) <= _SMALL
+            how: How = "propagation"
+            try:
+                taken = capture(module, inputs, rung=rung, values=False)
+            except ValuesNeeded:
+                if not small:
+                    raise
+                how = "run"
+            if how == "run" or (labelled and small):
+                taken = capture(module, inputs, rung=rung)
+            graph = label(taken.graph, taken.known, module.state_dict())[0] if labelled else taken.graph
+            return Propagated(graph, taken.bases, taken.rung, how)
         except FxtraceError as error:
             return error.message
         except MemoryError:

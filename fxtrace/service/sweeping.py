@@ -37,6 +37,11 @@ _BASES = 8
 _SAMPLED = 200_000_000
 """Elements of parameters up to which a configuration may be drawn for the sample: it is really built."""
 
+_RAN = (
+    "Of {:,} configurations the path depends on numbers, such as those by which a router chooses experts. They were "
+    "run, on the model's own example inputs with random weights: other numbers may come to other bytes and FLOPs."
+)
+
 T = TypeVar("T")
 
 
@@ -185,7 +190,7 @@ class Sweeping:
             return
         self._report(Progress("probe"))
         base = self._base(group)
-        if base is None:
+        if base is None or base[1].how == "run":
             yield from self._propagate(group.indices)
             return
         row, seen = base
@@ -235,8 +240,8 @@ class Sweeping:
                 yield from self._propagate(part.indices)
                 continue
             row, other = like
-            sizes = _sizes(part, row, formulas)
-            if len(parts) > 1 and difference(seen.graph, formulas, sizes, other.graph):
+            unlike = len(parts) > 1 and difference(seen.graph, formulas, _sizes(part, row, formulas), other.graph)
+            if unlike or other.how == "run":
                 yield from self._group(part)
             else:
                 yield from self._by_formula(part, other, formulas)
@@ -258,13 +263,11 @@ class Sweeping:
             self._report(Progress("confirm", number, size))
             chosen = self._grid[int(group.indices[row])]
             seen = self._propagator.graph(chosen, rung)
-            problem = (
-                seen
-                if isinstance(seen, str)
-                else difference(like.graph, formulas, _sizes(group, row, formulas), seen.graph)
-            )
-            if not isinstance(seen, str) and not problem:
-                problem = found.difference(row, seen.cost())
+            if isinstance(seen, str):
+                problem = seen
+            else:
+                problem = difference(like.graph, formulas, _sizes(group, row, formulas), seen.graph)
+                problem = problem or found.difference(row, seen.cost())
             if problem:
                 told = ", ".join(f"{name}={value}" for name, value in chosen.items())
                 mismatches.append(f"{told}: {problem}")
@@ -312,10 +315,14 @@ class Sweeping:
 
     def _propagate(self, indices: NDArray[np.int64], rung: Rung | Literal[""] = "") -> Iterator[SweepBatch]:
         """The rows of configurations that are propagated one by one."""
+        ran = 0
         for number, index in enumerate(indices.tolist()):
             self._report(Progress("propagate", number, len(indices)))
             row = self._propagator.row(index, self._grid[index], rung)
+            ran += row.how == "run"
             yield SweepBatch((row,))
+        if ran:
+            yield SweepBatch(notes=(_RAN.format(ran),))
 
 
 def _columns(group: _Group, formulas: Formulas) -> dict[str, NDArray[np.int64]]:

@@ -35,21 +35,8 @@ _ADDED_TO = frozenset({"addmm", "baddbmm", "addmv"})
 _GROUPED = frozenset({"grouped_mm", "grouped_mm_fallback"})
 _FUSED = frozenset({"scaled_dot_product_attention"})
 _NAMED = (
-    "input",
-    "self",
-    "query",
-    "mat",
-    "mat1",
-    "mat_a",
-    "batch1",
-    "key",
-    "weight",
-    "other",
-    "mat2",
-    "mat_b",
-    "batch2",
-    "vec",
-    "value",
+    *("input", "self", "query", "mat", "mat1", "mat_a", "batch1"),
+    *("key", "weight", "other", "mat2", "mat_b", "batch2", "vec", "value"),
 )
 """The order of operands that are given by name."""
 _HIDING = frozenset({"recurrent", "attention", "linear", "matmul", "convolution"})

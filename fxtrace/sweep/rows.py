@@ -9,8 +9,9 @@ from typing import Literal
 from fxtrace.sweep.grid import Grid
 from fxtrace.trace import Json
 
-How = Literal["none", "formula", "propagation"]
-"""How a row came to be: by formulas, by propagating the model on fake tensors, or not at all."""
+How = Literal["none", "formula", "propagation", "run"]
+"""How a row came to be: by formulas, by propagating the model on fake tensors, or not at all. Where the model's path
+depends on numbers, by one run on its example inputs with random weights; bytes and FLOPs are then that run's."""
 
 SAMPLE = 20
 """How many configurations are propagated to confirm the formulas, where nothing else is asked for."""

@@ -245,6 +245,10 @@ class _SweepHowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SweepHow.Valu
     """From formulas, which a sample confirmed."""
     SWEEP_HOW_PROPAGATION: _SweepHow.ValueType  # 3
     """The model was built and propagated."""
+    SWEEP_HOW_RUN: _SweepHow.ValueType  # 4
+    """The model's path depends on numbers: it was run on its example inputs with random weights, and bytes and FLOPs are
+    those of that run.
+    """
 
 class SweepHow(_SweepHow, metaclass=_SweepHowEnumTypeWrapper):
     """Where a row's numbers come from."""
@@ -257,6 +261,10 @@ SWEEP_HOW_FORMULA: SweepHow.ValueType  # 2
 """From formulas, which a sample confirmed."""
 SWEEP_HOW_PROPAGATION: SweepHow.ValueType  # 3
 """The model was built and propagated."""
+SWEEP_HOW_RUN: SweepHow.ValueType  # 4
+"""The model's path depends on numbers: it was run on its example inputs with random weights, and bytes and FLOPs are
+those of that run.
+"""
 
 @typing.final
 class ConfigField(message.Message):

@@ -30,21 +30,22 @@ def sweep(model: Any, *grid: str, **asked: Any) -> tuple[list[SweepRow], list[Sw
     return rows, batches
 
 
-def check(model: Any, rows: list[SweepRow]) -> None:
+def check(model: Any, rows: list[SweepRow], **configuration: Any) -> None:
     """Holds rows against the model really built and captured."""
     for row in rows:
-        config = model.resolve(row.configuration)
+        config = model.resolve({**configuration, **row.configuration})
         if row.reason:
             with pytest.raises(RuntimeError, match="do not divide"):
                 model.build(config)
             continue
-        graph = capture(model.build(config), model.example_inputs(config)).graph
-        cost = Costs(graph).cost()
-        assert (row.parameters, row.activation_bytes, row.flops) == (cost.parameters, cost.activation_bytes, cost.flops)
+        taken = capture(model.build(config), model.example_inputs(config))
+        cost = Costs(taken.graph, taken.bases).cost()
+        for name in ("parameters", "activation_bytes", "peak_activation_bytes", "flops"):
+            assert getattr(row, name) == getattr(cost, name), (name, row.configuration)
 
 
 def test_formulas_give_what_a_real_build_gives(model: Any) -> None:
-    rows, batches = sweep(model, "width=4..64:4", "heads=1,2,4", "length=2,5", tensors=("last",), sample=8)
+    rows, batches = sweep(model, "width=8..64:4", "heads=2,4", "length=2,5", tensors=("last",), sample=8)
     assert {row.how for row in rows} == {"formula"}
     assert sum(batch.confirmed for batch in batches) == 8
     assert not any(batch.mismatches for batch in batches)
@@ -52,6 +53,14 @@ def test_formulas_give_what_a_real_build_gives(model: Any) -> None:
     for row in rows:
         width, heads, length = (int(str(row.configuration[name])) for name in ("width", "heads", "length"))
         assert row.shapes == {"last": (length, heads, width)}
+
+
+def test_what_copies_nothing_where_a_size_is_1_has_formulas_of_its_own(model: Any) -> None:
+    rows, batches = sweep(model, "width=8..40:4", "heads=1,2,4", "length=1,2,5", configuration={"copied": True})
+    assert {row.how for row in rows} == {"formula"}
+    assert not any(batch.mismatches for batch in batches)
+    check(model, rows, copied=True)
+    assert rows[0].activation_bytes < rows[4].activation_bytes
 
 
 def test_what_modules_refuse_has_the_reason_of_a_real_build(model: Any) -> None:

@@ -58,11 +58,11 @@ def counted(module: nn.Module, inputs: dict[str, Tensor]) -> int:
 @pytest.mark.parametrize("rung", ["record", "export"])
 def test_flops_are_what_pytorch_counts(rung: Rung) -> None:
     module = EveryProduct()
-    graph = capture(module, INPUTS, rung=rung, values=False).graph
-    found = products(graph)
+    taken = capture(module, INPUTS, rung=rung, values=False)
+    found = products(taken.graph)
     assert found.hidden == ()
     # PyTorch's counter does not know mv and dot: 2·3·5 and 2·5.
-    assert Costs(graph).cost().flops == counted(module, INPUTS) + 30 + 10
+    assert Costs(taken.graph, taken.bases).cost().flops == counted(module, INPUTS) + 30 + 10
 
 
 @pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext"])
@@ -70,7 +70,8 @@ def test_flops_and_parameters_of_models_are_what_pytorch_counts(name: str) -> No
     model = Registry.installed().load(name)
     config = model.resolve({})
     module, inputs = model.build(config), model.example_inputs(config)
-    cost = Costs(capture(module, inputs).graph).cost()
+    taken = capture(module, inputs)
+    cost = Costs(taken.graph, taken.bases).cost()
     assert cost.flops == counted(module, inputs) > 0
     assert cost.parameters == sum(each.numel() for each in module.parameters())
 
@@ -85,8 +86,8 @@ class Recurrent(nn.Module):
 
 
 def test_products_that_cannot_be_seen_leave_flops_untold() -> None:
-    graph = capture(Recurrent(), {"x": torch.randn(3, 2, 4)}).graph
-    costs = Costs(graph)
+    taken = capture(Recurrent(), {"x": torch.randn(3, 2, 4)})
+    costs = Costs(taken.graph, taken.bases)
     assert costs.hidden
     assert costs.cost().flops is None
     assert costs.cost().parameters == 4 * 5 * 5 + 4 * 5 * 5 - 4 * 5 + 2 * 4 * 5
@@ -118,7 +119,7 @@ def test_formulas_give_many_configurations_at_once() -> None:
         "width": np.array([8, 12, 9, 2**40]),
         "heads": np.array([2, 3, 2, 1]),
     }
-    found = Costs(graph, formulas, {"hidden": "h"}).costs(columns, 4)
+    found = Costs(graph, {}, formulas, {"hidden": "h"}).costs(columns, 4)
     assert found.fits.tolist() == [True, True, False, True]  # 9 / 2 is not whole
     assert found.too_large.tolist() == [False, False, False, True]
     assert found.parameters[:2].tolist() == [16, 36]
@@ -134,4 +135,4 @@ def test_a_size_without_a_formula_is_told() -> None:
         formulas.sizes, {**formulas.tensors, "h": (Finding(Formula("3")), Finding(None))}, formulas.parameters
     )
     with pytest.raises(NoFormula, match="size 1 of 'h', 4, has no formula"):
-        Costs(graph, unknown)
+        Costs(graph, {}, unknown)

@@ -36,9 +36,10 @@ ROWS = st.builds(
     index=COUNTS,
     configuration=OBJECTS,
     reason=TEXTS,
-    how=st.sampled_from(["none", "formula", "propagation"]),
+    how=st.sampled_from(["none", "formula", "propagation", "run"]),
     parameters=COUNTS,
     activation_bytes=COUNTS,
+    peak_activation_bytes=COUNTS,
     flops=st.none() | COUNTS,
     shapes=st.dictionaries(NAMES, SHAPES, max_size=3),
 )
