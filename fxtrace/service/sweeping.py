@@ -232,6 +232,7 @@ class Sweeping:
             return
         parts = group.alike(costs.ones(_columns(group, formulas), len(group.indices)))
         for part in parts:
+            self._report(Progress("probe"))
             if len(parts) > 1 and len(part.indices) <= _LEAST_SAMPLE:
                 yield from self._propagate(part.indices, seen.rung)
                 continue

@@ -36,6 +36,7 @@ def test_json_for_machines(run: Run) -> None:
         "how": "propagation",
         "parameters": 2 * (4 * 4 + 4) + 2 * 4 + 4,
         "activation_bytes": 4 * (2 * 2 * 3 * 4 + 3 * 2 * 4),
+        "peak_activation_bytes": 4 * (3 * 4 + 3 * 2 * 4),  # the last activation and the result
         "flops": 2 * (2 * 3 * 4 * 4 + 3 * 2 * 2 * 4),
         "shapes": {"last": [3, 2, 4]},
     }
