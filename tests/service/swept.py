@@ -18,6 +18,7 @@ class Config:
     fixed: int = 3
     trap: bool = False
     copied: bool = False
+    routed: bool = False
 
     def __post_init__(self) -> None:
         self.fixed = 3
@@ -30,13 +31,15 @@ class Swept(nn.Module):
         super().__init__()
         if config.width % config.heads:
             raise RuntimeError(f"{config.heads} heads do not divide {config.width}")
-        self.heads, self.copied = config.heads, config.copied
+        self.heads, self.copied, self.routed = config.heads, config.copied, config.routed
         self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers))
         odd = config.trap and config.width % 11 == 0
         self.last = nn.Linear(config.width // config.heads, config.width + odd)
         self.act = nn.ReLU() if config.activation == "relu" else nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.routed:
+            x = x[(x[:, 0] == 0).nonzero()[:, 0]]
         for layer in self.layers:
             x = self.act(layer(x))
         heads = x.view(x.size(0), self.heads, -1)

@@ -97,6 +97,14 @@ def test_a_small_grid_is_propagated_as_it_is(model: Any) -> None:
     assert not any(batch.confirmed for batch in batches)
 
 
+def test_a_path_that_depends_on_numbers_is_run_and_said_to_be(model: Any) -> None:
+    rows, batches = sweep(model, "width=4..80:2", configuration={"routed": True})
+    assert {row.how for row in rows} == {"run"}
+    check(model, rows[::13], routed=True)
+    (note,) = (note for batch in batches for note in batch.notes)
+    assert "Of 39 configurations the path depends on numbers" in note
+
+
 def test_a_value_that_the_model_replaces_is_no_configuration(model: Any) -> None:
     rows, _ = sweep(model, "fixed=2..4")
     assert [row.reason for row in rows] == [

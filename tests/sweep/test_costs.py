@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxtrace.capture import capture
 from fxtrace.dims import Finding, Formula, Formulas
+from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Graph, Node, Parameter, TensorSpec, Value
 from fxtrace.graph import Module as GraphModule
 from fxtrace.models import Registry
 from fxtrace.sweep import Costs, NoFormula, products
 from fxtrace.trace import Rung
+from tests.benchmarks.flops import counted
 
 
 class EveryProduct(nn.Module):
@@ -49,12 +50,6 @@ class EveryProduct(nn.Module):
 INPUTS = {"x": torch.randn(2, 3, 4), "image": torch.randn(1, 4, 9, 9), "sound": torch.randn(2, 4, 5)}
 
 
-def counted(module: nn.Module, inputs: dict[str, Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        module.eval()(**inputs)
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("rung", ["record", "export"])
 def test_flops_are_what_pytorch_counts(rung: Rung) -> None:
     module = EveryProduct()
@@ -65,7 +60,7 @@ def test_flops_are_what_pytorch_counts(rung: Rung) -> None:
     assert Costs(taken.graph, taken.bases).cost().flops == counted(module, INPUTS) + 30 + 10
 
 
-@pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext"])
+@pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext", "hf:mixtral"])
 def test_flops_and_parameters_of_models_are_what_pytorch_counts(name: str) -> None:
     model = Registry.installed().load(name)
     config = model.resolve({})
@@ -74,6 +69,42 @@ def test_flops_and_parameters_of_models_are_what_pytorch_counts(name: str) -> No
     cost = Costs(taken.graph, taken.bases).cost()
     assert cost.flops == counted(module, inputs) > 0
     assert cost.parameters == sum(each.numel() for each in module.parameters())
+
+
+class Grouped(nn.Module):
+    """Grouped products: rows in groups, columns in groups, what is summed over in groups, and matrix by matrix."""
+
+    def forward(self, rows: Tensor, stacked: Tensor, columns: Tensor, more: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+        product = torch.nn.functional.grouped_mm
+        return (
+            product(rows, stacked, offs=ends),
+            product(stacked.mT, columns, offs=ends),
+            product(rows.mT, more, offs=ends),
+            product(mat_b=stacked, mat_a=stacked.mT),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_have_the_shapes_and_flops_of_a_run(dtype: torch.dtype) -> None:
+    shapes = {"rows": (16, 24), "stacked": (2, 24, 40), "columns": (24, 16), "more": (16, 32)}
+    inputs = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+    inputs["ends"] = torch.tensor([8, 16], dtype=torch.int32)
+    taken, run = (capture(Grouped(), inputs, values=values) for values in (False, True))
+    assert list(taken.graph.tensors()) == list(run.graph.tensors())
+    flops = 2 * (16 * 24 * 40 + 40 * 24 * 16 + 24 * 16 * 32 + 2 * 40 * 24 * 40)
+    assert Costs(taken.graph, taken.bases).cost().flops == flops
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_grouped_products_without_numbers_are_refused_as_a_run_refuses_them(width: int) -> None:
+    inputs = {"rows": torch.randn(16, width), "stacked": torch.randn(2, 6, 40), "columns": torch.randn(6, 16)}
+    inputs |= {"more": torch.randn(16, 32), "ends": torch.tensor([8, 16], dtype=torch.int32)}
+    problems = []
+    for values in (False, True):
+        with pytest.raises(CaptureFailed, match=r"strides should be multiple of 16 bytes|contraction dimension") as e:
+            capture(Grouped(), inputs, rung="record", values=values)
+        problems.append(e.value.message.partition(": ")[2])
+    assert problems[0] == problems[1]
 
 
 class Recurrent(nn.Module):

@@ -44,8 +44,8 @@ class Metered(Interpreter):
             if reference.cdata not in self._seen:
                 self._seen[reference.cdata] = (reference, nbytes)
                 self.taken += nbytes
-        there = sum(nbytes for reference, nbytes in self._seen.values() if not reference.expired())
-        self.peak = max(self.peak, there)
+        there = (nbytes for each, nbytes in self._seen.values() if not each.expired())  # type: ignore[no-untyped-call]
+        self.peak = max(self.peak, sum(there))
 
 
 class Shared(nn.Module):
@@ -77,11 +77,21 @@ def test_shared_memory_is_counted_once_and_stays_while_it_is_read(values: bool) 
     check(Shared().eval(), {"x": torch.randn(5, 3, 4)}, values=values)
 
 
-@pytest.mark.parametrize("name", ["reference", "hf:llama", "hf:bert", "hf:convnext", "hf:mixtral", "hf:mamba"])
-def test_the_peak_is_what_a_run_takes(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("reference", False),
+        ("hf:llama", False),
+        ("hf:t5", True),  # transformers leaves a mask of nothing but ones out, if it can look at it
+        ("hf:convnext", False),
+        ("hf:mixtral", False),
+        ("hf:mamba", False),
+    ],
+)
+def test_the_peak_is_what_a_run_takes(name: str, values: bool) -> None:
     model = Registry.installed().load(name)
     config = model.resolve({})
-    check(model.build(config).eval(), model.example_inputs(config), values=False)
+    check(model.build(config).eval(), model.example_inputs(config), values=values)
 
 
 def check(module: nn.Module, inputs: dict[str, Tensor], *, values: bool) -> None:
