@@ -94,6 +94,19 @@ def test_the_peak_is_what_a_run_takes(name: str, values: bool) -> None:
     check(model.build(config).eval(), model.example_inputs(config), values=values)
 
 
+@pytest.mark.parametrize(
+    ("name", "symbolic"),
+    [("reference", {}), ("reference", {"src_ids": ("src",)}), ("hf:llama", {"input_ids": ("batch", "length")})],
+)
+def test_an_exported_graph_takes_the_same_memory(name: str, symbolic: dict[str, tuple[str, ...]]) -> None:
+    model = Registry.installed().load(name)
+    config = model.resolve({})
+    module, inputs = model.build(config), model.example_inputs(config)
+    recorded = capture(module, inputs, rung="record", values=False)
+    exported = capture(module, inputs, rung="export", symbolic=symbolic)
+    assert Costs(exported.graph, exported.bases).cost() == Costs(recorded.graph, recorded.bases).cost()
+
+
 def check(module: nn.Module, inputs: dict[str, Tensor], *, values: bool) -> None:
     taken = capture(module, inputs, rung="record", values=values)
     with torch.no_grad():
