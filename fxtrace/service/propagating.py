@@ -78,7 +78,8 @@ class Propagator:
     def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
         """A configuration, propagated on fake tensors; or why the model does not accept it.
 
-        Where the path depends on numbers (a loop over the experts that a router chose), a small model is run instead.
+        Where the path depends on numbers (a loop over the experts that a router chose), or tensors are wanted by their
+        roles, a small model is run instead.
         """
         return self._propagated(chosen, rung, labelled=False)
 
@@ -100,7 +101,8 @@ class Propagator:
                 if not small:
                     raise
                 how = "run"
-            if how == "run" or (labelled and small):
+            # Every graph in the same way: a model may leave out a mask whose numbers it can look at.
+            if how == "run" or (self._asked and small):
                 taken = capture(module, inputs, rung=rung)
             graph = label(taken.graph, taken.known, module.state_dict())[0] if labelled else taken.graph
             return Propagated(graph, taken.bases, taken.rung, how)

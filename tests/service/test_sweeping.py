@@ -55,6 +55,17 @@ def test_formulas_give_what_a_real_build_gives(model: Any) -> None:
         assert row.shapes == {"last": (length, heads, width)}
 
 
+def test_roles_are_found_in_graphs_that_formulas_are_confirmed_on() -> None:
+    """transformers leaves out a mask of nothing but ones, where it can look at its numbers."""
+    role = "encoder.0.self_attention.query"
+    rows, batches = sweep(
+        Registry.installed().load("hf:bert"), "intermediate_size=64..336:8", tensors=(role,), sample=1
+    )
+    assert {row.how for row in rows} == {"formula"}
+    assert not any(batch.mismatches for batch in batches)
+    assert {tuple(row.shapes) for row in rows} == {(role,)}
+
+
 def test_what_copies_nothing_where_a_size_is_1_has_formulas_of_its_own(model: Any) -> None:
     rows, batches = sweep(model, "width=8..40:4", "heads=1,2,4", "length=1,2,5", configuration={"copied": True})
     assert {row.how for row in rows} == {"formula"}
