@@ -1,7 +1,7 @@
 """Captures a module as a graph: picks the rung, runs it, and leaves the module as it was found."""
 
 from fxtrace.capture.capture import Capture, capture
-from fxtrace.capture.run import model_errors
+from fxtrace.capture.run import ValuesNeeded, model_errors
 from fxtrace.capture.sketch import sketch
 
-__all__ = ["Capture", "capture", "model_errors", "sketch"]
+__all__ = ["Capture", "ValuesNeeded", "capture", "model_errors", "sketch"]

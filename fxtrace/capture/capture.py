@@ -63,6 +63,8 @@ class Capture:
             parameters, such as masks; from sizes, buffers and, by `export`, the inputs.
         rung: the rung that ran; `rung_notes` say what it cannot show, and why the rungs before it did not do.
         output_equal: whether the graph's output is bit-equal to the module's own; None without values.
+        bases: for each tensor in the memory of an earlier one (a view, a part, or what a call wrote in place), the
+            name of the earliest.
     """
 
     graph: Graph
@@ -71,6 +73,7 @@ class Capture:
     rung: Rung
     rung_notes: tuple[str, ...]
     output_equal: bool | None
+    bases: Mapping[str, str] = field(repr=False)
 
 
 def capture(
@@ -156,6 +159,7 @@ def capture(
         rung=chosen,
         rung_notes=(*RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
         output_equal=taken.output_equal,
+        bases=taken.bases,
     )
 
 

@@ -47,7 +47,8 @@ def export(run: Run) -> Taken:
     known = {name: tensor for name, tensor in known.items() if tensor_spec(tensor).dtype == dtypes[name]}
     symbols = ", ".join(dict.fromkeys(map(str, names.values())))
     sizes = f"Symbols: {symbols}; other sizes are" if symbols else "Sizes are"
-    return Taken(graph, {}, known, None, (f"{sizes} numbers as this input has them.", *told))
+    notes = (f"{sizes} numbers as this input has them.", *told)
+    return Taken(graph, {}, known, None, unlifted.memory.bases, notes)
 
 
 def _program(run: Run) -> tuple[ExportedProgram, tuple[str, ...]]:

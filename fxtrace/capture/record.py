@@ -7,11 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtrace.capture.compare import bit_equal, same_tensor
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
+from fxtrace.capture.fakes import Fakes
+from fxtrace.capture.memory import Memory
 from fxtrace.capture.recorder import Recorder, current_modes, set_modes
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, needing_values, show_source
 from fxtrace.errors import CaptureFailed
@@ -35,14 +36,19 @@ def record(run: Run) -> Taken:
             )
     run.rewind()
     kept: dict[str, Tensor] = {}
-    recorder = Recorder(
-        run.module, keeping(kept) if run.values else None, lambda done: run.report(Progress("record", done))
-    )
     given = copies(run.inputs)
     mode: AbstractContextManager[object] = nullcontext()
+    memory = Memory()
     if not run.values:
-        mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
+        mode = fake = Fakes()
         given = map_tensors(fake.from_tensor, given)
+        memory = Memory(fake)
+    recorder = Recorder(
+        run.module,
+        memory.and_then(keeping(kept) if run.values else None),
+        lambda done: run.report(Progress("record", done)),
+        fake=not run.values,
+    )
     with model_errors("the model raised"), mode, needing_values():
         output = recorder.run(given, run.inside)
     run.rewind()
@@ -51,11 +57,12 @@ def record(run: Run) -> Taken:
     if not run.values:
         with model_errors("the captured graph raised"):
             known = fold_constants(recorder.root(), recorder.graph, {})
-        return Taken(graph, {}, known, None, notes)
+        return Taken(graph, {}, known, None, memory.bases, notes)
     for name in recorder.unused:
         del kept[name]
     difference = _difference(run, recorder, output, kept)
-    return Taken(graph, kept, kept, not difference, (*notes, difference) if difference else notes)
+    told = (*notes, difference) if difference else notes
+    return Taken(graph, kept, kept, not difference, memory.bases, told)
 
 
 def _difference(run: Run, recorder: Recorder, output: object, kept: Mapping[str, Tensor]) -> str:

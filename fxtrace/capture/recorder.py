@@ -38,6 +38,7 @@ class Recorder(TorchFunctionMode):
         module: the module to run.
         sink: takes every tensor at the moment it is there.
         report: told how many calls are recorded, at each one; raising from it stops the run.
+        fake: whether the run is one on fake tensors.
 
     Attributes:
         graph: what was recorded. Each node's `meta` has `module`, the path it ran in, and `source`, the user's line.
@@ -49,7 +50,9 @@ class Recorder(TorchFunctionMode):
         took_attention_apart: whether `F.multi_head_attention_forward` was met.
     """
 
-    def __init__(self, module: nn.Module, sink: Sink | None, report: Callable[[int], None]) -> None:
+    def __init__(
+        self, module: nn.Module, sink: Sink | None, report: Callable[[int], None], *, fake: bool = False
+    ) -> None:
         super().__init__()
         self.graph = fx.Graph()
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
@@ -60,6 +63,7 @@ class Recorder(TorchFunctionMode):
         self.took_attention_apart = False
         self._module = module
         self._sink = sink
+        self._fake = fake
         self._report = report
         self._bound: dict[int, _Bound] = {}
         self._paths = {id(each): path for path, each in module.named_modules()}
@@ -120,8 +124,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(result, Tensor):
             if self._is_unchanged(result, form):
                 return result
-            if self._sink is None and not isinstance(result, FakeTensor):
-                return result  # fake tensors' own work: the model makes no other kind without values
+            if self._fake and not isinstance(result, FakeTensor):
+                return result  # fake tensors' own work: the model makes no other kind
         elif result is None:
             if not any(isinstance(each, fx.Node) for each in (*written, *written_kwargs.values())):
                 return result
@@ -223,8 +227,8 @@ class Recorder(TorchFunctionMode):
 
     def _constant(self, tensor: Tensor) -> str:
         name = f"_constant_{len(self.constants)}"
-        # Without a sink nothing is re-run, and the tensor may be one without numbers.
-        self.constants[name] = tensor if self._sink is None else tensor.detach().clone()
+        # On fake tensors nothing is re-run, and this may be one without numbers.
+        self.constants[name] = tensor if self._fake else tensor.detach().clone()
         self.outside.setdefault(self._place().source)
         return name
 

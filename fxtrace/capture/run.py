@@ -60,6 +60,7 @@ class Taken:
     values: Mapping[str, Tensor] = field(repr=False)
     known: Mapping[str, Tensor] = field(repr=False)
     output_equal: bool | None
+    bases: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
     doubt: str = ""
 
@@ -141,18 +142,22 @@ def model_errors(what: str, module: nn.Module | None = None) -> Iterator[None]:
         ) from error
 
 
+class ValuesNeeded(CaptureFailed):
+    """A model's path or sizes depend on numbers, and there are none."""
+
+
 @contextmanager
 def needing_values() -> Iterator[None]:
     """Reports that a model looked at numbers where there are none.
 
     Raises:
-        CaptureFailed: in place of the exceptions of fake tensors.
+        ValuesNeeded: in place of the exceptions of fake tensors.
     """
     try:
         yield
     except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
         source = error_source(error)
-        raise CaptureFailed(
+        raise ValuesNeeded(
             f"the model's path depends on the numbers in a tensor{show_source(source)}, and a capture without values "
             "has none; capture it with values",
             error=type(error).__name__,

@@ -7,12 +7,12 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch import nn
 
 from fxtrace.capture.attention import StepByStep
 from fxtrace.capture.capture import capture, in_turn
 from fxtrace.capture.convert import to_graph
+from fxtrace.capture.fakes import Fakes
 from fxtrace.capture.recorder import Recorder
 from fxtrace.capture.run import copies, map_tensors
 from fxtrace.capture.symbolic import trace_nodes
@@ -44,12 +44,12 @@ def sketch(
     mode: AbstractContextManager[object] = nullcontext()
     given = copies(inputs)
     if not values:
-        mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
+        mode = fake = Fakes()
         given = map_tensors(fake.from_tensor, given)
     with in_turn(module):
         module.train(training)
         if rung == "record":
-            recorder = Recorder(module, _forget if values else None, lambda _: None)
+            recorder = Recorder(module, None, lambda _: None, fake=not values)
             with mode:
                 recorder.run(given, inside)
             return to_graph(module, recorder.graph, recorder.values)
@@ -59,7 +59,3 @@ def sketch(
         with mode, torch.no_grad():
             interpreter.run(*(given[str(node.target)] for node in nodes.find_nodes(op="placeholder")))
         return to_graph(module, nodes, interpreter.values)
-
-
-def _forget(_name: str, _tensor: Tensor) -> None:
-    """A sink that keeps nothing."""

@@ -9,11 +9,12 @@ from types import CodeType
 from typing import Any
 
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtrace.capture.compare import bit_equal
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
+from fxtrace.capture.fakes import Fakes
+from fxtrace.capture.memory import Memory
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, show_source
 from fxtrace.capture.source import calling_source
 from fxtrace.shapes import ShapeInterpreter
@@ -34,24 +35,27 @@ def symbolic(run: Run) -> Taken:
         traced = trace_symbolically(run.module, tuple(run.inputs))
     run.rewind()
     kept: dict[str, Tensor] = {}
-    interpreter = ShapeInterpreter(
-        traced,
-        keeping(kept) if run.values else None,
-        lambda done, total: run.report(Progress("propagate", done, total)),
-    )
     placeholders = [str(node.target) for node in traced.graph.find_nodes(op="placeholder")]
     mode: AbstractContextManager[object] = nullcontext()
+    memory = Memory()
     given = copies(run.inputs)
     if not run.values:
-        mode = fake = FakeTensorMode(allow_non_fake_inputs=True)
+        mode = fake = Fakes()
         given = map_tensors(fake.from_tensor, given)
+        memory = Memory(fake)
+    interpreter = ShapeInterpreter(
+        traced,
+        memory.and_then(keeping(kept) if run.values else None),
+        lambda done, total: run.report(Progress("propagate", done, total)),
+    )
     with model_errors("the captured graph raised"), mode:
         result = interpreter.run(*(given[name] for name in placeholders))
     with model_errors("the captured graph raised"):
         known = kept if run.values else fold_constants(traced, traced.graph, interpreter.plain)
     equal = bit_equal(run.eager, result) if run.values else None
     doubt = "the traced graph's output differs from the module's" if equal is False else _hidden(traced)
-    return Taken(to_graph(run.module, traced.graph, interpreter.values), kept, known, equal, doubt=doubt)
+    graph = to_graph(run.module, traced.graph, interpreter.values)
+    return Taken(graph, kept, known, equal, memory.bases, doubt=doubt)
 
 
 def _check_wrapper(module: nn.Module) -> None:

@@ -16,12 +16,13 @@ from torch.export.graph_signature import InputKind
 from torch.utils._pytree import TreeSpec
 from torch.utils._sympy.functions import FloorDiv
 
+from fxtrace.capture.memory import Memory
 from fxtrace.capture.recorder import written
 from fxtrace.capture.run import map_tensors, show_source
 from fxtrace.capture.source import stack_source
 from fxtrace.errors import CaptureFailed
-from fxtrace.graph import TensorSpec, Value
-from fxtrace.shapes import noted, tensors
+from fxtrace.graph import TensorSpec, Value, tensor_name
+from fxtrace.shapes import leaves, noted, tensors
 
 
 def _example(tensor: Tensor) -> Tensor:
@@ -48,6 +49,7 @@ class Unlifted:
         self.values: dict[fx.Node, tuple[Value, ...]] = {}
         self.constants: dict[str, Tensor] = {}
         self.sizes: dict[fx.Node, Any] = {}
+        self.memory = Memory()
         self._names = names
         self._module = module
         self._paths = {path for path, _ in module.named_modules(remove_duplicate=False)}
@@ -114,7 +116,9 @@ class Unlifted:
         else:
             name, value = self._tensor(str(self._specs[node.name].target))
         if name not in self._attributes:
-            self._attributes[name] = self._note(self.graph.create_node("get_attr", name), value)
+            attribute = self.graph.create_node("get_attr", name)
+            self._remember(attribute, node.meta.get("val"))  # what the program's views are views of
+            self._attributes[name] = self._note(attribute, value)
         return self._attributes[name]
 
     def _tensor(self, name: str) -> tuple[str, Tensor | None]:
@@ -139,6 +143,8 @@ class Unlifted:
                 "without values has none; capture it with values",
                 node=node.name,
             )
+        if node.op != "get_attr":
+            self._remember(node, value)
         if isinstance(value, torch.SymInt | torch.SymBool) and value.node.has_hint():
             self.sizes[node] = value.node.hint
             self.values[node] = (Value("", type(value.node.hint).__name__, text=self._text(value)),)
@@ -151,6 +157,11 @@ class Unlifted:
         else:
             self.values[node] = () if node.op == "output" or value is None else noted(node.name, value)
         return node
+
+    def _remember(self, node: fx.Node, value: object) -> None:
+        for path, leaf in leaves(value):
+            if isinstance(leaf, Tensor):
+                self.memory.note(tensor_name(node.name, path), leaf)
 
     def _symbolic(self, spec: TensorSpec, tensor: Tensor) -> TensorSpec:
         return replace(spec, device=str(tensor.device), symbolic=tuple(map(self._text, tensor.shape)))

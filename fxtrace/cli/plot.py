@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 _TITLES = {
     "activation_bytes": "Activation memory",
+    "peak_activation_bytes": "Peak activation memory",
     "parameters": "Parameters",
     "flops": "FLOPs of matrix products",
 }
+_BYTES = ("activation_bytes", "peak_activation_bytes")
 _MOST_LINES = 8
 _WIDE = 8  # times the least that the most is where a scale is logarithmic
 _INK, _FAINT = "#1f2933", "#d5dae0"
@@ -34,7 +36,7 @@ def plot(swept: Swept, x: str, y: str, image_format: str) -> bytes:
     Args:
         swept: the sweep.
         x: the field to the right; empty for the one with the most numbers.
-        y: activation_bytes, parameters or flops.
+        y: one of `fxtrace.cli.sweep_files.NUMBERS`.
         image_format: svg, png or pdf.
 
     Raises:
@@ -119,15 +121,15 @@ def _dress(axes: Axes, along: list[float], up: list[float], x: str, y: str) -> N
         axes.set_xticks(along if len(along) <= 12 else along[:: len(along) // 8])
         axes.xaxis.set_minor_locator(NullLocator())
     if up[0] > 0 and up[-1] / up[0] >= _WIDE and axes.get_xscale() == "log":
-        axes.set_yscale("log", base=2 if y == "activation_bytes" else 10)
+        axes.set_yscale("log", base=2 if y in _BYTES else 10)
         axes.yaxis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(0, 1.05 * up[-1] or 1)
-        if y == "activation_bytes":
+        if y in _BYTES:
             axes.yaxis.set_major_locator(MultipleLocator(2.0 ** math.ceil(math.log2(max(1, up[-1]) / 5))))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     binary = FuncFormatter(lambda value, _: _bytes(value))
-    axes.yaxis.set_major_formatter(binary if y == "activation_bytes" else EngFormatter(sep=" "))
+    axes.yaxis.set_major_formatter(binary if y in _BYTES else EngFormatter(sep=" "))
     axes.set_xlabel(x)
     axes.grid(axis="y", color=_FAINT, lw=0.6)
     axes.set_axisbelow(True)

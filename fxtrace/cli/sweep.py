@@ -68,7 +68,10 @@ def sweep(
     ] = None,
     x: Annotated[str, typer.Option(metavar="FIELD", help="Of a plot: the field to the right.")] = "",
     y: Annotated[
-        str, typer.Option(metavar="NUMBER", help="Of a plot: activation_bytes, parameters or flops, upwards.")
+        str,
+        typer.Option(
+            metavar="NUMBER", help="Of a plot: activation_bytes, peak_activation_bytes, parameters or flops, upwards."
+        ),
     ] = "activation_bytes",
     sample: Annotated[
         int, typer.Option(min=0, help="Configurations that are propagated, too, to confirm the formulas.")
@@ -117,8 +120,8 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
     from fxtrace.graph import show_shape
 
     valid = [row for row in swept.rows if not row.reason]
-    grid = table("Sweep", *swept.fields, "parameters", "activations", "FLOPs", *swept.tensors)
-    for column in grid.columns[: len(swept.fields) + 3]:
+    grid = table("Sweep", *swept.fields, "parameters", "activations", "their peak", "FLOPs", *swept.tensors)
+    for column in grid.columns[: len(swept.fields) + 4]:
         column.justify = "right"
     for row in valid[:_SHOWN]:
         add(
@@ -126,6 +129,7 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
             *(str(row.configuration[name]) for name in swept.fields),
             f"{row.parameters:,}",
             f"{row.activation_bytes:,} B",
+            f"{row.peak_activation_bytes:,} B",
             "" if row.flops is None else f"{row.flops:,}",
             *(show_shape(row.shapes[name]) if name in row.shapes else "" for name in swept.tensors),
         )
@@ -152,5 +156,6 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
             else "",
         ),
         ("by propagation", f"{how['propagation']:,}" if how["propagation"] else ""),
+        ("by a run", f"{how['run']:,}" if how["run"] else ""),
         ("notes", "\n".join(swept.notes)),
     )

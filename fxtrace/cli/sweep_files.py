@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from fxtrace.cli.sweep import Swept
     from fxtrace.sweep import SweepRow
 
-NUMBERS = ("activation_bytes", "parameters", "flops")
+NUMBERS = ("parameters", "activation_bytes", "peak_activation_bytes", "flops")
 _PLOTS = (".svg", ".png", ".pdf")
 _ENDINGS = (".csv", ".parquet", ".json", *_PLOTS)
 
@@ -88,15 +88,15 @@ def document(swept: Swept) -> dict[str, Json]:
 
 
 def _numbers(row: SweepRow) -> dict[str, Json]:
-    return {"parameters": row.parameters, "activation_bytes": row.activation_bytes, "flops": row.flops}
+    return {name: getattr(row, name) for name in NUMBERS}
 
 
 def _csv(swept: Swept) -> bytes:
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
-    table.writerow((*swept.fields, "reason", "how", "parameters", "activation_bytes", "flops", *swept.tensors))
+    table.writerow((*swept.fields, "reason", "how", *NUMBERS, *swept.tensors))
     for row in swept.rows:
-        numbers = ("",) * 4 if row.reason else (row.how, *_numbers(row).values())
+        numbers = ("",) * (1 + len(NUMBERS)) if row.reason else (row.how, *_numbers(row).values())
         shapes = ("x".join(map(str, row.shapes[name])) if name in row.shapes else "" for name in swept.tensors)
         table.writerow((*(_cell(row.configuration[name]) for name in swept.fields), row.reason, *numbers, *shapes))
     return text.getvalue().encode()
@@ -119,7 +119,7 @@ def _parquet(swept: Swept) -> bytes:
         columns[name] = arrow.array(values if plain else [json.dumps(value) for value in values])
     columns["reason"] = arrow.array([row.reason for row in swept.rows], arrow.string())
     columns["how"] = arrow.array([row.how for row in swept.rows], arrow.string())
-    for name in ("parameters", "activation_bytes", "flops"):
+    for name in NUMBERS:
         numbers = [None if row.reason else getattr(row, name) for row in swept.rows]
         columns[name] = arrow.array(numbers, arrow.int64())
     for name in swept.tensors:

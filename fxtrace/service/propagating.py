@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from fxtrace.capture import Capture, capture
+from fxtrace.capture import ValuesNeeded, capture
 from fxtrace.dims import Finding, Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph, show_shape
 from fxtrace.models import Model
 from fxtrace.roles import label
-from fxtrace.sweep import Costs, SweepRow
+from fxtrace.sweep import Cost, Costs, How, SweepRow
 from fxtrace.trace import Json, Rung
 
 _SMALL = 20_000_000
-"""Up to so many elements of parameters, a model is run where its roles are wanted: some show in values only."""
+"""Up to so many elements of parameters, a model is run where its roles are wanted, some of which show in values only;
+or where its path depends on numbers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Propagated:
+    """A configuration's graph, what `Capture` says of it, and how it came to be: see `How`."""
+
+    graph: Graph
+    bases: Mapping[str, str]
+    rung: Rung
+    how: How
+
+    def cost(self, tensors: Mapping[str, str] | None = None) -> Cost:
+        """What it comes to; see `Costs`."""
+        return Costs(self.graph, self.bases, tensors=tensors).cost()
 
 
 class Propagator:
@@ -34,13 +50,20 @@ class Propagator:
 
     def row(self, index: int, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> SweepRow:
         """What a configuration comes to, or why the model does not accept it."""
-        seen = self.labelled(chosen, rung) if self._asked else self.graph(chosen, rung)
+        seen = self.labelled(chosen, rung)
         if isinstance(seen, str):
             return SweepRow(index, chosen, seen)
-        graph = seen[0] if isinstance(seen, tuple) else seen
-        cost = Costs(graph, tensors=self.tensors(graph)).cost()
+        cost = seen.cost(self.tensors(seen.graph))
         return SweepRow(
-            index, chosen, "", "propagation", cost.parameters, cost.activation_bytes, cost.flops, cost.shapes
+            index,
+            chosen,
+            "",
+            seen.how,
+            cost.parameters,
+            cost.activation_bytes,
+            cost.peak_activation_bytes,
+            cost.flops,
+            cost.shapes,
         )
 
     def tensors(self, graph: Graph) -> dict[str, str]:
@@ -52,29 +75,37 @@ class Propagator:
                 names[asked] = graph.by_role[asked].tensors[0][0]
         return names
 
-    def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Graph | str:
-        """A configuration's graph, propagated on fake tensors; or why the model does not accept it."""
-        captured = self._capture(chosen, rung, values=False)
-        return captured if isinstance(captured, str) else captured[0].graph
+    def graph(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
+        """A configuration, propagated on fake tensors; or why the model does not accept it.
 
-    def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> tuple[Graph, Rung] | str:
-        """A configuration's graph with its roles, where roles are wanted; and the rung."""
-        captured = self._capture(chosen, rung, values=bool(self._asked))
-        if isinstance(captured, str):
-            return captured
-        taken, state = captured
-        return (label(taken.graph, taken.known, state)[0] if self._asked else taken.graph), taken.rung
+        Where the path depends on numbers (a loop over the experts that a router chose), or tensors are wanted by their
+        roles, a small model is run instead.
+        """
+        return self._propagated(chosen, rung, labelled=False)
 
-    def _capture(
-        self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, values: bool
-    ) -> tuple[Capture, dict[str, torch.Tensor]] | str:
+    def labelled(self, chosen: Mapping[str, Json], rung: Rung | Literal[""] = "") -> Propagated | str:
+        """As `graph`; where tensors are wanted, with roles."""
+        return self._propagated(chosen, rung, labelled=bool(self._asked))
+
+    def _propagated(self, chosen: Mapping[str, Json], rung: Rung | Literal[""], *, labelled: bool) -> Propagated | str:
         try:
             config = self._model.resolve({**self._configuration, **chosen})
             with torch.random.fork_rng(devices=()):
                 module = self._model.build(config)
                 inputs = self._model.example_inputs(config)
-            values = values and sum(each.numel() for each in module.parameters()) <= _SMALL
-            return capture(module, inputs, rung=rung, values=values), module.state_dict()
+            small = sum(each.numel() for each in module.parameters()) <= _SMALL
+            how: How = "propagation"
+            try:
+                taken = capture(module, inputs, rung=rung, values=False)
+            except ValuesNeeded:
+                if not small:
+                    raise
+                how = "run"
+            # Every graph in the same way: a model may leave out a mask whose numbers it can look at.
+            if how == "run" or (self._asked and small):
+                taken = capture(module, inputs, rung=rung)
+            graph = label(taken.graph, taken.known, module.state_dict())[0] if labelled else taken.graph
+            return Propagated(graph, taken.bases, taken.rung, how)
         except FxtraceError as error:
             return error.message
         except MemoryError:

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 
 from fxtrace.dims import Formulas
 from fxtrace.errors import CaptureFailed, FxtraceError, OptionInvalid, TensorNotFound, unknown
-from fxtrace.graph import Graph
 from fxtrace.models import Model
 from fxtrace.probe import Prober, integers, replaced
-from fxtrace.service.propagating import Propagator, difference
+from fxtrace.service.propagating import Propagated, Propagator, difference
 from fxtrace.sweep import MAX_CONFIGURATIONS, Costs, NoFormula, SweepBatch, SweepRequest, SweepRow
 from fxtrace.trace import Json, Progress, Rung
 
@@ -37,6 +36,11 @@ _BASES = 8
 """How many configurations of a group are tried as the one that formulas are found around."""
 _SAMPLED = 200_000_000
 """Elements of parameters up to which a configuration may be drawn for the sample: it is really built."""
+
+_RAN = (
+    "Of {:,} configurations the path depends on numbers, such as those by which a router chooses experts. They were "
+    "run, on the model's own example inputs with random weights: other numbers may come to other bytes and FLOPs."
+)
 
 T = TypeVar("T")
 
@@ -64,6 +68,10 @@ class _Group:
     def apart(self, names: Iterable[str]) -> list[_Group]:
         """Groups in each of which these integers are the same."""
         keys = np.stack([self.columns[name] for name in names], axis=1)
+        return self.alike(keys)
+
+    def alike(self, keys: NDArray[np.int64] | NDArray[np.bool_]) -> list[_Group]:
+        """Groups in each of which the rows of these keys are the same."""
         _, which = np.unique(keys, axis=0, return_inverse=True)
         return [self.only(which.ravel() == part) for part in range(int(which.max()) + 1)]
 
@@ -134,8 +142,8 @@ class Sweeping:
             for row in group.smallest_first()[::step][:_BASES]:
                 seen = self._propagator.labelled(self._grid[int(group.indices[row])])
                 if not isinstance(seen, str):
-                    missing -= set(self._propagator.tensors(seen[0]))
-                    names += (*seen[0].by_role, *(name for name, _ in seen[0].tensors()))
+                    missing -= set(self._propagator.tensors(seen.graph))
+                    names += (*seen.graph.by_role, *(name for name, _ in seen.graph.tensors()))
                     break
             if not missing:
                 return
@@ -182,12 +190,12 @@ class Sweeping:
             return
         self._report(Progress("probe"))
         base = self._base(group)
-        if base is None:
+        if base is None or base[1].how == "run":
             yield from self._propagate(group.indices)
             return
-        row, graph, rung = base
+        row, seen = base
         try:
-            formulas = self._formulas(int(group.indices[row]), graph, varying, rung)
+            formulas = self._formulas(int(group.indices[row]), seen, varying)
         except CaptureFailed as error:
             yield SweepBatch(notes=(f"no formulas were found, so each configuration is propagated: {error.message}",))
             yield from self._propagate(group.indices)
@@ -196,50 +204,71 @@ class Sweeping:
         if alone:
             for part in group.apart(sorted(alone)):
                 if group.indices[row] in part.indices:
-                    yield from self._by_formula(part, graph, formulas, rung)
+                    yield from self._by_memory(part, seen, formulas)
                 else:
                     yield from self._group(part)
         else:
-            yield from self._by_formula(group, graph, formulas, rung)
+            yield from self._by_memory(group, seen, formulas)
 
-    def _base(self, group: _Group) -> tuple[int, Graph, Rung] | None:
-        """The row of the smallest configuration that can be propagated, its labelled graph, and the rung."""
+    def _base(self, group: _Group) -> tuple[int, Propagated] | None:
+        """The row of the smallest configuration that can be propagated, and what it gives."""
         for row in group.smallest_first()[:_BASES]:
             seen = self._propagator.labelled(self._grid[int(group.indices[row])])
             if not isinstance(seen, str):
-                return int(row), *seen
+                return int(row), seen
         return None
 
-    def _formulas(self, index: int, graph: Graph, names: Sequence[str], rung: Rung) -> Formulas:
+    def _formulas(self, index: int, seen: Propagated, names: Sequence[str]) -> Formulas:
         config = self._model.resolve({**self._request.configuration, **self._grid[index]})
-        return Prober(self._model, config, names=names, rung=rung, report=self._report).formulas(graph)
+        return Prober(self._model, config, names=names, rung=seen.rung, report=self._report).formulas(seen.graph)
 
-    def _by_formula(self, group: _Group, graph: Graph, formulas: Formulas, rung: Rung) -> Iterator[SweepBatch]:
+    def _by_memory(self, group: _Group, seen: Propagated, formulas: Formulas) -> Iterator[SweepBatch]:
+        """Rows by formulas, those apart in which other sizes are 1: `.contiguous()` of one head copies nothing."""
         try:
-            costs = Costs(graph, formulas, self._propagator.tensors(graph))
+            costs = Costs(seen.graph, seen.bases, formulas)
         except NoFormula as error:
             yield SweepBatch(notes=(f"{error}, so {len(group.indices)} configurations are propagated",))
-            yield from self._propagate(group.indices, rung)
+            yield from self._propagate(group.indices, seen.rung)
             return
-        self._report(Progress("sweep", 0, len(group.indices)))
+        parts = group.alike(costs.ones(_columns(group, formulas), len(group.indices)))
+        for part in parts:
+            self._report(Progress("probe"))
+            if len(parts) > 1 and len(part.indices) <= _LEAST_SAMPLE:
+                yield from self._propagate(part.indices, seen.rung)
+                continue
+            like = (0, seen) if len(parts) == 1 else self._base(part)
+            if like is None:
+                yield from self._propagate(part.indices)
+                continue
+            row, other = like
+            unlike = len(parts) > 1 and difference(seen.graph, formulas, _sizes(part, row, formulas), other.graph)
+            if unlike or other.how == "run":
+                yield from self._group(part)
+            else:
+                yield from self._by_formula(part, other, formulas)
+
+    def _by_formula(self, group: _Group, like: Propagated, formulas: Formulas) -> Iterator[SweepBatch]:
+        rung, count = like.rung, len(group.indices)
+        costs = Costs(like.graph, like.bases, formulas, self._propagator.tensors(like.graph))
+        self._report(Progress("sweep", 0, count))
         notes = [f"FLOPs are not told: {', '.join(costs.hidden)} may hide products"] if costs.hidden else []
-        count = len(group.indices)
-        # What no field decides (the batch of the model's own inputs) is the same everywhere.
-        inputs = {name: np.full(count, size) for name, size in formulas.sizes.items() if name not in group.columns}
-        found = costs.costs({**inputs, **group.columns}, count)
+        found = costs.costs(_columns(group, formulas), count)
         sure = found.fits & ~found.too_large
         small = np.flatnonzero(sure & (found.parameters <= _SAMPLED))
         if len(small) < sure.sum():
             notes.append(f"{sure.sum() - len(small)} configurations are too large to be drawn for the sample")
         confirmed, mismatches = 0, []
-        share = math.ceil(self._request.sample * len(group.indices) / self._valid)
+        share = math.ceil(self._request.sample * count / self._valid)
         size = min(len(small), max(share, _LEAST_SAMPLE)) if self._request.sample else 0
         for number, row in enumerate(self._chance.sample(small.tolist(), size)):
             self._report(Progress("confirm", number, size))
             chosen = self._grid[int(group.indices[row])]
             seen = self._propagator.graph(chosen, rung)
-            sizes = {**formulas.sizes, **{name: int(column[row]) for name, column in group.columns.items()}}
-            problem = seen if isinstance(seen, str) else difference(graph, formulas, sizes, seen)
+            if isinstance(seen, str):
+                problem = seen
+            else:
+                problem = difference(like.graph, formulas, _sizes(group, row, formulas), seen.graph)
+                problem = problem or found.difference(row, seen.cost())
             if problem:
                 told = ", ".join(f"{name}={value}" for name, value in chosen.items())
                 mismatches.append(f"{told}: {problem}")
@@ -253,10 +282,14 @@ class Sweeping:
             self._report(Progress("sweep", start, len(group.indices)))
             part = slice(start, start + _BATCH)
             indices, chosen_rows = group.indices[part].tolist(), sure[part].tolist()
-            flops = [None] * len(indices) if found.flops is None else found.flops[part].tolist()
             shapes = {asked: [sizes[part].tolist() for sizes in shape] for asked, shape in found.shapes.items()}
             numbers = zip(
-                indices, found.parameters[part].tolist(), found.activation_bytes[part].tolist(), flops, strict=True
+                indices,
+                found.parameters[part].tolist(),
+                found.activation_bytes[part].tolist(),
+                found.peak_activation_bytes[part].tolist(),
+                [None] * len(indices) if found.flops is None else found.flops[part].tolist(),
+                strict=True,
             )
             yield SweepBatch(
                 tuple(
@@ -267,10 +300,11 @@ class Sweeping:
                         "formula",
                         parameters,
                         nbytes,
-                        each,
+                        peak,
+                        flops,
                         {asked: tuple(sizes[row] for sizes in shape) for asked, shape in shapes.items()},
                     )
-                    for row, (index, parameters, nbytes, each) in enumerate(numbers)
+                    for row, (index, parameters, nbytes, peak, flops) in enumerate(numbers)
                     if chosen_rows[row]
                 )
             )
@@ -282,10 +316,27 @@ class Sweeping:
 
     def _propagate(self, indices: NDArray[np.int64], rung: Rung | Literal[""] = "") -> Iterator[SweepBatch]:
         """The rows of configurations that are propagated one by one."""
+        ran = 0
         for number, index in enumerate(indices.tolist()):
             self._report(Progress("propagate", number, len(indices)))
             row = self._propagator.row(index, self._grid[index], rung)
+            ran += row.how == "run"
             yield SweepBatch((row,))
+        if ran:
+            yield SweepBatch(notes=(_RAN.format(ran),))
+
+
+def _columns(group: _Group, formulas: Formulas) -> dict[str, NDArray[np.int64]]:
+    """The named sizes of formulas, an entry for each of a group's configurations."""
+    # What no field decides (the batch of the model's own inputs) is the same everywhere.
+    count = len(group.indices)
+    inputs = {name: np.full(count, size) for name, size in formulas.sizes.items() if name not in group.columns}
+    return {**inputs, **group.columns}
+
+
+def _sizes(group: _Group, row: int, formulas: Formulas) -> dict[str, int]:
+    """The named sizes of formulas in one of a group's configurations."""
+    return {**formulas.sizes, **{name: int(column[row]) for name, column in group.columns.items()}}
 
 
 def _joined(groups: Sequence[_Group]) -> _Group:

@@ -3,7 +3,7 @@
 from fxtrace.sweep.costs import Cost, Costs, NoFormula
 from fxtrace.sweep.flops import Products, products
 from fxtrace.sweep.grid import MAX_CONFIGURATIONS, Axis, Grid, parse_grid
-from fxtrace.sweep.rows import SAMPLE, SweepBatch, SweepRequest, SweepRow
+from fxtrace.sweep.rows import SAMPLE, How, SweepBatch, SweepRequest, SweepRow
 
 __all__ = [
     "MAX_CONFIGURATIONS",
@@ -12,6 +12,7 @@ __all__ = [
     "Cost",
     "Costs",
     "Grid",
+    "How",
     "NoFormula",
     "Products",
     "SweepBatch",

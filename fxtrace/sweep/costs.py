@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 
 from fxtrace.dims import Columns, Finding, Formula, Formulas
 from fxtrace.dtypes import numpy_dtype
-from fxtrace.graph import Graph, Parameter, TensorSpec
+from fxtrace.graph import Graph, Parameter
 from fxtrace.sweep.flops import products
+from fxtrace.sweep.memory import alive, computed
 
-_NO_ACTIVATION = frozenset({"input", "constant", "view", "select"})
-"""Kinds of ops that compute no tensor of their own."""
 _LARGEST = 2**62
+_BLOCK = 1 << 14
+"""So many configurations' products of sizes are held at once."""
 
 Ints: TypeAlias = "NDArray[np.int64]"
 Numbers = TypeVar("Numbers", "NDArray[np.int64]", "NDArray[np.float64]")
@@ -36,6 +37,7 @@ class Cost:
 
     parameters: int
     activation_bytes: int
+    peak_activation_bytes: int
     flops: int | None
     shapes: Mapping[str, tuple[int, ...]]
 
@@ -53,8 +55,18 @@ class CostColumns:
     too_large: NDArray[np.bool_]
     parameters: Ints
     activation_bytes: Ints
+    peak_activation_bytes: Ints
     flops: Ints | None
     shapes: Mapping[str, Sequence[Ints]]
+
+    def difference(self, row: int, cost: Cost) -> str:
+        """How one configuration's numbers differ from others; empty if not at all."""
+        for name in ("parameters", "activation_bytes", "peak_activation_bytes", "flops"):
+            column = getattr(self, name)
+            ours, theirs = None if column is None else int(column[row]), getattr(cost, name)
+            if ours != theirs:
+                return f"{name} is {theirs:,} by propagation, {ours:,} by formula"
+        return ""
 
 
 class Costs:
@@ -62,6 +74,7 @@ class Costs:
 
     Args:
         graph: the graph.
+        bases: for each tensor in the memory of an earlier one, the name of the earliest (see `Capture.bases`).
         formulas: of its sizes; without them the graph's own sizes are meant.
         tensors: whose shapes are wanted: the name that each is asked for by, and its own.
 
@@ -73,7 +86,11 @@ class Costs:
     """
 
     def __init__(
-        self, graph: Graph, formulas: Formulas | None = None, tensors: Mapping[str, str] | None = None
+        self,
+        graph: Graph,
+        bases: Mapping[str, str],
+        formulas: Formulas | None = None,
+        tensors: Mapping[str, str] | None = None,
     ) -> None:
         shapes = {
             name: _texts(name, spec.shape, None if formulas is None else formulas.tensors)
@@ -83,16 +100,22 @@ class Costs:
             name: _texts(name, each.shape, None if formulas is None else formulas.parameters)
             for name, each in graph.parameters.items()
         }
-        computed = {name for node in graph.nodes if node.kind not in _NO_ACTIVATION for name, _ in node.tensors}
         specs = dict(graph.tensors())
-        self._parameters = Counter(own[each.name] for each in graph.parameters.values() if _counts(each))
-        self._activations = _bytes(((name, spec) for name, spec in specs.items() if name in computed), shapes)
+        self._parameters = Counter(_product(*own[each.name]) for each in graph.parameters.values() if _counts(each))
+        nbytes = {
+            name: _product(str(numpy_dtype(specs[name].dtype).itemsize), *shapes[name])
+            for name in computed(graph, bases)
+        }
+        self._activations = Counter(nbytes.values())
+        # Layers of one form come to one sum.
+        moments = (Counter(nbytes[name] for name in there) for there in alive(graph, bases))
+        self._alive = {frozenset(sums.items()): sums for sums in moments}.values()
         seen = products(graph)
         self.hidden = seen.hidden
         every = {**own, **shapes}
         self._flops: _Monomials = Counter()
         for _, sizes in seen.factors:
-            self._flops["2", *(every[name][dim] for name, dim in sizes)] += 1
+            self._flops[_product("2", *(every[name][dim] for name, dim in sizes))] += 1
         self._shapes = {asked: shapes[name] for asked, name in (tensors or {}).items()}
         self._texts = sorted({text for shape in every.values() for text in shape if not text.isdigit()})
 
@@ -101,6 +124,7 @@ class Costs:
         return Cost(
             _total(self._parameters),
             _total(self._activations),
+            max(map(_total, self._alive), default=0),
             None if self.hidden else _total(self._flops),
             {asked: tuple(map(int, shape)) for asked, shape in self._shapes.items()},
         )
@@ -130,12 +154,30 @@ class Costs:
             most > _LARGEST,
             parameters,
             activation_bytes,
+            self._peak(sizes, count),
             None if self.hidden else flops,
             {
                 asked: [sizes[text] if text in sizes else int(text) * constant for text in shape]
                 for asked, shape in self._shapes.items()
             },
         )
+
+    def ones(self, columns: Columns, count: int) -> NDArray[np.bool_]:
+        """For each of `count` configurations (rows), which of the sizes that are not constant are 1."""
+        sizes = [Formula(text).values(columns, count) == 1 for text in self._texts]
+        return np.stack(sizes, axis=1) if sizes else np.zeros((count, 0), bool)
+
+    def _peak(self, sizes: Mapping[str, Ints], count: int) -> Ints:
+        """The largest sum of what is there at once, for each configuration."""
+        peak = np.zeros(count, np.int64)
+        for start in range(0, count, _BLOCK):
+            part = slice(start, start + _BLOCK)
+            block = {text: values[part] for text, values in sizes.items()}
+            one = np.ones_like(peak[part])
+            values = {product: _value(product, block, one) for product in self._activations}
+            for sums in self._alive:
+                np.maximum(peak[part], sum(times * values[product] for product, times in sums.items()), out=peak[part])
+        return peak
 
 
 def _texts(name: str, shape: Sequence[int], found: Mapping[str, tuple[Finding, ...]] | None) -> tuple[str, ...]:
@@ -149,8 +191,8 @@ def _texts(name: str, shape: Sequence[int], found: Mapping[str, tuple[Finding, .
     return texts
 
 
-def _bytes(specs: Iterable[tuple[str, TensorSpec]], shapes: Mapping[str, tuple[str, ...]]) -> _Monomials:
-    return Counter((str(numpy_dtype(spec.dtype).itemsize), *shapes[name]) for name, spec in specs)
+def _product(*sizes: str) -> tuple[str, ...]:
+    return tuple(sorted(sizes))
 
 
 def _counts(parameter: Parameter) -> bool:
@@ -163,8 +205,9 @@ def _total(sums: _Monomials) -> int:
 
 def _sums(sums: _Monomials, sizes: Mapping[str, Numbers], one: Numbers) -> Numbers:
     """The sum for each configuration; `one` is 1 for each, of the type to reckon in."""
-    total = 0 * one
-    for product, times in sums.items():
-        constant = times * math.prod(int(size) for size in product if size.isdigit())
-        total = total + constant * math.prod((sizes[size] for size in product if not size.isdigit()), start=one)
-    return total
+    return sum((times * _value(product, sizes, one) for product, times in sums.items()), start=0 * one)
+
+
+def _value(product: tuple[str, ...], sizes: Mapping[str, Numbers], one: Numbers) -> Numbers:
+    constant = math.prod(int(size) for size in product if size.isdigit())
+    return constant * math.prod((sizes[size] for size in product if not size.isdigit()), start=one)

@@ -2,6 +2,10 @@
 
 * linear, matmul, mm, bmm, mv, dot, addmm, baddbmm: 2 · elements of the result · the size that is summed over. Each
   element is a dot product of that length.
+* grouped_mm, of the tokens of each expert with that expert's matrix: the same, since each row of the result is one
+  product with one matrix, whichever the router chose. Rows that the offsets leave out are counted, too. Where the rows
+  are not sorted into groups but the inner size is (matrix by matrix, a result for each group): 2 · rows · columns ·
+  inner size, for all groups together.
 * convolution: 2 · elements of the result · elements of the weight for one output channel. Each element is a dot product
   with one filter (Dumoulin and Visin, "A guide to convolution arithmetic", 2016).
 * transposed convolution: 2 · elements of the input · elements of the weight for one input channel: the same, with input
@@ -28,8 +32,12 @@ Size: TypeAlias = tuple[str, int]
 
 _PRODUCTS = frozenset({"linear", "matmul", "mm", "bmm", "mv", "dot"})
 _ADDED_TO = frozenset({"addmm", "baddbmm", "addmv"})
+_GROUPED = frozenset({"grouped_mm", "grouped_mm_fallback"})
 _FUSED = frozenset({"scaled_dot_product_attention"})
-_NAMED = ("input", "self", "query", "mat", "mat1", "batch1", "key", "weight", "other", "mat2", "batch2", "vec", "value")
+_NAMED = (
+    *("input", "self", "query", "mat", "mat1", "mat_a", "batch1"),
+    *("key", "weight", "other", "mat2", "mat_b", "batch2", "vec", "value"),
+)
 """The order of operands that are given by name."""
 _HIDING = frozenset({"recurrent", "attention", "linear", "matmul", "convolution"})
 
@@ -85,6 +93,10 @@ def _of(node: Node, graph: Graph, ranks: Mapping[str, int]) -> list[tuple[Size, 
         return [(*_all(query, ranks), keys), (*result, keys)]
     if name == "einsum":
         return _einsum(node, tensors, ranks)
+    if name.strip("_") in _GROUPED and len(tensors) > 1:
+        left, right = tensors[:2]
+        inner = (left, ranks[left] - 1)
+        return [(*result[1:], inner) if ranks[left] == ranks[right] == 2 else (*result, inner)]
     at = 1 if name in _ADDED_TO else 0
     if (name in _PRODUCTS or name in _ADDED_TO) and len(tensors) > at and ranks[tensors[at]]:
         return [(*result, (tensors[at], ranks[tensors[at]] - 1))]

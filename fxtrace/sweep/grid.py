@@ -32,13 +32,21 @@ class Axis:
     field: str
     values: tuple[Json, ...] | range
 
+    @property
+    def count(self) -> int:
+        """How many values there are, also where they are more than `len` counts."""
+        if isinstance(self.values, range):
+            return max(0, -(-(self.values.stop - self.values.start) // self.values.step))
+        return len(self.values)
+
 
 @dataclass(frozen=True)
 class Grid:
     """Every combination of the axes' values; the last axis changes fastest.
 
     Raises:
-        OptionInvalid: there is no axis, two are of one field, or one has no value or the same value twice.
+        OptionInvalid: there is no axis, two are of one field, or one has no value, the same value twice, a value that
+            JSON does not have, or a range that runs backwards.
 
     Example:
         >>> grid = parse_grid(["d_model=64,128", "n_heads=1..4"])
@@ -56,10 +64,16 @@ class Grid:
             if axis.field in seen:
                 raise _invalid(axis.field, "the field is given twice; give all its values at once")
             seen.add(axis.field)
-            if not axis.values:
+            if isinstance(axis.values, range):
+                if axis.values.step < 1:
+                    raise _invalid(axis.field, f"expected a range with a step of at least 1, got {axis.values.step}")
+                if not axis.values:
+                    ends = f"{axis.values.start} to before {axis.values.stop}"
+                    raise _invalid(axis.field, f"expected at least one value, got a range from {ends}")
+            elif not axis.values:
                 raise _invalid(axis.field, "expected at least one value, got none")
-            if not isinstance(axis.values, range):
-                texts = [json.dumps(value, sort_keys=True) for value in axis.values]
+            else:
+                texts = [_text(axis.field, value) for value in axis.values]
                 if len(set(texts)) < len(texts):
                     twice = next(text for text in texts if texts.count(text) > 1)
                     raise _invalid(axis.field, f"the value {twice} is given twice")
@@ -67,7 +81,7 @@ class Grid:
     @property
     def size(self) -> int:
         """How many configurations there are."""
-        return math.prod(len(axis.values) for axis in self.axes)
+        return math.prod(axis.count for axis in self.axes)
 
     def __getitem__(self, index: int) -> dict[str, Json]:
         """The values of one configuration."""
@@ -75,7 +89,7 @@ class Grid:
             raise IndexError(index)
         values: dict[str, Json] = {}
         for axis in reversed(self.axes):
-            index, place = divmod(index, len(axis.values))
+            index, place = divmod(index, axis.count)
             values[axis.field] = axis.values[place]
         return {axis.field: values[axis.field] for axis in self.axes}
 
@@ -86,7 +100,7 @@ class Grid:
             TooLarge: it has more; the message has the count.
         """
         if self.size > most:
-            lengths = " × ".join(f"{len(axis.values):,} of {axis.field}" for axis in self.axes)
+            lengths = " × ".join(f"{axis.count:,} of {axis.field}" for axis in self.axes)
             raise TooLarge(
                 f"grid: {self.size:,} configurations ({lengths}), expected at most {most:,}; take fewer values, or "
                 "larger steps as in 64..4096:64",
@@ -146,6 +160,13 @@ def _parse_part(field: str, part: str) -> Sequence[Json]:
     except ValueError:
         return (part,)
     return (value,)
+
+
+def _text(field: str, value: Json) -> str:
+    try:
+        return json.dumps(value, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError):
+        raise _invalid(field, f"expected values that JSON has, got {value!r}") from None
 
 
 def _invalid(field: str, problem: str) -> OptionInvalid:

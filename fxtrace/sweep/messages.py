@@ -61,8 +61,8 @@ def _decode_axis(axis: rpc.GridAxis) -> Axis:
     if axis.WhichOneof("values") != "range":
         return Axis(axis.field, tuple(map(wire.decode_json, axis.listed.values)))
     values, field = axis.range, f"grid.{axis.field}"
-    if values.step < 1:
-        raise OptionInvalid(f"{field}: expected a step of at least 1, got {values.step}", field=field)
+    if values.step == 0:  # which no range has; the grid says what else is none
+        raise OptionInvalid(f"{field}: expected a step of at least 1, got 0", field=field)
     for end in (values.start, values.stop):
         if abs(end) > wire.EXACT:
             raise OptionInvalid(f"{field}: expected integers within ±2**53, got {end}", field=field)

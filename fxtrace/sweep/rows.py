@@ -9,8 +9,9 @@ from typing import Literal
 from fxtrace.sweep.grid import Grid
 from fxtrace.trace import Json
 
-How = Literal["none", "formula", "propagation"]
-"""How a row came to be: by formulas, by propagating the model on fake tensors, or not at all."""
+How = Literal["none", "formula", "propagation", "run"]
+"""How a row came to be: by formulas, by propagating the model on fake tensors, or not at all. Where the model's path
+depends on numbers, by one run on its example inputs with random weights; bytes and FLOPs are then that run's."""
 
 SAMPLE = 20
 """How many configurations are propagated to confirm the formulas, where nothing else is asked for."""
@@ -47,8 +48,10 @@ class SweepRow:
         reason: why the model does not accept it; empty where it does. The numbers are then 0.
         how: where the numbers come from.
         parameters: elements of all parameters, shared ones once, without buffers.
-        activation_bytes: of the tensors that the model computes, all together: neither inputs nor parameters, nor views
-            and parts of other tensors.
+        activation_bytes: of the tensors that the model computes, all together: neither inputs nor parameters, nor what
+            is in the memory of another tensor, as views, parts and what is written in place are.
+        peak_activation_bytes: of those of them that are there at once, at most, when the nodes run in the graph's order
+            and memory is given back after its last use: see `fxtrace.sweep.memory`.
         flops: of the matrix products: see `fxtrace.sweep.flops`. None where the graph hides some of them.
         shapes: of the tensors that were asked for, by the name that they were asked for by; one that the configuration
             has no tensor for is left out.
@@ -60,6 +63,7 @@ class SweepRow:
     how: How = "none"
     parameters: int = 0
     activation_bytes: int = 0
+    peak_activation_bytes: int = 0
     flops: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 

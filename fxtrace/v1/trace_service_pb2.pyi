@@ -245,6 +245,10 @@ class _SweepHowEnumTypeWrapper(enum_type_wrapper._EnumTypeWrapper[_SweepHow.Valu
     """From formulas, which a sample confirmed."""
     SWEEP_HOW_PROPAGATION: _SweepHow.ValueType  # 3
     """The model was built and propagated."""
+    SWEEP_HOW_RUN: _SweepHow.ValueType  # 4
+    """The model's path depends on numbers: it was run on its example inputs with random weights, and bytes and FLOPs are
+    those of that run.
+    """
 
 class SweepHow(_SweepHow, metaclass=_SweepHowEnumTypeWrapper):
     """Where a row's numbers come from."""
@@ -257,6 +261,10 @@ SWEEP_HOW_FORMULA: SweepHow.ValueType  # 2
 """From formulas, which a sample confirmed."""
 SWEEP_HOW_PROPAGATION: SweepHow.ValueType  # 3
 """The model was built and propagated."""
+SWEEP_HOW_RUN: SweepHow.ValueType  # 4
+"""The model's path depends on numbers: it was run on its example inputs with random weights, and bytes and FLOPs are
+those of that run.
+"""
 
 @typing.final
 class ConfigField(message.Message):
@@ -2472,6 +2480,7 @@ class SweepRow(message.Message):
     ACTIVATION_BYTES_FIELD_NUMBER: builtins.int
     FLOPS_FIELD_NUMBER: builtins.int
     SHAPES_FIELD_NUMBER: builtins.int
+    PEAK_ACTIVATION_BYTES_FIELD_NUMBER: builtins.int
     index: builtins.int
     """Its place in the grid, from 0."""
     reason: builtins.str
@@ -2481,9 +2490,15 @@ class SweepRow(message.Message):
     parameters: builtins.int
     """Elements of all parameters, shared ones once, without buffers."""
     activation_bytes: builtins.int
-    """Bytes of the tensors that the model computes, without views and parts of other tensors."""
+    """Bytes of the tensors that the model computes, all together: without what is in the memory of another tensor, as
+    views, parts and what is written in place are.
+    """
     flops: builtins.int
     """FLOPs of the matrix products, two for each multiply–add; absent where the graph hides some of them."""
+    peak_activation_bytes: builtins.int
+    """Bytes of the computed tensors that are there at once, at most, when the graph's nodes run in order and memory is given
+    back after its last use.
+    """
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """The grid's fields, as they are in it."""
@@ -2503,10 +2518,11 @@ class SweepRow(message.Message):
         activation_bytes: builtins.int = ...,
         flops: builtins.int | None = ...,
         shapes: abc.Mapping[builtins.str, Shape] | None = ...,
+        peak_activation_bytes: builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["_flops", b"_flops", "configuration", b"configuration", "flops", b"flops"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["_flops", b"_flops", "activation_bytes", b"activation_bytes", "configuration", b"configuration", "flops", b"flops", "how", b"how", "index", b"index", "parameters", b"parameters", "reason", b"reason", "shapes", b"shapes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["_flops", b"_flops", "activation_bytes", b"activation_bytes", "configuration", b"configuration", "flops", b"flops", "how", b"how", "index", b"index", "parameters", b"parameters", "peak_activation_bytes", b"peak_activation_bytes", "reason", b"reason", "shapes", b"shapes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__flops: _TypeAlias = typing.Literal["flops"]  # noqa: Y015
     _WhichOneofArgType__flops: _TypeAlias = typing.Literal["_flops", b"_flops"]  # noqa: Y015

@@ -36,6 +36,7 @@ def test_json_for_machines(run: Run) -> None:
         "how": "propagation",
         "parameters": 2 * (4 * 4 + 4) + 2 * 4 + 4,
         "activation_bytes": 4 * (2 * 2 * 3 * 4 + 3 * 2 * 4),
+        "peak_activation_bytes": 4 * (3 * 4 + 3 * 2 * 4),  # the last activation and the result
         "flops": 2 * (2 * 3 * 4 * 4 + 3 * 2 * 2 * 4),
         "shapes": {"last": [3, 2, 4]},
     }
@@ -92,6 +93,9 @@ def test_a_plot_is_the_same_each_time(run: Run, tmp_path: Path) -> None:
         (["--grid", "width=4..1"], "4..1 is empty"),
         (["--grid", "width=1,2", "--grid", "width=3"], "the field is given twice"),
         (["--grid", "width=1..1000000000"], "1,000,000,000 configurations"),
+        (["--grid", "width="], "'width': expected at least one value, got none"),
+        (["--grid", "width=1..2.5"], "'1..2.5' is no range; a range is FIRST..LAST or FIRST..LAST:STEP, of integers"),
+        (["--grid", "width=NaN"], "expected values that JSON has, got nan"),
         (["--grid", "width=4", "-o", "sweep.xls"], "a file that ends in .csv, .parquet, .json"),
         (["--grid", "width=4", "-o", "/nowhere/sweep.csv"], "there is no folder /nowhere"),
         (["--grid", "width=4", "--x", "heads"], "no field of the grid named 'heads'"),

@@ -17,6 +17,8 @@ class Config:
     activation: str = "relu"
     fixed: int = 3
     trap: bool = False
+    copied: bool = False
+    routed: bool = False
 
     def __post_init__(self) -> None:
         self.fixed = 3
@@ -29,16 +31,20 @@ class Swept(nn.Module):
         super().__init__()
         if config.width % config.heads:
             raise RuntimeError(f"{config.heads} heads do not divide {config.width}")
-        self.heads = config.heads
+        self.heads, self.copied, self.routed = config.heads, config.copied, config.routed
         self.layers = nn.ModuleList(nn.Linear(config.width, config.width) for _ in range(config.layers))
         odd = config.trap and config.width % 11 == 0
         self.last = nn.Linear(config.width // config.heads, config.width + odd)
         self.act = nn.ReLU() if config.activation == "relu" else nn.GELU()
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.routed:
+            x = x[(x[:, 0] == 0).nonzero()[:, 0]]
         for layer in self.layers:
             x = self.act(layer(x))
         heads = x.view(x.size(0), self.heads, -1)
+        if self.copied:  # of one head, or one row, it is the same tensor
+            heads = heads.transpose(0, 1).contiguous()
         result: Tensor = self.last(heads)
         return result
 

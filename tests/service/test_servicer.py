@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.struct_pb2 import Value
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from grpc_status import rpc_status
 
@@ -394,7 +395,39 @@ BAD: list[tuple[str, Bad, tuple[grpc.StatusCode, str], str]] = [
     ("input without numbers", lambda s, _: list(s.CreateTrace(
         rpc.CreateTraceRequest(model="models/tiny", inputs=[rpc.InputOverride(name="x")]))),
      (Code.INVALID_ARGUMENT, "INPUT_INVALID"), "inputs.0"),
+    ("sweep of an unknown model", lambda s, _: swept(s, axis("width", 1, 3), model="models/tny"),
+     (Code.NOT_FOUND, "MODEL_NOT_FOUND"), "model"),
+    ("sweep of an unknown field", lambda s, _: swept(s, axis("widht", 1, 3)),
+     (Code.INVALID_ARGUMENT, "CONFIGURATION_INVALID"), "configuration.widht"),
+    ("sweep of nothing", lambda s, _: swept(s), OPTION, "grid"),
+    ("sweep of an axis without values", lambda s, _: swept(s, rpc.GridAxis(field="width")), OPTION, "grid.width"),
+    ("sweep of an axis twice", lambda s, _: swept(s, axis("width", 1, 3), axis("width", 3, 5)), OPTION, "grid.width"),
+    ("sweep backwards", lambda s, _: swept(s, axis("width", 9, 1)), OPTION, "grid.width"),
+    ("sweep by a step back", lambda s, _: swept(s, axis("width", 1, 9, -1)), OPTION, "grid.width"),
+    ("sweep of 10**9", lambda s, _: swept(s, axis("width", 0, 10**9)), (Code.RESOURCE_EXHAUSTED, "TOO_LARGE"), "grid"),
+    ("sweep of an unknown tensor", lambda s, _: swept(s, axis("width", 1, 3), tensors=["lienar"]),
+     (Code.NOT_FOUND, "TENSOR_NOT_FOUND"), "tensors"),
 ]  # fmt: skip
+
+
+def axis(field: str, start: int, stop: int, step: int = 1) -> rpc.GridAxis:
+    return rpc.GridAxis(field=field, range=rpc.IntegerRange(start=start, stop=stop, step=step))
+
+
+def swept(stub: TraceServiceStub, *axes: rpc.GridAxis, model: str = "models/tiny", **more: Any) -> list[rpc.SweepRow]:
+    events = stub.SweepShapes(rpc.SweepShapesRequest(model=model, grid=axes, **more))
+    return [row for event in events for row in event.batch.rows]
+
+
+def test_values_that_a_model_does_not_accept_are_rows_with_the_reason(stub: TraceServiceStub) -> None:
+    values = rpc.ListedValues(values=[Value(string_value="wide"), Value(number_value=2.5), Value(number_value=4)])
+    refused, half, taken = swept(stub, rpc.GridAxis(field="width", listed=values))
+    assert "field 'width'" in refused.reason
+    assert "'wide'" in refused.reason
+    assert "2.5" in half.reason
+    assert {refused.how, half.how} == {rpc.SWEEP_HOW_NONE}
+    assert (taken.reason, taken.how) == ("", rpc.SWEEP_HOW_PROPAGATION)
+    assert 0 < taken.peak_activation_bytes < taken.activation_bytes
 
 
 @pytest.mark.parametrize(("call", "expected", "field"), [case[1:] for case in BAD], ids=[case[0] for case in BAD])

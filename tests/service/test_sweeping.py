@@ -30,21 +30,22 @@ def sweep(model: Any, *grid: str, **asked: Any) -> tuple[list[SweepRow], list[Sw
     return rows, batches
 
 
-def check(model: Any, rows: list[SweepRow]) -> None:
+def check(model: Any, rows: list[SweepRow], **configuration: Any) -> None:
     """Holds rows against the model really built and captured."""
     for row in rows:
-        config = model.resolve(row.configuration)
+        config = model.resolve({**configuration, **row.configuration})
         if row.reason:
             with pytest.raises(RuntimeError, match="do not divide"):
                 model.build(config)
             continue
-        graph = capture(model.build(config), model.example_inputs(config)).graph
-        cost = Costs(graph).cost()
-        assert (row.parameters, row.activation_bytes, row.flops) == (cost.parameters, cost.activation_bytes, cost.flops)
+        taken = capture(model.build(config), model.example_inputs(config))
+        cost = Costs(taken.graph, taken.bases).cost()
+        for name in ("parameters", "activation_bytes", "peak_activation_bytes", "flops"):
+            assert getattr(row, name) == getattr(cost, name), (name, row.configuration)
 
 
 def test_formulas_give_what_a_real_build_gives(model: Any) -> None:
-    rows, batches = sweep(model, "width=4..64:4", "heads=1,2,4", "length=2,5", tensors=("last",), sample=8)
+    rows, batches = sweep(model, "width=8..64:4", "heads=2,4", "length=2,5", tensors=("last",), sample=8)
     assert {row.how for row in rows} == {"formula"}
     assert sum(batch.confirmed for batch in batches) == 8
     assert not any(batch.mismatches for batch in batches)
@@ -52,6 +53,24 @@ def test_formulas_give_what_a_real_build_gives(model: Any) -> None:
     for row in rows:
         width, heads, length = (int(str(row.configuration[name])) for name in ("width", "heads", "length"))
         assert row.shapes == {"last": (length, heads, width)}
+
+
+def test_roles_are_found_in_graphs_that_formulas_are_confirmed_on() -> None:
+    """transformers leaves out a mask of nothing but ones, where it can look at its numbers."""
+    role, one = "encoder.0.self_attention.query", {"num_hidden_layers": 1}
+    bert = Registry.installed().load("hf:bert")
+    rows, batches = sweep(bert, "intermediate_size=64..328:8", configuration=one, tensors=(role,), sample=1)
+    assert {row.how for row in rows} == {"formula"}
+    assert not any(batch.mismatches for batch in batches)
+    assert {tuple(row.shapes) for row in rows} == {(role,)}
+
+
+def test_what_copies_nothing_where_a_size_is_1_has_formulas_of_its_own(model: Any) -> None:
+    rows, batches = sweep(model, "width=8..40:4", "heads=1,2,4", "length=1,2,5", configuration={"copied": True})
+    assert {row.how for row in rows} == {"formula"}
+    assert not any(batch.mismatches for batch in batches)
+    check(model, rows, copied=True)
+    assert rows[0].activation_bytes < rows[4].activation_bytes
 
 
 def test_what_modules_refuse_has_the_reason_of_a_real_build(model: Any) -> None:
@@ -86,6 +105,14 @@ def test_a_small_grid_is_propagated_as_it_is(model: Any) -> None:
     assert rows[2].reason == "RuntimeError: 2 heads do not divide 9"
     assert rows[4].reason == "model 'swept': width must be at most 500, got 600"
     assert not any(batch.confirmed for batch in batches)
+
+
+def test_a_path_that_depends_on_numbers_is_run_and_said_to_be(model: Any) -> None:
+    rows, batches = sweep(model, "width=4..80:2", configuration={"routed": True})
+    assert {row.how for row in rows} == {"run"}
+    check(model, rows[::13], routed=True)
+    (note,) = (note for batch in batches for note in batch.notes)
+    assert "Of 39 configurations the path depends on numbers" in note
 
 
 def test_a_value_that_the_model_replaces_is_no_configuration(model: Any) -> None:

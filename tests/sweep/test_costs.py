@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from fxtrace.capture import capture
 from fxtrace.dims import Finding, Formula, Formulas
+from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Graph, Node, Parameter, TensorSpec, Value
 from fxtrace.graph import Module as GraphModule
 from fxtrace.models import Registry
 from fxtrace.sweep import Costs, NoFormula, products
 from fxtrace.trace import Rung
+from tests.benchmarks.flops import counted
 
 
 class EveryProduct(nn.Module):
@@ -49,30 +50,61 @@ class EveryProduct(nn.Module):
 INPUTS = {"x": torch.randn(2, 3, 4), "image": torch.randn(1, 4, 9, 9), "sound": torch.randn(2, 4, 5)}
 
 
-def counted(module: nn.Module, inputs: dict[str, Tensor]) -> int:
-    with FlopCounterMode(display=False) as counter:
-        module.eval()(**inputs)
-    return counter.get_total_flops()
-
-
 @pytest.mark.parametrize("rung", ["record", "export"])
 def test_flops_are_what_pytorch_counts(rung: Rung) -> None:
     module = EveryProduct()
-    graph = capture(module, INPUTS, rung=rung, values=False).graph
-    found = products(graph)
+    taken = capture(module, INPUTS, rung=rung, values=False)
+    found = products(taken.graph)
     assert found.hidden == ()
     # PyTorch's counter does not know mv and dot: 2·3·5 and 2·5.
-    assert Costs(graph).cost().flops == counted(module, INPUTS) + 30 + 10
+    assert Costs(taken.graph, taken.bases).cost().flops == counted(module, INPUTS) + 30 + 10
 
 
-@pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext"])
+@pytest.mark.parametrize("name", ["reference", "hf:t5", "hf:convnext", "hf:mixtral"])
 def test_flops_and_parameters_of_models_are_what_pytorch_counts(name: str) -> None:
     model = Registry.installed().load(name)
     config = model.resolve({})
     module, inputs = model.build(config), model.example_inputs(config)
-    cost = Costs(capture(module, inputs).graph).cost()
+    taken = capture(module, inputs)
+    cost = Costs(taken.graph, taken.bases).cost()
     assert cost.flops == counted(module, inputs) > 0
     assert cost.parameters == sum(each.numel() for each in module.parameters())
+
+
+class Grouped(nn.Module):
+    """Grouped products: rows in groups, columns in groups, what is summed over in groups, and matrix by matrix."""
+
+    def forward(self, rows: Tensor, stacked: Tensor, columns: Tensor, more: Tensor, ends: Tensor) -> tuple[Tensor, ...]:
+        product = torch.nn.functional.grouped_mm
+        return (
+            product(rows, stacked, offs=ends),
+            product(stacked.mT, columns, offs=ends),
+            product(rows.mT, more, offs=ends),
+            product(mat_b=stacked, mat_a=stacked.mT),
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_have_the_shapes_and_flops_of_a_run(dtype: torch.dtype) -> None:
+    shapes = {"rows": (16, 24), "stacked": (2, 24, 40), "columns": (24, 16), "more": (16, 32)}
+    inputs = {name: torch.randn(shape, dtype=dtype) for name, shape in shapes.items()}
+    inputs["ends"] = torch.tensor([8, 16], dtype=torch.int32)
+    taken, run = (capture(Grouped(), inputs, values=values) for values in (False, True))
+    assert list(taken.graph.tensors()) == list(run.graph.tensors())
+    flops = 2 * (16 * 24 * 40 + 40 * 24 * 16 + 24 * 16 * 32 + 2 * 40 * 24 * 40)
+    assert Costs(taken.graph, taken.bases).cost().flops == flops
+
+
+@pytest.mark.parametrize("width", [6, 7])
+def test_grouped_products_without_numbers_are_refused_as_a_run_refuses_them(width: int) -> None:
+    inputs = {"rows": torch.randn(16, width), "stacked": torch.randn(2, 6, 40), "columns": torch.randn(6, 16)}
+    inputs |= {"more": torch.randn(16, 32), "ends": torch.tensor([8, 16], dtype=torch.int32)}
+    problems = []
+    for values in (False, True):
+        with pytest.raises(CaptureFailed, match=r"strides should be multiple of 16 bytes|contraction dimension") as e:
+            capture(Grouped(), inputs, rung="record", values=values)
+        problems.append(e.value.message.partition(": ")[2])
+    assert problems[0] == problems[1]
 
 
 class Recurrent(nn.Module):
@@ -85,8 +117,8 @@ class Recurrent(nn.Module):
 
 
 def test_products_that_cannot_be_seen_leave_flops_untold() -> None:
-    graph = capture(Recurrent(), {"x": torch.randn(3, 2, 4)}).graph
-    costs = Costs(graph)
+    taken = capture(Recurrent(), {"x": torch.randn(3, 2, 4)})
+    costs = Costs(taken.graph, taken.bases)
     assert costs.hidden
     assert costs.cost().flops is None
     assert costs.cost().parameters == 4 * 5 * 5 + 4 * 5 * 5 - 4 * 5 + 2 * 4 * 5
@@ -118,7 +150,7 @@ def test_formulas_give_many_configurations_at_once() -> None:
         "width": np.array([8, 12, 9, 2**40]),
         "heads": np.array([2, 3, 2, 1]),
     }
-    found = Costs(graph, formulas, {"hidden": "h"}).costs(columns, 4)
+    found = Costs(graph, {}, formulas, {"hidden": "h"}).costs(columns, 4)
     assert found.fits.tolist() == [True, True, False, True]  # 9 / 2 is not whole
     assert found.too_large.tolist() == [False, False, False, True]
     assert found.parameters[:2].tolist() == [16, 36]
@@ -134,4 +166,4 @@ def test_a_size_without_a_formula_is_told() -> None:
         formulas.sizes, {**formulas.tensors, "h": (Finding(Formula("3")), Finding(None))}, formulas.parameters
     )
     with pytest.raises(NoFormula, match="size 1 of 'h', 4, has no formula"):
-        Costs(graph, unknown)
+        Costs(graph, {}, unknown)

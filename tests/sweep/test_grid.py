@@ -1,5 +1,6 @@
 import math
 import re
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -50,11 +51,31 @@ def test_values_and_ranges_are_read(text: str, values: object) -> None:
         (["d=1..4:x"], "is no range"),
         (["d=1,2", "d=3"], "'d': the field is given twice"),
         (["d=1,2,1"], "the value 1 is given twice"),
+        (["d=1..2.5"], r"'1\.\.2\.5' is no range; .* of integers"),
+        (["d=0.5..3"], r"'0\.5\.\.3' is no range; .* of integers"),
+        (["d=1..9:0.5"], r"'1\.\.9:0\.5' is no range; .* of integers"),
+        (["d=1,NaN"], "values that JSON has, got nan"),
+        (["d=1e400"], "values that JSON has, got inf"),
     ],
 )
 def test_what_is_no_grid_is_told(texts: list[str], problem: str) -> None:
     with pytest.raises(OptionInvalid, match=problem):
         parse_grid(texts)
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ((), "at least one value, got none"),
+        (range(4, 1), "at least one value, got a range from 4 to before 1"),
+        (range(4, 1, -1), "a step of at least 1, got -1"),
+        ((object(),), "values that JSON has, got <object"),
+        ((1, 1), "the value 1 is given twice"),
+    ],
+)
+def test_what_is_no_axis_is_told(values: Any, problem: str) -> None:
+    with pytest.raises(OptionInvalid, match=f"grid: field 'd': .*{problem}"):
+        Grid((Axis("d", values),))
 
 
 def test_a_grid_of_any_size_is_counted_and_refused_with_its_count() -> None:
@@ -64,6 +85,8 @@ def test_a_grid_of_any_size_is_counted_and_refused_with_its_count() -> None:
     with pytest.raises(TooLarge, match=re.escape(f"{10**27:,} configurations (1,000,000,000 of d_model × ")):
         grid.require_at_most(100)
     parse_grid(["d=1..100"]).require_at_most(100)
+    with pytest.raises(TooLarge, match=re.escape(f"grid: {10**30:,} configurations")):
+        Grid((Axis("d", range(10**30)),)).require_at_most(100)
 
 
 @given(st.lists(st.lists(VALUES, min_size=1, max_size=4, unique_by=repr), min_size=1, max_size=3))

@@ -36,9 +36,10 @@ ROWS = st.builds(
     index=COUNTS,
     configuration=OBJECTS,
     reason=TEXTS,
-    how=st.sampled_from(["none", "formula", "propagation"]),
+    how=st.sampled_from(["none", "formula", "propagation", "run"]),
     parameters=COUNTS,
     activation_bytes=COUNTS,
+    peak_activation_bytes=COUNTS,
     flops=st.none() | COUNTS,
     shapes=st.dictionaries(NAMES, SHAPES, max_size=3),
 )
@@ -67,6 +68,8 @@ def test_what_is_not_said_is_the_default() -> None:
     ("axis", "problem"),
     [
         (rpc.GridAxis(field="d", range=rpc.IntegerRange(start=1, stop=3)), "a step of at least 1, got 0"),
+        (rpc.GridAxis(field="d", range=rpc.IntegerRange(start=1, stop=9, step=-1)), "a step of at least 1, got -1"),
+        (rpc.GridAxis(field="d", range=rpc.IntegerRange(start=9, stop=2, step=1)), "a range from 9 to before 2"),
         (rpc.GridAxis(field="d", range=rpc.IntegerRange(start=3, stop=3, step=1)), "at least one value"),
         (rpc.GridAxis(field="d"), "at least one value"),
         (rpc.GridAxis(field="d", range=rpc.IntegerRange(start=0, stop=2**60, step=1)), r"within ±2\*\*53"),
