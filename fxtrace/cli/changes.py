@@ -125,8 +125,7 @@ def _folded(pairs: Iterable[NodePair]) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield _place(pair)[0], _row(pair)
         rest = rest[_MOST_ROWS:]
     if rest:
-        kinds = Counter(pair.before.kind for pair in rest)
-        yield f"{len(rest)} without a role", (", ".join(f"{count} {kind}" for kind, count in kinds.items()), "", "")
+        yield f"{_kinds(pair.before.kind for pair in rest)}, without a role", ("", "", "")
 
 
 def _place(pair: NodePair) -> tuple[str, int | None]:
@@ -159,15 +158,23 @@ def _row(pair: NodePair) -> tuple[str, ...]:
 
 
 def _lone_rows(nodes: Sequence[Lone]) -> Iterator[tuple[str, str, str]]:
-    groups: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
-    where = ""
+    """A row for each block of roles, and at the end one for what has no role, for each set of causes."""
+    blocks: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
+    rest: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for lone in nodes:
         if lone.node.roles:
             pieces = lone.node.roles[0].split(".")
-            where = ".".join(pieces[:3] if len(pieces) > 3 else pieces[:-1])
-        groups[where or lone.node.name, lone.causes] += 1
-    for (place, causes), count in groups.items():
+            blocks[".".join(pieces[:3] if len(pieces) > 3 else pieces[:-1]), lone.causes] += 1
+        else:
+            rest[lone.causes].append(lone.node.kind)
+    for (place, causes), count in blocks.items():
         yield str(count), place, ", ".join(causes)
+    for causes, kinds in rest.items():
+        yield str(len(kinds)), f"without a role: {_kinds(kinds)}", ", ".join(causes)
+
+
+def _kinds(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
 
 
 def _span(layers: Iterable[int]) -> str:

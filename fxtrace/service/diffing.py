@@ -29,9 +29,10 @@ def diff_traces(engine: Engine, ids: tuple[str, str], report: Report) -> GraphDi
         )
     if found.fields and (found.changed or found.added or found.removed):
         found = _attributed(found, engine, (before, after), report)
-    lacking = [trace.id[:8] for trace in (before, after) if not trace.values]
+    lacking = dict.fromkeys(trace.id[:8] for trace in (before, after) if not trace.values)
     if lacking:
-        return _noted(found, f"numbers not compared: trace {' and '.join(lacking)} has shapes only")
+        have = "have" if len(lacking) > 1 else "has"
+        return _noted(found, f"numbers not compared: {' and '.join(lacking)} {have} shapes only")
 
     def opened(trace_id: str) -> Callable[[str], TensorReader]:
         return lambda tensor: engine.open_tensor(trace_id, tensor)

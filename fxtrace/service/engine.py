@@ -362,7 +362,8 @@ class Engine:
         from fxtrace.explain import explain
 
         number = what.removeprefix("#")
-        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if number.isdecimal() else None
+        numbered = number.isdecimal() and len(number) <= 18  # Python turns no text of thousands of digits into an int
+        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if numbered else None
         return explain(
             self._graph(trace_id),
             what,
