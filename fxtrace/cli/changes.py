@@ -13,7 +13,7 @@ from fxtrace.diff import GraphDiff, Lone, NodePair, ValueChange
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, show_shape
 
-_MOST_VALUES, _MOST_ROWS = 5, 20
+_MOST_VALUES, _MOST_ROWS, _MOST_ALONE = 5, 20, 6
 
 
 def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]:
@@ -49,9 +49,17 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
     """What changed: the fields, and for each the nodes it explains; then the rest, what is added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
     before, after = diff.before, diff.after
+    apart = [each for each in diff.fields if None in (each.before, each.after) and each.name not in diff.explained]
+    alone = apart if len(apart) > _MOST_ALONE else []
     yield facts(
         f"{equal} nodes equal, {len(diff.changed)} changed, {len(diff.added)} added, {len(diff.removed)} removed",
-        *((each.name, f"{_text(each.before)} → {_text(each.after)}{_effect(diff, each.name)}") for each in diff.fields),
+        *(
+            (each.name, f"{_text(each.before)} → {_text(each.after)}{_effect(diff, each.name)}")
+            for each in diff.fields
+            if each not in alone
+        ),
+        ("only before", ", ".join(each.name for each in alone if each.after is None)),
+        ("only after", ", ".join(each.name for each in alone if each.before is None)),
         ("changed sizes", _explained(diff)),
         ("parameters", _arrow(before.parameters, after.parameters)),
         ("bytes of tensors", _arrow(before.nbytes, after.nbytes)),
@@ -146,15 +154,26 @@ def _row(pair: NodePair) -> tuple[str, ...]:
         same = tensor.before.dtype == tensor.after.dtype
         for side, lines in ((tensor.before, before), (tensor.after, after)):
             lines.append(show_shape(side.shape) + ("" if same else f" {side.dtype}"))
-        made_of += [size.formula or ("" if size.causes else "unexplained") for size in tensor.sizes]
+        made_of += [size.formula for size in tensor.sizes]
+    if any(not size.formula and not size.causes for tensor in pair.tensors for size in tensor.sizes):
+        made_of.append("unexplained")  # after those that are
     if pair.before.kind != pair.after.kind:
         before.append(pair.before.kind)
         after.append(pair.after.kind)
     lost = [role for role in pair.before.roles if role not in pair.after.roles]
     won = [role for role in pair.after.roles if role not in pair.before.roles]
-    before += [f"is {role.rpartition('.')[2]}" for role in lost]
-    after += [f"is {role.rpartition('.')[2]}" for role in won] or ["is it no more"] * bool(lost)
+    before += [f"is {_relative(role, pair.before.roles[0])}" for role in lost]
+    after += [f"is {_relative(role, (*pair.before.roles, won[0])[0])}" for role in won] or ["no more"] * bool(lost)
     return "\n".join(before), "\n".join(after), ", ".join(dict.fromkeys(filter(None, made_of)))
+
+
+def _relative(role: str, own: str) -> str:
+    """A role as seen from another one, so that it reads the same in every layer."""
+    (stack, *rest), (home, *ours) = role.split("."), own.split(".")
+    if stack != home or not (rest and ours and rest[0].isdecimal() and ours[0].isdecimal()):
+        return role
+    inside = ".".join(rest[1:])
+    return {0: inside, 1: f"the next layer's {inside}"}.get(int(rest[0]) - int(ours[0]), role)
 
 
 def _lone_rows(nodes: Sequence[Lone]) -> Iterator[tuple[str, str, str]]:

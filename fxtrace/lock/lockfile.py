@@ -176,7 +176,7 @@ class _Reader:
             else:
                 raise self._wrong(f"expected a section such as [roles], got '{line}'")
         if section != _END:
-            raise self._wrong(f"the file ends here, before its [{_END}]: it was cut off; take it from version control, or lock anew")
+            raise self._wrong(f"the file ends before its [{_END}]: it was cut off; restore it, or lock anew")
         return Lock(model, settings, configuration, sizes, tuple(trials), tensors)
 
     def _after(self, word: str) -> str:

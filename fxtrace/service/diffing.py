@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fxtrace.api import TensorReader
-from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare
-from fxtrace.errors import FxtraceError
+from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare, explain_sizes
+from fxtrace.errors import FormulasAbsent, FxtraceError
 from fxtrace.service.numbers import value_changes
 from fxtrace.trace import Json, Progress, Trace
 
@@ -46,11 +47,32 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], r
         try:
             engine.get_model(trace.model)
         except FxtraceError as error:
-            return _noted(found, f"not attributed: model '{trace.model}' is not at hand ({error.message})")
+            return _by_kept_formulas(found, engine, traces, error.message)
     from fxtrace.service.attributing import attribute
 
     sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
     return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
+
+
+def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], problem: str) -> GraphDiff:
+    """The comparison where a model is not at hand: attributed only by formulas that were found before."""
+    kept = False
+    for side, trace in enumerate(traces):
+        if traces[0].model == traces[1].model and found.unexplained:
+            with suppress(FormulasAbsent):
+                formulas = engine.get_formulas(trace.id)
+                before, after = (
+                    {**formulas.sizes, **{each.name: value for each, value in values if type(value) is int}}
+                    for values in (
+                        [(each, each.before) for each in found.fields],
+                        [(each, each.after) for each in found.fields],
+                    )
+                )
+                found, kept = explain_sizes(found, (before, after), formulas, side), True
+    how = "attributed only by formulas kept with the traces" if kept else "not attributed"
+    return _noted(
+        found, f"{how}: {problem} Name the model by its file or import path in place of a trace, or have it offered."
+    )
 
 
 def _noted(found: GraphDiff, note: str) -> GraphDiff:

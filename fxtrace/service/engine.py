@@ -16,6 +16,7 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
     FormulasAbsent,
     FxtraceError,
+    ModelNotFound,
     NodeNotFound,
     OptionInvalid,
     SnapshotNotFound,
@@ -287,7 +288,15 @@ class Engine:
         from fxtrace.service.comparing import Traced
 
         trace = self._store.trace(trace_id)
-        return Traced(trace, self._graph(trace_id), self._model(trace.model))
+        try:
+            model = self._model(trace.model)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"trace {trace_id[:8]} is of a model that is not at hand: {error.message} Name the model by its file "
+                "or import path in place of the trace, or have it offered.",
+                **error.metadata,
+            ) from error
+        return Traced(trace, self._graph(trace_id), model)
 
     def get_trace(self, trace_id: str) -> Trace:
         """Where a trace came from.
