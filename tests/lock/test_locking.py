@@ -147,7 +147,7 @@ def test_the_readme_s_pytest_line_holds_a_project(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "test_shapes.py").write_text(f"import fxtrace\n\n{block[1]}")
     (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
+    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n[end]\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -164,7 +164,7 @@ def test_the_readme_s_hook_runs_the_check(tmp_path: Path) -> None:
     assert re.search(entry[2], "net.py")
     assert re.search(entry[2], "shapes.lock")
     (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
+    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n[end]\n")
     done = subprocess.run([sys.executable, "-m", program, command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "shapes.lock: " in done.stdout
