@@ -170,6 +170,19 @@ def test_the_readme_s_hook_runs_the_check(tmp_path: Path) -> None:
     assert "shapes.lock: " in done.stdout
 
 
+def test_a_model_that_is_gone_or_refuses_is_told_with_the_lockfile(run: Run, tmp_path: Path) -> None:
+    model, lock = tmp_path / "net.py", tmp_path / "my.lock"
+    lock.write_text(f"fxtrace-lock 1\nmodel {model}\n[settings]\nheads = 3\n[end]\n")
+    gone = run("check", lock).stderr
+    assert f"{lock} cannot be checked: no model file at {model}" in gone
+    model.write_text(MODEL)
+    refused = run("check", lock, "--json")
+    assert refused.exit_code == 1
+    told = json.loads(refused.stderr)
+    assert told["metadata"]["lock"] == str(lock)
+    assert "shape '[1, 5, 3, 2]' is invalid" in told["message"]
+
+
 def test_a_lockfile_that_is_not_there_is_told(run: Run, tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match=r"cannot read the lockfile .*: No such file or directory"):
         fxtrace.check_lock(tmp_path / "none.lock")
