@@ -103,19 +103,19 @@ class TraceApi(Protocol[Array_co]):
     def list_snapshots(self, trace_id: str, numbers: Iterable[int] = ()) -> tuple[Snapshot, ...]:
         """A trace's numbered snapshots, or these of them; SnapshotNotFound where there is none of a number."""
 
-    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array_co:  # noqa: A002
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array_co:
         """A tensor, by its name or its role's, or the part of it that NumPy's basic slicing says."""
 
     def read_tensors(self, trace_id: str, reads: Iterable[tuple[str, str]]) -> Sequence[Array_co]:
         """Several (tensor, slice), in the order asked for."""
 
-    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:
         """A tensor, or a part of it, to be read piece by piece."""
 
     def render_graph(
         self,
         trace_id: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Callable[[Progress], None] | None = None,
@@ -129,7 +129,7 @@ class TraceApi(Protocol[Array_co]):
         self,
         before: str,
         after: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Callable[[Progress], None] | None = None,

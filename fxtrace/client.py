@@ -381,7 +381,7 @@ class Client(Generic[Array]):
         )
         return tuple(map(wire.SNAPSHOT.decode, self._connection.call(self._stub.ListSnapshots, request).snapshots))
 
-    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array:  # noqa: A002
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> Array:
         """A tensor, or a part of one, as an array of its own.
 
         Args:
@@ -428,7 +428,7 @@ class Client(Generic[Array]):
             for result in reply.results
         ]
 
-    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> RemoteTensor:  # noqa: A002
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> RemoteTensor:
         """A tensor, or a part of one, to be read piece by piece as it arrives; for what is too large to hold.
 
         Arguments and errors are those of `read_tensor`.
@@ -446,7 +446,7 @@ class Client(Generic[Array]):
     def render_graph(
         self,
         trace_id: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Callable[[Progress], None] | None = None,
@@ -508,7 +508,7 @@ class Client(Generic[Array]):
         self,
         before: str,
         after: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Callable[[Progress], None] | None = None,

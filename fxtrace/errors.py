@@ -73,7 +73,7 @@ class FxtraceError(Exception):
         self.metadata = {key: str(value) for key, value in metadata.items()}
 
 
-class InvalidRequest(FxtraceError):  # noqa: N818 - the tree reads better as plain words
+class InvalidRequest(FxtraceError):
     """What was asked cannot be right."""
 
     reason = "REQUEST_INVALID"
@@ -138,7 +138,7 @@ class ModelInvalid(InvalidRequest):
     reason = "MODEL_INVALID"
 
 
-class NotFound(FxtraceError):  # noqa: N818
+class NotFound(FxtraceError):
     """The request is well-formed, the thing it names does not exist."""
 
     reason = "NOT_FOUND"
@@ -174,7 +174,7 @@ class SnapshotNotFound(NotFound):
     reason = "SNAPSHOT_NOT_FOUND"
 
 
-class Unmet(FxtraceError):  # noqa: N818
+class Unmet(FxtraceError):
     """The thing exists, but its state does not allow what was asked."""
 
     reason = "PRECONDITION_UNMET"
@@ -210,7 +210,7 @@ class WorkerCrashed(Unmet):
     reason = "WORKER_CRASHED"
 
 
-class TooLarge(FxtraceError):  # noqa: N818
+class TooLarge(FxtraceError):
     """The reply would pass a limit; ask for less, or stream."""
 
     reason = "TOO_LARGE"
@@ -222,7 +222,7 @@ class MemoryLimit(TooLarge):
     reason = "MEMORY_LIMIT"
 
 
-class Busy(FxtraceError):  # noqa: N818
+class Busy(FxtraceError):
     """There is too much to do; ask again after a while."""
 
     reason = "BUSY"
@@ -240,13 +240,13 @@ class Busy(FxtraceError):  # noqa: N818
         return float(self.metadata.get("retry_after", 1))
 
 
-class Cancelled(FxtraceError):  # noqa: N818
+class Cancelled(FxtraceError):
     """The caller gave up."""
 
     reason = "CANCELLED"
 
 
-class DeadlineExceeded(FxtraceError):  # noqa: N818
+class DeadlineExceeded(FxtraceError):
     """The caller's time ran out."""
 
     reason = "DEADLINE_EXCEEDED"
@@ -258,25 +258,25 @@ class TimeLimit(DeadlineExceeded):
     reason = "TIME_LIMIT"
 
 
-class Unauthenticated(FxtraceError):  # noqa: N818
+class Unauthenticated(FxtraceError):
     """The server wants a key, and got none that it knows."""
 
     reason = "UNAUTHENTICATED"
 
 
-class PermissionDenied(FxtraceError):  # noqa: N818
+class PermissionDenied(FxtraceError):
     """The key's scope does not allow the call."""
 
     reason = "PERMISSION_DENIED"
 
 
-class StoreDamaged(FxtraceError):  # noqa: N818
+class StoreDamaged(FxtraceError):
     """Stored data cannot be read back as it was written."""
 
     reason = "STORE_DAMAGED"
 
 
-class ServerUnavailable(FxtraceError):  # noqa: N818
+class ServerUnavailable(FxtraceError):
     """No server answers at the address."""
 
     reason = "SERVER_UNAVAILABLE"

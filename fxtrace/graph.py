@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fxtrace.errors import NodeNotFound, TensorNotFound, unknown
@@ -307,6 +307,24 @@ class Graph:
         except KeyError:
             raise NodeNotFound(unknown("node", name, self.by_name), field="node", node=name) from None
 
+    def within(self, module: str = "", role: str = "") -> Graph:
+        """This graph with only the nodes of a module and those inside it, and of a role or those below it.
+
+        Raises:
+            NodeNotFound: no such module or role; the nearest is suggested.
+        """
+        nodes = self.nodes
+        if module:
+            if module not in self.modules_by_path:
+                known = [path for path in self.modules_by_path if path]
+                raise NodeNotFound(unknown("module", module, known), field="module", module=module)
+            nodes = tuple(node for node in nodes if _is_within(node.module, module))
+        if role:
+            if not any(_is_within(name, role) for name in self.by_role):
+                raise NodeNotFound(unknown("role", role, self.by_role), field="role", role=role)
+            nodes = tuple(node for node in nodes if any(_is_within(str(each), role) for each in node.roles))
+        return replace(self, nodes=nodes)
+
     def tensors(self) -> Iterator[tuple[str, TensorSpec]]:
         """(name, spec) of every tensor in the graph, in execution order."""
         for node in self.nodes:
@@ -338,6 +356,10 @@ class Graph:
     @cached_property
     def _tensors(self) -> Mapping[str, TensorSpec]:
         return dict(self.tensors())
+
+
+def _is_within(path: str, prefix: str) -> bool:
+    return path == prefix or path.startswith(f"{prefix}.")
 
 
 def tensor_name(node: str, path: str) -> str:

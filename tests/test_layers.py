@@ -27,9 +27,9 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("client", "connection", "remote"),
     (
-        *("service.engine", "service.inputs", "service.paging", "service.tracing", "service.witness"),
+        *("service.engine", "service.inputs", "service.paging", "service.reading", "service.tracing"),
         *("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
-        *("service.sweeping", "service.propagating"),
+        *("service.sweeping", "service.propagating", "service.witness"),
     ),
     ("service",),
     ("cli", "doctor", "__main__"),

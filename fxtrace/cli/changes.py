@@ -49,8 +49,8 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
     """What changed: the fields, and for each the nodes it explains; then the rest, what is added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
     before, after = diff.before, diff.after
-    apart = [each for each in diff.fields if None in (each.before, each.after) and each.name not in diff.explained]
-    alone = apart if len(apart) > _MOST_ALONE else []
+    alone = [each for each in diff.fields if None in (each.before, each.after) and each.name not in diff.explained]
+    alone = alone if len(alone) > _MOST_ALONE else []
     yield facts(
         f"{equal} nodes equal, {len(diff.changed)} changed, {len(diff.added)} added, {len(diff.removed)} removed",
         *(

@@ -84,7 +84,7 @@ def fit(kind: type[PreTrainedConfig], model: type[PreTrainedModel], build: Build
     return Fit(SHRINKS[0], Layout(), trials.problem or "even made small it is too large to be tried")
 
 
-class _NoExample(Exception):  # noqa: N818 - it is caught here, and told in its words
+class _NoExample(Exception):
     """A call needs an input that no rule makes."""
 
 

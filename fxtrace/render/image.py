@@ -54,7 +54,7 @@ _FONT_CONFIG = """<?xml version="1.0"?>
 """
 
 
-def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> bytes:  # noqa: A002 - the word for it
+def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> bytes:
     """DOT text as an image.
 
     Args:

@@ -25,7 +25,7 @@ from fxtrace.roles.stacks import Head
 _STEPS = 64
 
 
-class Unavailable(Exception):  # noqa: N818 - not an error: the identity is not tried
+class Unavailable(Exception):
     """A value that an identity needs is not there."""
 
 

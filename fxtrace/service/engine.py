@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from copy import copy
@@ -12,22 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
     FormulasAbsent,
     FxtraceError,
     ModelNotFound,
-    NodeNotFound,
     OptionInvalid,
     SnapshotNotFound,
     ValuesAbsent,
     unknown,
 )
-from fxtrace.frames import DEFAULT_CHUNK_BYTES
-from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.graph import Graph, Snapshot
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
-from fxtrace.store import Store, StoredTensor, TraceFile, default_place
+from fxtrace.service.reading import TensorReader, stored_part
+from fxtrace.store import Store, TraceFile, default_place
 from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.trace import (
     IMAGE_FORMATS,
@@ -54,47 +51,6 @@ Report = Callable[[Progress], None]
 
 _GRAPHS_KEPT = 32
 _RESULTS_KEPT = 8  # of queries: a result is read page by page
-
-
-class TensorReader:
-    """A stored tensor, or a part of one, to be read piece by piece without holding it whole.
-
-    Attributes:
-        tensor: the tensor's own name.
-        spec: of the whole tensor.
-        shape: of the part.
-        nbytes: of the part.
-    """
-
-    def __init__(self, tensor: str, spec: TensorSpec, part: StoredTensor, file: TraceFile) -> None:
-        self.tensor = tensor
-        self.spec = spec
-        self.shape = part.shape
-        self.nbytes = part.nbytes
-        self._part, self._file = part, file
-
-    def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
-        """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element).
-
-        Raises:
-            OptionInvalid: `chunk_bytes` is not positive.
-            StoreDamaged: they are not as they were written.
-        """
-        if chunk_bytes < 1:
-            raise OptionInvalid(
-                f"expected chunks of at least 1 byte, got {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
-            )
-        yield from self._part.chunks(chunk_bytes)
-
-    def __enter__(self) -> TensorReader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Lets go of the file; chunks that were read stay readable."""
-        self._file.close()
 
 
 class Engine:
@@ -355,7 +311,7 @@ class Engine:
             NameInvalid, TraceNotFound, StoreDamaged
             NodeNotFound: no such module or role; the nearest is suggested.
         """
-        return filter_nodes(self._graph(trace_id), module, role)
+        return self._graph(trace_id).within(module, role)
 
     def explain(self, trace_id: str, what: str) -> Explanation:
         """Why a tensor, a block of them, or a named size is as it is; see `fxtrace.explain`.
@@ -416,7 +372,7 @@ class Engine:
     def render_graph(
         self,
         trace_id: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Report | None = None,
@@ -449,7 +405,7 @@ class Engine:
         self,
         before: str,
         after: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Report | None = None,
@@ -465,7 +421,7 @@ class Engine:
     def check_picture(
         self,
         trace_id: str,
-        format: ImageFormat,  # noqa: A002
+        format: ImageFormat,
         options: RenderOptions | None,
     ) -> None:
         """Raises what drawing a trace so would raise of the format and the options, before anything takes time."""
@@ -479,7 +435,7 @@ class Engine:
         self,
         before: str,
         after: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         diff: GraphDiff,
@@ -491,7 +447,7 @@ class Engine:
         graphs = self._graph(before), self._graph(after)
         return self._drawn(lambda: diff_to_dot(*graphs, diff, options or RenderOptions()), format, progress)
 
-    def _drawn(self, dot: Callable[[], str], format: ImageFormat, progress: Report | None) -> bytes:  # noqa: A002
+    def _drawn(self, dot: Callable[[], str], format: ImageFormat, progress: Report | None) -> bytes:
         from fxtrace.render import to_image
 
         report = progress or (lambda _: None)
@@ -513,7 +469,7 @@ class Engine:
 
     # ---------------------------------------------------------------------------------------------------- tensors
 
-    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> NDArray[Any]:  # noqa: A002
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> NDArray[Any]:
         """A tensor's numbers, or a part of them, as an array of its own.
 
         Args:
@@ -532,15 +488,16 @@ class Engine:
         graph = self._graph(trace_id)
         named = [(graph.resolve_tensor(tensor), expression) for tensor, expression in reads]
         with self._open(trace_id) as file:
-            return [_part(file, name, graph.tensor(name), expression).array() for name, expression in named]
+            return [stored_part(file, name, graph.tensor(name), expression).array() for name, expression in named]
 
-    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:
         """A tensor, or a part of it, to be read piece by piece; arguments and errors are those of `read_tensor`."""
         graph = self._graph(trace_id)
         name = graph.resolve_tensor(tensor)
         with ExitStack() as opened:
             file = opened.enter_context(self._open(trace_id))
-            reader = TensorReader(name, graph.tensor(name), _part(file, name, graph.tensor(name), slice), file)
+            spec = graph.tensor(name)
+            reader = TensorReader(name, spec, stored_part(file, name, spec, slice), file)
             opened.pop_all()  # the reader closes it
             return reader
 
@@ -551,30 +508,3 @@ class Engine:
                 f"trace {trace_id} holds shapes only; trace it again with values to read its tensors", trace=trace_id
             )
         return self._store.open(trace_id)
-
-
-def _part(file: TraceFile, name: str, spec: TensorSpec, expression: str) -> StoredTensor:
-    return file.tensor(name, numpy_dtype(spec.dtype), spec.shape).part(expression)
-
-
-def filter_nodes(graph: Graph, module: str = "", role: str = "") -> Graph:
-    """The graph with only the nodes of a module and those inside it, and of a role or those that start with it.
-
-    Raises:
-        NodeNotFound: no such module or role; the nearest is suggested.
-    """
-    nodes = graph.nodes
-    if module:
-        if module not in graph.modules_by_path:
-            known = [path for path in graph.modules_by_path if path]
-            raise NodeNotFound(unknown("module", module, known), field="module", module=module)
-        nodes = tuple(node for node in nodes if _within(node.module, module))
-    if role:
-        if not any(_within(name, role) for name in graph.by_role):
-            raise NodeNotFound(unknown("role", role, graph.by_role), field="role", role=role)
-        nodes = tuple(node for node in nodes if any(_within(str(each), role) for each in node.roles))
-    return dataclasses.replace(graph, nodes=nodes)
-
-
-def _within(path: str, prefix: str) -> bool:
-    return path == prefix or path.startswith(f"{prefix}.")

@@ -19,8 +19,9 @@ from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
-from fxtrace.service.engine import Engine, Report, TensorReader
+from fxtrace.service.engine import Engine, Report
 from fxtrace.service.jobs import Job
+from fxtrace.service.reading import TensorReader
 from fxtrace.service.settings import Settings
 from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
@@ -218,7 +219,7 @@ class IsolatedEngine:
     def render_graph(
         self,
         trace_id: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Report | None = None,
@@ -254,7 +255,7 @@ class IsolatedEngine:
         self,
         before: str,
         after: str,
-        format: ImageFormat = "svg",  # noqa: A002
+        format: ImageFormat = "svg",
         options: RenderOptions | None = None,
         *,
         progress: Report | None = None,
@@ -389,7 +390,7 @@ class IsolatedEngine:
         """A trace's numbered snapshots, or these of them."""
         return self._engine.list_snapshots(trace_id, numbers)
 
-    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> NDArray[Any]:  # noqa: A002
+    def read_tensor(self, trace_id: str, tensor: str, slice: str = "") -> NDArray[Any]:
         """A tensor, or the part of it that a slice says."""
         return self._engine.read_tensor(trace_id, tensor, slice)
 
@@ -397,6 +398,6 @@ class IsolatedEngine:
         """Several (tensor, slice), in the order asked for."""
         return self._engine.read_tensors(trace_id, reads)
 
-    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:  # noqa: A002
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:
         """A tensor, or a part of it, to be read piece by piece."""
         return self._engine.open_tensor(trace_id, tensor, slice)

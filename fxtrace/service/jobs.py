@@ -16,7 +16,7 @@ HEARTBEAT_SECONDS = 0.2
 """How long whoever follows a call may have to wait until it is asked whether to go on."""
 
 
-class WorkerDefect(Exception):  # noqa: N818
+class WorkerDefect(Exception):
     """A worker raised what is none of fxtrace's errors; the message has the stack."""
 
 

@@ -67,7 +67,7 @@ class Plan:
     memory_bytes: int
 
 
-class _Joined(Exception):  # noqa: N818 - no error
+class _Joined(Exception):
     """The trace is being made already."""
 
 

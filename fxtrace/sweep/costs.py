@@ -26,7 +26,7 @@ _Monomials: TypeAlias = "Counter[tuple[str, ...]]"
 """A sum of products of sizes: how often each product is added. The sizes are texts of formulas, or of numbers."""
 
 
-class NoFormula(Exception):  # noqa: N818 - it says that something is not there
+class NoFormula(Exception):
     """A size has no formula, and the message says which."""
 
 

@@ -42,22 +42,24 @@ QUOTA = "1GiB"  # the captures push one another out
 class Call(NamedTuple):
     """A call of the mix: so many in so many as all of them together."""
 
-    weight: int
+    weight: float
     method: str
     request: Message
 
 
-def mix(reference: str, tensors: str) -> list[Call]:
+def mix(reference: str, wider: str, tensors: str) -> list[Call]:
     """Every RPC that reads.
 
     Args:
-        reference: the reference model's trace, by its resource name.
+        reference: the reference model's trace, by its resource name, with its formulas.
+        wider: the same of another configuration.
         tensors: a trace with a tensor of 8 MiB.
     """
     weights, head = "decoder.0.cross_attention.weights", rpc.TensorSlice(expression="0,0")
     condition = rpc.NodeQuery(expression="kind == 'matmul' && shape[-1] == src_len")
     paths = rpc.NodeQuery(pattern="matmul pointwise* softmax")
     part = rpc.TensorSlice(expression=":65536")
+    widths = rpc.GridAxis(field="d_ff", range=rpc.IntegerRange(start=1, stop=101, step=1))
     return [
         Call(20, "GetServer", rpc.GetServerRequest()),
         Call(20, "ListModels", rpc.ListModelsRequest()),
@@ -79,6 +81,11 @@ def mix(reference: str, tensors: str) -> list[Call]:
         ),
         Call(1, "RenderGraph", rpc.RenderGraphRequest(trace=reference)),
         Call(1, "RenderGraph", rpc.RenderGraphRequest(trace=reference, format=rpc.IMAGE_FORMAT_DOT)),
+        Call(50, "Explain", rpc.ExplainRequest(trace=reference, what="33")),
+        Call(20, "GetFormulas", rpc.GetFormulasRequest(trace=reference)),
+        Call(2, "DiffTraces", rpc.DiffTracesRequest(before=reference, after=wider)),
+        Call(0.2, "RenderDiff", rpc.RenderDiffRequest(before=reference, after=wider)),
+        Call(0.2, "SweepShapes", rpc.SweepShapesRequest(model="models/reference", grid=[widths], sample=1)),
     ]
 
 
@@ -96,13 +103,13 @@ class Seen:
         self.errors.update(other.errors)
 
 
-def run_clients(address: str, calls: Sequence[tuple[int, str, bytes]], seeds: Sequence[int], until: float) -> Seen:
+def run_clients(address: str, calls: Sequence[tuple[float, str, bytes]], seeds: Sequence[int], until: float) -> Seen:
     """What a process's clients see until a time."""
     return asyncio.run(_run_clients(address, calls, seeds, until))
 
 
 async def _run_clients(
-    address: str, calls: Sequence[tuple[int, str, bytes]], seeds: Sequence[int], until: float
+    address: str, calls: Sequence[tuple[float, str, bytes]], seeds: Sequence[int], until: float
 ) -> Seen:
     seconds: dict[str, array[float]] = {method: array("d") for _, method, _ in calls}
     seen = Seen(seconds)
@@ -150,15 +157,18 @@ def capture(client: Client[Any], until: float, times: list[float], errors: Count
 def main(minutes: float, clients: int) -> int:
     """Prints the tables; gives 1 where there were errors."""
     missing = {name.rpartition("/")[2] for name, need in NEEDS.items() if need == "read" and SERVICE.full_name in name}
-    missing -= {call.method for call in mix("", "")}
+    missing -= {call.method for call in mix("", "", "")}
     with (
         temporary_folder() as folder,
         serve(folder, MODEL, disk_quota=QUOTA) as (server, address),
         Client(address, timeout=None) as client,
         ProcessPoolExecutor(PROCESSES, mp_context=multiprocessing.get_context("spawn")) as pool,
     ):
-        reference, tensors = (client.create_trace(TraceRequest(model)).id for model in ("reference", "dtypes"))
-        drawn = mix(f"traces/{reference}", f"traces/{tensors}")
+        requests = TraceRequest("reference"), TraceRequest("reference", {"d_ff": 512}), TraceRequest("dtypes")
+        reference, wider, tensors = (client.create_trace(request).id for request in requests)
+        for trace in (reference, wider):
+            client.find_formulas(trace)
+        drawn = mix(f"traces/{reference}", f"traces/{wider}", f"traces/{tensors}")
         calls = [(call.weight, call.method, call.request.SerializeToString()) for call in drawn]
         run_clients(address, calls, [0], time.time() + 3)  # what is made once is made
         sizes = [Memory.of(server.pid)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C import _len_torch_function_stack
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -85,7 +85,7 @@ def test_svg_brings_its_font_along() -> None:
 
 
 @pytest.mark.parametrize("format", ["png", "pdf", "dot"])
-def test_formats(format: ImageFormat) -> None:  # noqa: A002
+def test_formats(format: ImageFormat) -> None:
     dot = to_dot(MODEL)
     data = to_image(dot, format)
     assert data.startswith({"png": b"\x89PNG", "pdf": b"%PDF", "dot": dot.encode()}[format])

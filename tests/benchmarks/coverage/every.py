@@ -2,7 +2,7 @@
 
 Each is built small, given example inputs, run and traced, in a process of its own that is forked from one which has
 imported everything. What was found is kept in a file: a run that is cut short (or by `--seconds`) goes on where it
-stood, and one that ends with every architecture tried writes the README's part.
+stood, and one that ends with every architecture tried writes the README's part and every.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, wait
@@ -35,6 +35,7 @@ from tests.benchmarks.coverage.processes import MEMORY, ROOT
 SECONDS = 60  # of CPU time, for each
 MARKS = ("<!-- every: written by `python -m tests.benchmarks.coverage.every` -->\n", "<!-- end of every -->\n")
 RESULTS = ROOT / "out" / "every.jsonl"
+PAGE = Path(__file__).with_name("every.md")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +117,27 @@ def outcomes(types: list[str], workers: int, stop: float) -> Iterator[Outcome]:
             process.join()
 
 
+def totals(found: Mapping[str, Outcome]) -> str:
+    """How many are traced, as the README has it."""
+    traced = sum(each.kind == "traced" for each in found.values())
+    apart = sum(bool(outside(each)) for each in found.values())
+    return (
+        f"Of the {len(found)} architectures of transformers that an Auto class has a model for, **{traced}** "
+        f"({traced / len(found):.1%}) are built small, run on example inputs and traced with equal output; {apart} "
+        f"more are stopped by something outside, and {len(found) - traced - apart} refused.\n"
+    )
+
+
 def page(found: Mapping[str, Outcome]) -> str:
     """The totals, and what is not traced by its reason."""
-    kinds = Counter(each.kind for each in found.values())
     apart = {each.type: why for each in found.values() if (why := outside(each))}
     refused = {each.type: plain(each.said) for each in found.values() if each.kind != "traced" and not outside(each)}
     lines = [
-        f"Of the {len(found)} architectures of transformers that an Auto class has a model for, **{kinds['traced']}** "
-        f"({kinds['traced'] / len(found):.1%}) are built small, run on example inputs and traced with equal output; "
-        f"{kinds['traced'] / (len(found) - len(apart)):.1%} of those that nothing outside stands in the way of.",
+        "# Every architecture of transformers",
         "",
+        "Written by `python -m tests.benchmarks.coverage.every`.",
+        "",
+        totals(found),
         f"| {len(apart)} stopped by something outside | |",
         "| --- | --- |",
         *_rows(apart),
@@ -195,9 +207,10 @@ def main() -> None:
     found = {each: found[each] for each in wanted if each in found}
     print(page(found) if found else "nothing tried yet", f"{len(left)} left to try")
     if found.keys() == set(every):
+        PAGE.write_text(page(found))
         readme = ROOT / "README.md"
         before, start, rest = readme.read_text().partition(MARKS[0])
-        readme.write_text(before + start + page(found) + "".join(rest.partition(MARKS[1])[1:]))
+        readme.write_text(before + start + totals(found) + "".join(rest.partition(MARKS[1])[1:]))
 
 
 if __name__ == "__main__":

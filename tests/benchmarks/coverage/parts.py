@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812 - as PyTorch's own documentation has it
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 from tests.benchmarks.coverage.truth import same_state
