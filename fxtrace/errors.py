@@ -48,6 +48,7 @@ from collections.abc import Iterable
 from typing import ClassVar, Self
 
 _EXCERPT = 40  # characters of a text that are shown on either side of a problem
+_LONGEST = 100  # characters of a name that are shown
 
 
 class FxtraceError(Exception):
@@ -309,8 +310,6 @@ def unknown(what: str, name: str, known: Iterable[str], *, limit: int = 12) -> s
     names = list(known)
     near = nearest(name, names)
     listed = ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
-    return (
-        f"no {what} named '{name}'"
-        + (f"; did you mean '{near}'?" if near else "")
-        + (f" Known: {listed}." if names else f"; there is no {what} at all.")
-    )
+    shown = name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…"
+    hint = f"; did you mean '{near}'?" if near else "." if names else f"; there is no {what} at all."
+    return f"no {what} named '{shown}'{hint}" + (f" Known: {listed}." if names else "")

@@ -6,6 +6,7 @@ Order matters: nodes stand in execution order, so a node's inputs come before it
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -403,8 +404,16 @@ def show(arg: Arg) -> str:
 
 
 def show_shape(shape: tuple[int, ...] | tuple[str, ...]) -> str:
-    """A shape as text: `1×4×5×6`, and `scalar` for a tensor of no dimensions."""
-    return "×".join(map(str, shape)) or "scalar"
+    """A shape as text: `1×4×5×6`, `batch×(length + 1)`, and `scalar` for a tensor of no dimensions."""
+    return "×".join(map(_factor, shape)) or "scalar"
+
+
+def _factor(size: int | str) -> str:
+    """A size as one of several between `×`: a sum, or a division rounded down, in brackets."""
+    text = outside = str(size)
+    while (shorter := re.sub(r"\([^()]*\)", "", outside)) != outside:
+        outside = shorter
+    return f"({text})" if " " in outside or "//" in outside else text
 
 
 def show_sizes(sized: TensorSpec | SnapshotTensor) -> str:

@@ -137,6 +137,25 @@ def test_a_bad_field_is_refused(overrides: dict[str, Any], field: str, message: 
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("t5", "initializer_factor"),
+        ("mixtral", "router_jitter_noise"),
+        ("bart", "encoder_layerdrop"),
+        ("bert", "batch"),
+    ],
+)
+def test_a_whole_number_may_stand_for_a_float(name: str, field: str) -> None:
+    """JSON knows one kind of number, and so do the configurations of traces."""
+    model = hf(name)
+    fields = model.fields(model.resolve({}))
+    kind = type(fields[field])
+    for given in (int(fields[field]), str(int(fields[field]))):
+        taken = model.fields(model.resolve({**fields, field: given}))[field]
+        assert (taken, type(taken)) == (fields[field], kind)
+
+
 def test_a_way_of_attention_that_an_architecture_lacks_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="RwkvForCausalLM has no attn_implementation 'sdpa'; use 'eager'"):
         hf("rwkv").resolve({"attn_implementation": "sdpa"})

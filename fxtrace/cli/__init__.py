@@ -40,9 +40,10 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, render, diff, sweep, doctor):
+for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, formulas, render, diff, sweep):
     app.command(cls=AskingCommand)(command)
-for here in (formulas, lock, check, demo):
+app.command(cls=AskingCommand)(doctor)
+for here in (lock, check, demo):
     app.command()(here)
 app.command(cls=ServeCommand)(serve)
 app.add_typer(keys)

@@ -14,7 +14,7 @@ from fxtrace.diff import GraphDiff, Lone, NodePair, ValueChange
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, show_shape
 
-_MOST_VALUES, _MOST_ROWS, _MOST_REASONS = 5, 20, 10
+_MOST_VALUES, _MOST_ROWS, _MOST_ALONE, _MOST_REASONS = 5, 20, 6, 10
 
 
 def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]:
@@ -55,9 +55,17 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
     """What changed: the fields, and for each the nodes it explains; then the rest, what is added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
     before, after = diff.before, diff.after
+    alone = [each for each in diff.fields if None in (each.before, each.after) and each.name not in diff.explained]
+    alone = alone if len(alone) > _MOST_ALONE else []
     yield facts(
         f"{equal} nodes equal, {len(diff.changed)} changed, {len(diff.added)} added, {len(diff.removed)} removed",
-        *((each.name, f"{_text(each.before)} → {_text(each.after)}{_effect(diff, each.name)}") for each in diff.fields),
+        *(
+            (each.name, f"{_text(each.before)} → {_text(each.after)}{_effect(diff, each.name)}")
+            for each in diff.fields
+            if each not in alone
+        ),
+        ("only before", ", ".join(each.name for each in alone if each.after is None)),
+        ("only after", ", ".join(each.name for each in alone if each.before is None)),
         ("changed sizes", _explained(diff)),
         ("parameters", _arrow(before.parameters, after.parameters)),
         ("bytes of tensors", _arrow(before.nbytes, after.nbytes)),
@@ -131,8 +139,7 @@ def _folded(pairs: Iterable[NodePair]) -> Iterator[tuple[str, tuple[str, ...]]]:
             yield _place(pair)[0], _row(pair)
         rest = rest[_MOST_ROWS:]
     if rest:
-        kinds = Counter(pair.before.kind for pair in rest)
-        yield f"{len(rest)} without a role", (", ".join(f"{count} {kind}" for kind, count in kinds.items()), "", "")
+        yield f"{_kinds(pair.before.kind for pair in rest)}, without a role", ("", "", "")
 
 
 def _place(pair: NodePair) -> tuple[str, int | None]:
@@ -153,27 +160,46 @@ def _row(pair: NodePair) -> tuple[str, ...]:
         same = tensor.before.dtype == tensor.after.dtype
         for side, lines in ((tensor.before, before), (tensor.after, after)):
             lines.append(show_shape(side.shape) + ("" if same else f" {side.dtype}"))
-        made_of += [size.formula or ("" if size.causes else "unexplained") for size in tensor.sizes]
+        made_of += [size.formula for size in tensor.sizes]
+    if any(not size.formula and not size.causes for tensor in pair.tensors for size in tensor.sizes):
+        made_of.append("unexplained")  # after those that are
     if pair.before.kind != pair.after.kind:
         before.append(pair.before.kind)
         after.append(pair.after.kind)
     lost = [role for role in pair.before.roles if role not in pair.after.roles]
     won = [role for role in pair.after.roles if role not in pair.before.roles]
-    before += [f"is {role.rpartition('.')[2]}" for role in lost]
-    after += [f"is {role.rpartition('.')[2]}" for role in won] or ["is it no more"] * bool(lost)
+    before += [f"is {_relative(role, pair.before.roles[0])}" for role in lost]
+    after += [f"is {_relative(role, (*pair.before.roles, won[0])[0])}" for role in won] or ["no more"] * bool(lost)
     return "\n".join(before), "\n".join(after), ", ".join(dict.fromkeys(filter(None, made_of)))
 
 
+def _relative(role: str, own: str) -> str:
+    """A role as seen from another one, so that it reads the same in every layer."""
+    (stack, *rest), (home, *ours) = role.split("."), own.split(".")
+    if stack != home or not (rest and ours and rest[0].isdecimal() and ours[0].isdecimal()):
+        return role
+    inside = ".".join(rest[1:])
+    return {0: inside, 1: f"the next layer's {inside}"}.get(int(rest[0]) - int(ours[0]), role)
+
+
 def _lone_rows(nodes: Sequence[Lone]) -> Iterator[tuple[str, str, str]]:
-    groups: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
-    where = ""
+    """A row for each block of roles, and at the end one for what has no role, for each set of causes."""
+    blocks: dict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
+    rest: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for lone in nodes:
         if lone.node.roles:
             pieces = lone.node.roles[0].split(".")
-            where = ".".join(pieces[:3] if len(pieces) > 3 else pieces[:-1])
-        groups[where or lone.node.name, lone.causes] += 1
-    for (place, causes), count in groups.items():
+            blocks[".".join(pieces[:3] if len(pieces) > 3 else pieces[:-1]), lone.causes] += 1
+        else:
+            rest[lone.causes].append(lone.node.kind)
+    for (place, causes), count in blocks.items():
         yield str(count), place, ", ".join(causes)
+    for causes, kinds in rest.items():
+        yield str(len(kinds)), f"without a role: {_kinds(kinds)}", ", ".join(causes)
+
+
+def _kinds(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{count} {kind}" for kind, count in Counter(kinds).most_common())
 
 
 def _span(layers: Iterable[int]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,6 +155,18 @@ def _value(text: str) -> JsonValue:
     except ValueError:
         return text
     return value
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuses a file that cannot be written, before the work that it is for.
+
+    Raises:
+        OptionInvalid: its folder is not there, or it is a folder itself.
+    """
+    if path is None or (path.parent.is_dir() and not path.is_dir()):
+        return
+    problem = errno.EISDIR if path.is_dir() else errno.ENOENT
+    raise OptionInvalid(f"cannot write {path}: {os.strerror(problem)}", field="out", out=path)
 
 
 def write_file(path: Path, data: bytes) -> None:

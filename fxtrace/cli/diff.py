@@ -14,13 +14,14 @@ from fxtrace.cli.common import (
     Json,
     Server,
     StorePlace,
+    check_writable,
     connect,
     resolve_trace,
     settings_of,
     write_file,
 )
 from fxtrace.cli.render import format_of
-from fxtrace.errors import OptionInvalid
+from fxtrace.errors import ModelNotFound, OptionInvalid
 from fxtrace.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ def diff(
     from fxtrace.cli.tables import show_on_stdout
 
     image_format = None if out is None else format_of(out)
+    check_writable(out)
     with connect(server, store) as api, progress_bar(hidden=as_json) as report:
         ids = trace_meant(api, before, report), trace_meant(api, after, report)
         if out is not None and image_format is not None:
@@ -115,4 +117,9 @@ def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
             f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
         )
     request = TraceRequest(model, settings_of(rest[1::2]))
-    return api.create_trace(request, progress=report).id
+    try:
+        return api.create_trace(request, progress=report).id
+    except ModelNotFound:
+        if not rest and re.fullmatch(r"[0-9a-f]{1,3}", text):  # too short to be taken for a trace's id at once
+            return resolve_trace(api, text)
+        raise

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, settings_of
+from fxtrace.cli.common import Json, check_writable, settings_of
 
 
 def lock(
@@ -23,6 +23,7 @@ def lock(
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.lock import make_lock, write_lock
 
+    check_writable(out)
     with progress_bar(hidden=as_json) as report:
         made = make_lock(model, settings_of(settings), report)
     write_lock(made, out)

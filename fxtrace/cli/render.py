@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, resolve_trace, write_file
+from fxtrace.cli.common import (
+    Json,
+    Server,
+    StorePlace,
+    TraceArgument,
+    check_writable,
+    connect,
+    resolve_trace,
+    write_file,
+)
 from fxtrace.errors import OptionInvalid
 from fxtrace.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
 
@@ -36,6 +45,7 @@ def render(
     from fxtrace.cli.output import echo_json, progress_bar
 
     image_format = format_of(out)
+    check_writable(out)
     options = RenderOptions(
         depth=depth,
         fold_layers=not unfold,

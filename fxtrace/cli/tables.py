@@ -43,6 +43,8 @@ def add(grid: Table, *cells: str | Text) -> None:
 def facts(title: str, *rows: tuple[str, str | Text]) -> Group:
     """A heading, and below it names with their values; those without a value are left out."""
     grid = Table.grid(padding=(0, 2))
+    for _ in range(2):
+        grid.add_column(overflow="fold")
     for name, value in rows:
         if value:
             add(grid, Text(f"  {name}", style="dim"), value)

@@ -125,7 +125,7 @@ class ValueChange:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """How much there is of a graph: nodes, elements of all parameters, and bytes of all tensors."""
+    """How much there is of a graph: nodes, elements of all parameters, and bytes of all other tensors."""
 
     nodes: int
     parameters: int

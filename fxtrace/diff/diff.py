@@ -219,4 +219,6 @@ def _node_side(node: Node) -> NodeSide:
 
 
 def _totals(graph: Graph) -> Totals:
-    return Totals(len(graph.nodes), graph.parameter_count, sum(spec.nbytes for _, spec in graph.tensors()))
+    # Only some captures have a node for each parameter that is read.
+    nbytes = sum(spec.nbytes for node in graph.nodes if node.op != "get_attr" for _, spec in node.tensors)
+    return Totals(len(graph.nodes), graph.parameter_count, nbytes)

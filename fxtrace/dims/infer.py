@@ -91,6 +91,7 @@ class _Search:
             confirmations = int((values[self._fitted :] == size[self._fitted :]).sum())
             if confirmations < self._rows - self._fitted:
                 continue
+            text = _bare(text)
             if text not in self._columns and not text.isdigit():
                 self._solved.setdefault(text, size)
                 self._parts[text] = needs
@@ -132,7 +133,9 @@ class _Search:
         atoms += [
             (f"({a}//{b})", (a, b), self._columns[a] // self._columns[b])
             for a, b in permutations(needs, 2)
-            if (self._columns[a] % self._columns[b]).any() and (self._columns[a] >= self._columns[b]).all()
+            if f"{a}//{b}" not in self._solved
+            and (self._columns[a] % self._columns[b]).any()
+            and (self._columns[a] >= self._columns[b]).all()
         ]
         exponents = (0, 1, 2, -1, -2) if len(atoms) <= 3 else (0, 1, -1) if len(atoms) <= 6 else (0, 1)
         powers = sorted(_products(len(atoms), exponents), key=lambda each: sum(map(abs, each)) + (min(each) < 0))
@@ -224,6 +227,16 @@ class _Term:
     values: Floats
 
 
+def _bare(text: str) -> str:
+    """A formula without the brackets around the whole of it."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return _bare(text[1:-1]) if place == len(text) - 1 > 0 else text
+    return text
+
+
 def _written(sum_of: Iterable[tuple[Fraction, _Term]]) -> str:
     text = ""
     for factor, term in sorted(sum_of, key=lambda item: (item[0] < 0, not item[1].over)):
@@ -233,7 +246,7 @@ def _written(sum_of: Iterable[tuple[Fraction, _Term]]) -> str:
             over.insert(0, str(abs(factor.numerator)))
         if factor.denominator != 1:
             under.insert(0, str(factor.denominator))
-        line = "*".join(over)
+        line = _bare(over[0]) if len(over) == 1 and not under and factor > 0 else "*".join(over)
         if under:
             line += "/" + (under[0] if len(under) == 1 and "*" not in under[0] else f"({'*'.join(under)})")
         text += ("-" if factor < 0 else "") + line if not text else (" - " if factor < 0 else " + ") + line

@@ -55,7 +55,7 @@ def explain(
         if not snapshot.found:
             return Explanation(title, (), notes=(f"Not in this graph: {snapshot.reason}",))
         return explaining.tensors(title, [graph.by_name[each.node] for each in snapshot.tensors], notes)
-    node = graph.by_role.get(what) or graph.by_name.get(what.partition(":")[0])
+    node = graph.by_role.get(what) or graph.by_name.get(what) or _of_tensor(graph, what)
     nodes = [each for each in graph.nodes if any(str(role).startswith(f"{what}.") for role in each.roles)]
     if node is not None and (node.tensors or not nodes):
         return explaining.tensors(what, [node], notes)
@@ -64,7 +64,7 @@ def explain(
     sizes = explaining.named_sizes()
     if what in sizes:
         return explaining.size(what, sizes[what], notes)
-    known = (*graph.by_role, *sizes, *graph.by_name, *explaining.blocks())
+    known = (*explaining.blocks(), *sizes, *graph.by_role, *graph.by_name)
     raise NodeNotFound(
         unknown("node, role, block, named size or snapshot number", what, known), field="what", node=what
     )
@@ -354,6 +354,12 @@ def _closed(mask: NDArray[Any], weights: NDArray[Any]) -> NDArray[np.bool_] | No
         if not closed.all() and (weights[..., closed] == 0).all() and (weights[..., ~closed] > 0).all():
             return closed
     return None
+
+
+def _of_tensor(graph: Graph, name: str) -> Node | None:
+    """The node that returns a tensor of this name, where it returns several."""
+    node = graph.by_name.get(name.partition(":")[0])
+    return node if node is not None and name in dict(node.tensors) else None
 
 
 def _named(node: Node) -> str:

@@ -18,6 +18,8 @@
     [roles]                 also [inputs], [outputs] and [parameters]: name, dtype, sizes as formulas
     encoder.0.self_attention.scores  float32  (1, n_heads, src_len, src_len)
 
+    [end]                   a file without it was cut off
+
 A size without a confirmed formula is a number with a question mark: `64?`. Empty lines and lines that begin with `#`
 mean nothing.
 """
@@ -41,6 +43,8 @@ SECTIONS = ("inputs", "roles", "outputs", "parameters")
 _HEAD = (
     "# What every tensor is made of, written by `fxtrace lock` and held by `fxtrace check`. Review changes like code."
 )
+_END = "end"
+_NUMBER = re.compile(r"\d{1,18}")
 _TENSOR = re.compile(r"(\S+)\s+(\w+)\s+\((.*)\)")
 _SAFE = "._-:[]<>()*/$@!,;=+~'\""  # and letters and digits; of names, the rest is written as in URLs
 
@@ -113,6 +117,7 @@ def _lines(lock: Lock) -> Iterator[str]:
         if tensors:
             yield from ("", f"[{section}]")
             yield from (f"{_quoted(name)}  {each}" for name, each in tensors.items())
+    yield from ("", "[end]")
 
 
 def loads(text: str, file: str = "shapes.lock") -> Lock:
@@ -136,7 +141,7 @@ class _Reader:
 
     def lock(self) -> Lock:
         form = self._after("fxtrace-lock")
-        if not form.isdecimal():
+        if not _NUMBER.fullmatch(form):
             raise self._wrong(f"expected the number of a format after 'fxtrace-lock', got '{form}'")
         if int(form) > FORMAT:
             raise self._wrong(f"format {form} is newer than {FORMAT}, which this fxtrace reads; update fxtrace")
@@ -150,10 +155,12 @@ class _Reader:
         for self._number, line in self._lines:  # noqa: B020 - errors name it
             if heading := re.fullmatch(r"\[(\w+)\]", line):
                 section = heading[1]
-                known = ("settings", "configuration", "sizes", "trials", *SECTIONS)
+                known = ("settings", "configuration", "sizes", "trials", *SECTIONS, _END)
                 if section not in known:
                     near = nearest(section, known)
                     raise self._wrong(f"no section '{section}'" + (f"; did you mean '{near}'?" if near else ""))
+            elif section == _END:
+                raise self._wrong(f"expected nothing after [{_END}], got '{line}'")
             elif section in ("settings", "configuration"):
                 self._add(settings if section == "settings" else configuration, *self._field(line))
             elif section == "sizes":
@@ -168,6 +175,8 @@ class _Reader:
                 self._add(tensors, (section, name), locked)
             else:
                 raise self._wrong(f"expected a section such as [roles], got '{line}'")
+        if section != _END:
+            raise self._wrong(f"the file ends before its [{_END}]: it was cut off; restore it, or lock anew")
         return Lock(model, settings, configuration, sizes, tuple(trials), tensors)
 
     def _after(self, word: str) -> str:
@@ -186,7 +195,7 @@ class _Reader:
 
     def _trial(self, line: str) -> Mapping[str, int]:
         pairs = [each.partition("=") for each in line.split()]
-        if not all(name and value.isdecimal() for name, _, value in pairs):
+        if not all(name and _NUMBER.fullmatch(value) for name, _, value in pairs):
             raise self._wrong(f"expected sizes as in 'd_model=192 n_heads=6', got '{line}'")
         return {unquote(name): int(value) for name, _, value in pairs}
 

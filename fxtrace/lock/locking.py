@@ -8,9 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fxtrace.capture import capture, model_errors
 from fxtrace.diff import FieldChange, changed_fields, put_field
 from fxtrace.dims import Finding, Formulas
-from fxtrace.errors import CaptureFailed, InvalidRequest, OptionInvalid
+from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest, OptionInvalid
 from fxtrace.graph import Graph, TensorSpec
 from fxtrace.lock.lockfile import Lock, Locked, dumps, loads
 from fxtrace.models import Model, Registry
@@ -126,9 +127,13 @@ def check_lock(path: str | Path, report: Report = lambda _: None) -> Checked:
         reason = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
         raise InvalidRequest(f"cannot read the lockfile {path}: {reason}", field="lock") from error
     lock = loads(text, str(path))
-    made = _Made(Registry.installed().load(lock.model), lock.settings, report)
-    fields = changed_fields(lock.configuration, flat(made.fields))
-    return Checked(fields, tuple(_Check(lock, made, fields).moves()))
+    try:
+        made = _Made(Registry.installed().load(lock.model), lock.settings, report)
+        fields = changed_fields(lock.configuration, flat(made.fields))
+        return Checked(fields, tuple(_Check(lock, made, fields).moves()))
+    except FxtraceError as error:
+        problem = f"{path} cannot be checked: {error.message}"
+        raise type(error)(problem, field=error.field, **{"lock": path, **error.metadata}) from error
 
 
 class _Made:
@@ -140,13 +145,24 @@ class _Made:
         self.prober = Prober(model, self.config, report=report)
         graph = self.prober.graph_of(self.fields)
         if graph is None:
-            raise CaptureFailed(f"model '{model.name}' cannot be captured under this configuration", model=model.name)
+            raise _reason(model, self.config)
         self.graph = graph
         self.sizes = dict(integers(self.fields))
 
     def trial(self, sizes: Mapping[str, int]) -> Graph | None:
         """The graph with these integers put in their places."""
         return self.prober.graph_of(replaced(self.fields, sizes))
+
+
+def _reason(model: Model, config: Any) -> FxtraceError:
+    """Why a model cannot be captured under a configuration."""
+    try:
+        with model_errors(f"building model '{model.name}' raised"):
+            module, inputs = model.build(config), model.example_inputs(config)
+        capture(module, inputs, rung="record")
+    except FxtraceError as error:
+        return error
+    return CaptureFailed(f"model '{model.name}' cannot be captured under this configuration", model=model.name)
 
 
 class _Check:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -102,7 +103,8 @@ class HuggingFaceModel(Model):
                 defaults = self._kind()
                 for name, value in overrides.items():
                     if name not in _FIELDS:
-                        _place(given, self._path(defaults, name), value)
+                        path, owner = self._path(defaults, name)
+                        _place(given, path, _typed(owner, path[-1], value))
                 shrink = self._fit.shrink if added["preset"] == "small" else AS_IT_IS
                 config = self._kind(**arguments(self._kind, given, shrink))
             except (FxtraceError, ImportError):
@@ -133,23 +135,26 @@ class HuggingFaceModel(Model):
             )
         return size
 
-    def _path(self, config: PreTrainedConfig, name: str) -> tuple[str, ...]:
-        """The fields that lead to a dotted name; transformers' common names for a family's own are understood.
+    def _path(self, config: PreTrainedConfig, name: str) -> tuple[tuple[str, ...], PreTrainedConfig]:
+        """The fields that lead to a dotted name, and the configuration that has the last of them.
+
+        transformers' common names for a family's own are understood.
 
         Raises:
             ConfigurationError: there is no such field.
         """
         path = []
         part: Any = config
+        owner = config
         for word in name.split("."):
             word = part.attribute_map.get(word, word) if is_configuration(part) else word
             if not is_configuration(part) or word not in own_fields(part):
                 known = [*_FIELDS, *(each for each, _ in _flat(config))]
                 message = unknown(f"configuration field of model '{self.name}'", name, known, limit=40)
                 raise ConfigurationError(message, field=f"configuration.{name}", model=self.name, name=name)
-            part = own_fields(part)[word]
+            owner, part = part, own_fields(part)[word]
             path.append(word)
-        return tuple(path)
+        return tuple(path), owner
 
     def _refused(self, overrides: Mapping[str, Json], error: Exception) -> ConfigurationError:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -313,7 +318,27 @@ def _schema(name: str, value: Json) -> dict[str, Json]:
 def _place(tree: dict[str, Any], path: tuple[str, ...], value: Json) -> None:
     for word in path[:-1]:
         tree = tree.setdefault(word, {})
-    tree[path[-1]] = _number(value, int, float)
+    tree[path[-1]] = value
+
+
+def _typed(config: PreTrainedConfig, name: str, value: Json) -> Json:
+    """A field's value, as the type that transformers insists on: in JSON, 1.0 and 1 are the same number."""
+    value = _number(value, int, float)
+    annotation = next((str(each.type) for each in dataclasses.fields(config) if each.name == name), "")
+    kinds = set(re.findall(r"\w+", annotation))
+    return _floats(value) if "float" in kinds and "int" not in kinds else value
+
+
+def _floats(value: Json) -> Json:
+    match value:
+        case bool():
+            return value
+        case int():
+            return float(value)
+        case list():
+            return [_floats(each) for each in value]
+        case _:
+            return value
 
 
 def _number(value: Json, *kinds: type[int] | type[float]) -> Json:

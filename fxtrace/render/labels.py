@@ -112,6 +112,8 @@ def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
         else:
             value = node.kwargs.get(name, node.args[place] if place < len(node.args) else None)
         if value is not None and value is not False and not isinstance(value, Ref) and (name, value) != ("groups", 1):
+            if isinstance(value, tuple) and len(value) == 1:
+                value = value[0]
             rows.append((name, f"{value:.4g}" if isinstance(value, float) else show(value)))
     return rows
 

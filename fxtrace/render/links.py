@@ -11,6 +11,8 @@ from fxtrace.render.view import Box, Link, View, home, prefixes, within
 # A residual connection goes around something that computes; x + x³ is no residual sum.
 _COMPUTING = frozenset({"linear", "matmul", "convolution", "recurrent", "attention", "module"})
 
+_SCORES = ("scores", "masked_scores")
+
 _SHARED = 3  # modules; what more than these read is drawn anew in each, or the links pull them all side by side
 
 
@@ -96,9 +98,12 @@ def _mark_residuals(view: View) -> View:
         if box.form != "pill" or box.node.kind != "add" or box.parameters:
             continue
         operands = [link for link in incoming[key] if view.boxes[link.tail].form != "note"]
-        if len(operands) != 2:
+        # Both sides of a residual sum have its shape. A mask is none, though it leads to a later layer's scores.
+        if len(operands) != 2 or len({link.spec.shape for link in operands if link.spec}) > 1:
             continue
         named = any(role.part == "residual_sum" for role in box.node.roles)
+        if not named and any(role.block.endswith("attention") and role.part in _SCORES for role in box.node.roles):
+            continue
         skip = _skip(operands[0], operands[1], view, incoming, place, strict=not named)
         if named or skip:
             boxes[key] = replace(box, form="plus")

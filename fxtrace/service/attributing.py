@@ -50,6 +50,8 @@ class _Attribution:
             self._found = explain_by_trial(self._found, self._trials())
         elif self._found.sizes:
             self._by_common_formulas()
+            if self._found.unexplained:
+                self._notes["of two models, a size is attributed only where both have the same formula for it"] = None
         return replace(self._found, notes=tuple(self._notes))
 
     @property

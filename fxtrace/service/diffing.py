@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from fxtrace.api import TensorReader
-from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare
-from fxtrace.errors import FxtraceError
+from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare, explain_sizes
+from fxtrace.errors import FormulasAbsent, FxtraceError
 from fxtrace.service.numbers import value_changes
 from fxtrace.trace import Json, Progress, Trace
 
@@ -29,9 +30,10 @@ def diff_traces(engine: Engine, ids: tuple[str, str], report: Report) -> GraphDi
         )
     if found.fields and (found.changed or found.added or found.removed):
         found = _attributed(found, engine, (before, after), report)
-    lacking = [trace.id[:8] for trace in (before, after) if not trace.values]
+    lacking = dict.fromkeys(trace.id[:8] for trace in (before, after) if not trace.values)
     if lacking:
-        return _noted(found, f"numbers not compared: trace {' and '.join(lacking)} has shapes only")
+        have = "have" if len(lacking) > 1 else "has"
+        return _noted(found, f"numbers not compared: {' and '.join(lacking)} {have} shapes only")
 
     def opened(trace_id: str) -> Callable[[str], TensorReader]:
         return lambda tensor: engine.open_tensor(trace_id, tensor)
@@ -45,11 +47,32 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], r
         try:
             engine.get_model(trace.model)
         except FxtraceError as error:
-            return _noted(found, f"not attributed: model '{trace.model}' is not at hand ({error.message})")
+            return _by_kept_formulas(found, engine, traces, error.message)
     from fxtrace.service.attributing import attribute
 
     sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
     return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
+
+
+def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], problem: str) -> GraphDiff:
+    """The comparison where a model is not at hand: attributed only by formulas that were found before."""
+    kept = False
+    for side, trace in enumerate(traces):
+        if traces[0].model == traces[1].model and found.unexplained:
+            with suppress(FormulasAbsent):
+                formulas = engine.get_formulas(trace.id)
+                before, after = (
+                    {**formulas.sizes, **{each.name: value for each, value in values if type(value) is int}}
+                    for values in (
+                        [(each, each.before) for each in found.fields],
+                        [(each, each.after) for each in found.fields],
+                    )
+                )
+                found, kept = explain_sizes(found, (before, after), formulas, side), True
+    how = "attributed only by formulas kept with the traces" if kept else "not attributed"
+    return _noted(
+        found, f"{how}: {problem} Name the model by its file or import path in place of a trace, or have it offered."
+    )
 
 
 def _noted(found: GraphDiff, note: str) -> GraphDiff:

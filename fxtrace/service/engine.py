@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from fxtrace.errors import (
     FormulasAbsent,
     FxtraceError,
+    ModelNotFound,
     OptionInvalid,
     SnapshotNotFound,
     ValuesAbsent,
@@ -243,7 +244,15 @@ class Engine:
         from fxtrace.service.comparing import Traced
 
         trace = self._store.trace(trace_id)
-        return Traced(trace, self._graph(trace_id), self._model(trace.model))
+        try:
+            model = self._model(trace.model)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"trace {trace_id[:8]} is of a model that is not at hand: {error.message} Name the model by its file "
+                "or import path in place of the trace, or have it offered.",
+                **error.metadata,
+            ) from error
+        return Traced(trace, self._graph(trace_id), model)
 
     def get_trace(self, trace_id: str) -> Trace:
         """Where a trace came from.
@@ -318,7 +327,8 @@ class Engine:
         from fxtrace.explain import explain
 
         number = what.removeprefix("#")
-        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if number.isdecimal() else None
+        numbered = number.isdecimal() and len(number) <= 18  # Python turns no text of thousands of digits into an int
+        snapshot = self.list_snapshots(trace_id, [int(number)])[0] if numbered else None
         return explain(
             self._graph(trace_id),
             what,

@@ -2145,7 +2145,7 @@ class Totals(message.Message):
     parameters: builtins.int
     """Elements of all parameters, shared ones once."""
     nbytes: builtins.int
-    """Bytes of all tensors."""
+    """Bytes of all tensors, parameters and buffers left out."""
     def __init__(
         self,
         *,

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from fxtrace.cli.tables import facts
 from tests.cli.conftest import Run
 from tests.conftest import Served
 
@@ -34,6 +37,43 @@ def test_draws(run: Run, tmp_path: Path, ending: str, begin: bytes) -> None:
     result = run("diff", TINY, f"{TINY} --set scale=2", "-o", file, "--theme", "dark")
     assert (result.exit_code, result.stderr) == (0, "")
     assert file.read_bytes().startswith(begin)
+
+
+def test_a_model_file_s_traces_are_found_by_the_start_of_their_ids(run: Run) -> None:
+    ids = [json.loads(run("trace", TINY, "--set", f"width={n}", "--json").stdout)["id"] for n in (4, 5)]
+    short = next(n for n in range(1, 32) if ids[0][:n] != ids[1][:n])
+    result = run("diff", ids[0][:short], ids[1][:short])
+    assert result.exit_code == 0
+    assert "4 → 5 explains none" in " ".join(result.stdout.split())
+    assert "Name the model by its file or import path" in result.stdout
+    assert run("diff", ids[0], ids[0]).stdout.splitlines()[0].endswith(" nodes equal, 0 changed, 0 added, 0 removed")
+
+
+def test_nodes_without_a_role_are_no_wall_of_rows(run: Run, served: Served) -> None:
+    place = ("--store", served.engine.store.place)
+    recorded = json.loads(run("trace", "reference", "--rung", "record", "--json", *place).stdout)["id"]
+    lines = run("diff", served.reference.id, recorded, *place).stdout.splitlines()
+    assert any("without a role: 87 constant" in line for line in lines)
+    assert any("without a role: 51 size" in line for line in lines)
+    assert len(lines) < 20
+
+
+def test_fields_of_one_model_alone_are_told_in_a_row(run: Run, served: Served) -> None:
+    place = ("--store", served.engine.store.place)
+    lines = run("diff", served.reference.id, "reference --set d_ff=8", *place).stdout.splitlines()
+    assert not any("only" in line for line in lines)
+    lines = run("diff", served.reference.id, served.dtypes.id, *place).stdout.splitlines()
+    assert sum(" only before " in line for line in lines) == 1
+    assert "d_ff" in next(line for line in lines if " only before " in line)
+
+
+def test_a_narrow_terminal_hides_nothing() -> None:
+    sides = [("decoder.0.cross_attention.query_heads", "1×n_heads×tgt_len×d_model/n_heads = 1×4×5×32")]
+    with Console(width=40, file=io.StringIO(), record=True) as console:
+        console.print(facts("From", *sides))
+    shown = "".join(console.export_text().split())
+    assert "…" not in shown
+    assert all(len(line) <= 40 for line in console.export_text().splitlines())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from fxtrace.diff import GraphDiff, changed_fields, compare
 from fxtrace.errors import ModelNotFound
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Json, TraceRequest
+from fxtrace.trace import RUNGS, Json, TraceRequest
 
 TINY = Path(__file__).parents[1] / "service" / "tiny.py"
 
@@ -83,10 +83,30 @@ def test_without_the_model_everything_but_the_reasons_is_told(engine: Engine, mo
     with Engine.open(engine.store.place) as elsewhere:
         with pytest.raises(ModelNotFound):
             elsewhere.get_model("tiny")
-        lacking = elsewhere.diff_traces(*(trace.id for trace in traces))
-    assert lacking.unexplained == len(whole.sizes)
+        by_kept = elsewhere.diff_traces(*(trace.id for trace in traces))
+        other = engine.create_trace(TraceRequest("tiny", {"width": 4, "scale": 7.0}))
+        lacking = elsewhere.diff_traces(other.id, engine.create_trace(TraceRequest("tiny", {"width": 7})).id)
+        with pytest.raises(ModelNotFound, match=r"of a model that is not at hand: .* Name the model by its file"):
+            elsewhere.find_formulas(other.id)
+    assert by_kept.explained == whole.explained
+    assert "attributed only by formulas kept with the traces: no model named 'tiny'" in by_kept.notes[0]
+    assert lacking.unexplained == len(lacking.sizes) == len(whole.sizes)
     assert [pair.after for pair in lacking.changed] == [pair.after for pair in whole.changed]
-    assert "model 'tiny' is not at hand" in lacking.notes[0]
+    assert lacking.notes[0].startswith("not attributed: no model named 'tiny'")
+
+
+@pytest.mark.parametrize("values", [(True, False), (False, False)])
+def test_a_trace_without_numbers_is_named_once(engine: Engine, values: tuple[bool, bool]) -> None:
+    ids = [engine.create_trace(TraceRequest("tiny", values=each)).id for each in values]
+    assert f"numbers not compared: {ids[1][:8]} has shapes only" in engine.diff_traces(*ids).notes
+
+
+def test_reading_a_parameter_adds_no_bytes(engine: Engine) -> None:
+    """One capture has a node for each parameter that is read, the other has none."""
+    ids = [engine.create_trace(TraceRequest("reference", rung=each)).id for each in RUNGS[:2]]
+    found = engine.diff_traces(*ids)
+    assert {lone.node.kind for lone in found.added} == {"constant"}
+    assert found.before.nbytes == found.after.nbytes
 
 
 def test_shapes_that_were_asked_for_are_told_and_tried(engine: Engine) -> None:

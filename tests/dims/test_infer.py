@@ -47,6 +47,14 @@ def test_a_formula_is_found_again(truth: str) -> None:
         assert found.formula.value(probe.sizes) == Formula(truth).value(probe.sizes)
 
 
+@pytest.mark.parametrize("truth", ["(img//p)**2 + 1", "img//p", "2*(img//p)", "(L - 4)//5"])
+def test_a_formula_has_no_brackets_to_spare(truth: str) -> None:
+    tried = probes()
+    parts = ["img//p", "(img//p)**2", truth]  # as a graph has them: what was found before is part of the rest
+    observed = np.array([[Formula(part).value(probe.sizes) for part in parts] for probe in tried], np.int64)
+    assert str(find_formulas(tried, observed, HELD_OUT)[-1].formula) == truth
+
+
 def test_a_size_that_no_formula_gives_stays_a_number() -> None:
     tried = probes()
     chance = random.Random(3)

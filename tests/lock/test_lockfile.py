@@ -54,12 +54,18 @@ width = 4
 width=6
 [roles]
 a.b  float32  (3, width)
+[end]
 """
 
 
 @pytest.mark.parametrize(
     ("old", "new", "line", "told"),
     [
+        ("[end]\n", "", 8, "the file ends before its [end]: it was cut off"),
+        ("width)\n[end]\n", "wid", 8, "expected 'name  dtype  (size, size)', got 'a.b  float32  (3, wid'"),
+        ("[end]", "[end]\nc  int64  (3)", 10, "expected nothing after [end], got 'c  int64  (3)'"),
+        ("fxtrace-lock 1", f"fxtrace-lock {'9' * 5000}", 1, "expected the number of a format"),
+        ("width=6", f"width={'9' * 5000}", 6, "expected sizes as in"),
         (GOOD, "", 1, "expected 'fxtrace-lock …', got ''; `fxtrace lock MODEL -o FILE` writes a lockfile"),
         ("fxtrace-lock 1", "{", 1, "expected 'fxtrace-lock …', got '{'"),
         ("fxtrace-lock 1", "fxtrace-lock 2", 1, "format 2 is newer than 1, which this fxtrace reads; update fxtrace"),

@@ -147,7 +147,7 @@ def test_the_readme_s_pytest_line_holds_a_project(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "test_shapes.py").write_text(f"import fxtrace\n\n{block[1]}")
     (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
+    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n[end]\n")
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"], cwd=tmp_path, capture_output=True, text=True
     )
@@ -164,10 +164,23 @@ def test_the_readme_s_hook_runs_the_check(tmp_path: Path) -> None:
     assert re.search(entry[2], "net.py")
     assert re.search(entry[2], "shapes.lock")
     (tmp_path / "net.py").write_text(MODEL)
-    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n")
+    (tmp_path / "shapes.lock").write_text("fxtrace-lock 1\nmodel net.py\n[inputs]\nids  int64  (1, 5?)\n[end]\n")
     done = subprocess.run([sys.executable, "-m", program, command], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert "shapes.lock: " in done.stdout
+
+
+def test_a_model_that_is_gone_or_refuses_is_told_with_the_lockfile(run: Run, tmp_path: Path) -> None:
+    model, lock = tmp_path / "net.py", tmp_path / "my.lock"
+    lock.write_text(f"fxtrace-lock 1\nmodel {model}\n[settings]\nheads = 3\n[end]\n")
+    gone = run("check", lock).stderr
+    assert f"{lock} cannot be checked: no model file at {model}" in gone
+    model.write_text(MODEL)
+    refused = run("check", lock, "--json")
+    assert refused.exit_code == 1
+    told = json.loads(refused.stderr)
+    assert told["metadata"]["lock"] == str(lock)
+    assert "shape '[1, 5, 3, 2]' is invalid" in told["message"]
 
 
 def test_a_lockfile_that_is_not_there_is_told(run: Run, tmp_path: Path) -> None:

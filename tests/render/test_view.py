@@ -177,6 +177,16 @@ def test_a_role_may_call_a_sum_residual() -> None:
     assert [link.tail for link in mark(build(named)).links if link.kind == "residual"] == [Ref("x").node]
 
 
+@pytest.mark.parametrize("part", ["", "masked_scores"])
+def test_a_mask_is_no_residual_though_it_leads_to_the_scores(part: str) -> None:
+    e = Emitter()
+    x, mask = e.input("x", (2, 3, 4)), e.input("mask", (1, 3, 4) if not part else (2, 3, 4))
+    first = e.node("add", "operator.add", (e.linear("first", x, 4), mask), (2, 3, 4))
+    scores = e.linear("second", first, 4)
+    e.output(y=e.node("add", "operator.add", (scores, mask), (2, 3, 4), part and f"encoder.1.self_attention.{part}"))
+    assert not any(link.kind == "residual" for link in mark(build(e.graph())).links)
+
+
 def test_a_one_op_module_called_twice_is_no_frame() -> None:
     e = Emitter()
     x = e.input("x", (2, 4))
