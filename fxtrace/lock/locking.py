@@ -47,7 +47,9 @@ class Move:
 
     def __str__(self) -> str:
         reason = f"because of {', '.join(self.causes)}" if self.causes else "the model changed"
-        return f"{self.section[:-1]} {self.name}: {self.before or 'not there'} → {self.after or 'gone'} ({reason})"
+        (formulas, _, _), (now, _, numbers) = self.before.partition(" = "), self.after.partition(" = ")
+        after = numbers if numbers and formulas == now else self.after or "gone"
+        return f"{self.section[:-1]} {self.name}: {self.before or 'not there'} → {after} ({reason})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,8 @@ def constant_rows(node: Node, graph: Graph) -> list[tuple[str, str]]:
 def pill_text(node: Node, graph: Graph) -> str:
     """A pill's text: the op's name, or its sign with the number it takes (`÷ 5.657`)."""
     if node.target == "operator.getitem" and len(node.args) == 2:
-        index = node.args[1]
-        return f"[{', '.join(map(show, index)) if isinstance(index, tuple) else show(index)}]"
+        index = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+        return f"[{', '.join('…' if isinstance(each, Ref) else show(each) for each in index)}]"
     sign = _SYMBOLS.get(node.kind)
     if sign and len(node.args) == 2:
         left, right = (_number(arg, graph) for arg in node.args)

@@ -93,7 +93,7 @@ def test_a_lock_says_what_everything_is_made_of(locked: tuple[Path, str]) -> Non
     [
         ("", "", 0, set(), ""),
         ("torch.relu(self.up(x))", "self.up(x).relu()", 0, set(), ""),
-        ("inner: int = 12", "inner: int = 16", 10, {("inner",)}, "= 1×5×12 → float32  (batch, length, inner) = 1×5×16"),
+        ("inner: int = 12", "inner: int = 16", 10, {("inner",)}, "inner) = 1×5×12 → 1×5×16 (because of inner)"),
         (
             "layers: int = 2",
             "layers: int = 3",

@@ -39,6 +39,7 @@ def test_a_module_is_called_as_its_function(type_: str, name: str) -> None:
         ("add", "operator.iadd", (Ref("x"), Ref("x")), "iadd"),
         ("add", "operator.add", (Ref("x"), True), "add"),
         ("select", "operator.getitem", (Ref("x"), (0, Symbol("..."))), "[0, ...]"),
+        ("select", "operator.getitem", (Ref("x"), (Ref("rows"), 0)), "[…, 0]"),
         ("activation", "torch.nn.functional.gelu", (Ref("x"),), "gelu"),
     ],
 )
