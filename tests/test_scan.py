@@ -35,7 +35,7 @@ MAY_TOUCH_FILES = {
     "service/watched.py": "the operator's files",
     "service/settings.py": "the operator's file",
     "service/worker.py": "/proc, and the store's place",
-    "service/workers.py": "a temporary folder's name, made by the system",
+    "service/temporary.py": "folders' names, made by the system",
     "service/engine.py": "the store, by an id that was checked",
     "store/blobs.py": "names that the store makes of checked ids: see NAME there",
     "store/files.py": "names that the store makes of checked ids: see NAME there",

@@ -11,10 +11,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fxtrace.graph import Graph, Role
+from fxtrace.graph import Graph, Node, Role
 
 _READ = frozenset({"input", "memory", "residual_a", "mask"})
 """Parts that a block only reads: their values were made before it begins."""
+
+
+Place = tuple[str, int | None, str]
+"""A block's stack, layer and name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +46,17 @@ class _Block:
 def matched_roles(first: Graph, second: Graph) -> tuple[Mapping[Key, str], Mapping[Key, str]]:
     """Of either graph, node names by what roles come to; roles that correspond come to the same.
 
-    Where the blocks of a stack do not have the same places in both graphs, what only says a layer's number (its input
-    and its output) says nothing.
+    Where blocks take the norm of what they are added to, a norm belongs to the block that it comes before, and the one
+    after the last block to the stack. Where the blocks of a stack do not have the same places in both graphs, what only
+    says a layer's number (its input and its output) says nothing.
     """
     stacks = [_stacks(graph) for graph in (first, second)]
     # An encoder alone against a decoder alone: their layers correspond, whatever the stacks are called.
     alone = all(len(each) == 1 for each in stacks)
     twins = [(name, next(iter(stacks[1])) if alone else name) for name in stacks[0]]
     back = {theirs: ours for ours, theirs in twins}
-    matched: dict[tuple[str, int, str], tuple[str, int, str]] = {}
+    normed = _normed_before(first) & {back.get(each, each) for each in _normed_before(second)}
+    matched: dict[Place, Place] = {}
     moved: set[str] = set()
     for ours, theirs in twins:
         pairs = _matched(stacks[0][ours], stacks[1].get(theirs, []))
@@ -58,22 +64,41 @@ def matched_roles(first: Graph, second: Graph) -> tuple[Mapping[Key, str], Mappi
         if any(a.layer != b.layer for a, b in pairs):
             moved.add(ours)
 
-    def key(role: Role, *, after: bool) -> Key:
+    def key(role: Role, node: Node, *, after: bool) -> Key:
         stack = back.get(role.stack, role.stack) if after else role.stack
         side = "after" if after else "before"
+        if role.part == "norm_output" and stack in normed:
+            # A norm is of the block that it comes before; after the last one it is the stack's own.
+            inner = any(each.stack == role.stack and each.part == "input" and each.block for each in node.roles)
+            return Key((*_place(role), side) if inner else (stack, role.part), made=not inner)
         if role.layer is None:
             return Key((stack, role.block, role.part), role.part not in (*_READ, "hidden"))
         if not role.block:
             return Key((stack, role.layer, role.part, side if stack in moved else ""), made=False)
-        place = (role.stack, role.layer, role.block)
+        place = _place(role)
         unmatched = after and place not in matched
         shared = matched[place] if after and not unmatched else place
-        return Key((*shared, role.part, side if unmatched else ""), role.part not in _READ)
+        made = role.part not in _READ or (role.part == "input" and stack in normed)
+        return Key((*shared, role.part, side if unmatched else ""), made)
 
     def named(graph: Graph, *, after: bool) -> Mapping[Key, str]:
-        return {key(role, after=after): node.name for node in graph.nodes for role in node.roles}
+        return {key(role, node, after=after): node.name for node in graph.nodes for role in node.roles}
 
     return named(first, after=False), named(second, after=True)
+
+
+def _place(role: Role) -> Place:
+    return role.stack, role.layer, role.block
+
+
+def _normed_before(graph: Graph) -> set[str]:
+    """The stacks whose blocks take the norm of what they are added to."""
+    read = {(role.part, _place(role)): node for node in graph.nodes for role in node.roles if role.layer is not None}
+    return {
+        place[0]
+        for (part, place), node in read.items()
+        if part == "input" and place[2] and read.get(("residual_a", place), node) is not node
+    }
 
 
 def _stacks(graph: Graph) -> dict[str, list[_Block]]:

@@ -91,27 +91,39 @@ def test_a_removed_module_leaves_the_rest_paired() -> None:
 
 
 class Layer(nn.Module):
-    def __init__(self, feed_forward: bool) -> None:
+    def __init__(self, feed_forward: bool, norm_first: bool) -> None:
         super().__init__()
+        self.norm_first = norm_first
         self.query, self.key, self.value, self.out = (nn.Linear(16, 16) for _ in range(4))
         self.norm, self.last = nn.LayerNorm(16), nn.LayerNorm(16)
         self.inner = nn.Sequential(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16)) if feed_forward else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def attend(self, x: Tensor) -> Tensor:
         q, k, v = (each(x).view(2, 5, 4, 4).transpose(1, 2) for each in (self.query, self.key, self.value))
         mixed = torch.softmax(q @ k.transpose(-1, -2) / 2, -1) @ v
-        x = self.norm(x + self.out(mixed.transpose(1, 2).reshape(2, 5, 16)))
+        return self.out(mixed.transpose(1, 2).reshape(2, 5, 16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.norm_first:
+            x = x + self.attend(self.norm(x))
+            return x if self.inner is None else x + self.inner(self.last(x))
+        x = self.norm(x + self.attend(x))
         return x if self.inner is None else self.last(x + self.inner(x))
 
 
-def layers(*feed_forward: bool) -> Graph:
-    return graph_of(nn.Sequential(*map(Layer, feed_forward)), {"input": torch.rand(2, 5, 16)})
+def layers(*feed_forward: bool, norm_first: bool) -> Graph:
+    net = nn.Sequential(*(Layer(each, norm_first) for each in feed_forward))
+    if norm_first:
+        net.add_module("final", nn.LayerNorm(16))
+    return graph_of(net, {"input": torch.rand(2, 5, 16)})
 
 
+@pytest.mark.parametrize("norm_first", [False, True], ids=["norms last", "norms first"])
 @pytest.mark.parametrize("gone", [0, 1, 2])
-def test_a_block_that_is_gone_shifts_no_other(gone: int) -> None:
+def test_a_block_that_is_gone_shifts_no_other(gone: int, norm_first: bool) -> None:
     """Without it, the next layer's blocks have other numbers; the modules say which is which."""
-    before, after = layers(True, True, True), layers(*(layer != gone for layer in range(3)))
+    before = layers(True, True, True, norm_first=norm_first)
+    after = layers(*(layer != gone for layer in range(3)), norm_first=norm_first)
     pairs = align(before, after)
     for pair in pairs:
         ours, theirs = before.node(pair.before), after.node(pair.after)
@@ -119,6 +131,14 @@ def test_a_block_that_is_gone_shifts_no_other(gone: int) -> None:
     assert len(pairs) == len(after.nodes)
     backwards = {pair.after: pair.before for pair in align(after, before)}
     assert backwards == {pair.before: pair.after for pair in pairs}
+
+
+@pytest.mark.parametrize("norm_first", [False, True], ids=["norms last", "norms first"])
+def test_an_added_layer_leaves_the_rest_paired(norm_first: bool) -> None:
+    before, after = (layers(*[True] * count, norm_first=norm_first) for count in (2, 3))
+    pairs = align(before, after)
+    assert all(before.node(pair.before).module == after.node(pair.after).module for pair in pairs)
+    assert len(pairs) == len(before.nodes)
 
 
 def test_roles_that_have_nothing_in_common_are_never_paired(plain: Graph) -> None:

@@ -66,6 +66,8 @@ def cases() -> Iterator[Case]:
     bare = replace(reference, nodes=tuple(replace(node, roles=()) for node in reference.nodes))
     yield _renamed("the same without roles", bare)
     yield _by_place("an added layer", reference, _graph("reference", encoder_layers=3, decoder_layers=3))
+    t5 = _graph("hf:t5"), _graph("hf:t5", num_layers=3, num_decoder_layers=3)
+    yield _by_place("an added layer, norms first", *t5)
     yield _by_place("a removed block", _net(feed_forward=True), _net(feed_forward=False))
     for name, variant in (
         ("fused QKV", Variant(projections="chunked")),
