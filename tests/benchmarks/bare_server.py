@@ -13,7 +13,7 @@ CHUNK_BYTES = 1 << 20
 
 
 async def _serve() -> None:
-    data = memoryview(bytearray(STREAM_BYTES))
+    data = memoryview(bytearray(b"\1") * STREAM_BYTES)  # zeros would be one page, over and over
 
     async def stream(request: bytes, _context: Any) -> AsyncIterator[bytes]:
         for start in range(0, int(request), CHUNK_BYTES):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,16 +41,24 @@ def throughput(client: Client[Any], trace_id: str, bare: Any) -> Row:
     size = FAST << 30
     stream = bare.unary_stream("/bare/stream")
 
-    def raw() -> None:
-        data, at = np.empty(size, np.uint8).data, 0
-        for chunk in stream(str(size).encode()):
+    # Memory that is free for two seconds a virtual machine may give back to its host, and taking it again may cost more
+    # than the stream. So both write into memory that is there.
+    data = np.ones(size, np.uint8).data
+
+    def fill(chunks: Iterable[bytes | memoryview]) -> None:
+        at = 0
+        for chunk in chunks:
             data[at : at + len(chunk)] = chunk
             at += len(chunk)
         assert at == size
 
-    ratio = compare(lambda: client.read_tensor(trace_id, "x"), raw, rounds=ROUNDS, warm_up=1)
+    def read() -> None:
+        with client.open_tensor(trace_id, "x") as reader:
+            fill(reader.chunks())
+
+    ratio = compare(read, lambda: fill(stream(str(size).encode())), rounds=ROUNDS, warm_up=1)
     return Row(
-        f"throughput of ReadTensor, {FAST} GiB into an array, ÷ a raw grpc.aio byte stream", ratio, "≥ 0.9", speed=True
+        f"throughput of ReadTensor, {FAST} GiB into memory, ÷ a raw grpc.aio byte stream", ratio, "≥ 0.9", speed=True
     )
 
 
