@@ -68,10 +68,12 @@ def vocabularies(api: TraceApi[Any], traces: Iterable[TraceRequest] = TRACES) ->
     ids = make_traces(api, traces)
     spare = [f"traces/{ids[number]}" for number in _SPARE]
     models = {each.name: each for each in api.list_models()}
-    return [_vocabulary(api, each, models, spare) for each in ids]
+    return [_vocabulary(api, each, models, ids, spare) for each in ids]
 
 
-def _vocabulary(api: TraceApi[Any], trace_id: str, models: Mapping[str, ModelInfo], spare: list[str]) -> Vocabulary:
+def _vocabulary(
+    api: TraceApi[Any], trace_id: str, models: Mapping[str, ModelInfo], ids: Sequence[str], spare: list[str]
+) -> Vocabulary:
     trace, graph = api.get_trace(trace_id), api.get_graph(trace_id)
     roles, nodes = list(graph.by_role), [node.name for node in graph.nodes]
     tensors = [name for name, _ in graph.tensors()]
@@ -85,12 +87,20 @@ def _vocabulary(api: TraceApi[Any], trace_id: str, models: Mapping[str, ModelInf
     known: dict[str, Sequence[str | int | float]] = {
         "trace": [f"traces/{trace_id}"],
         "name": [f"traces/{trace_id}"],
+        "before": [f"traces/{trace_id}"],
+        "after": [f"traces/{each}" for each in ids],
+        "what": [*roles, *parts, *nodes, *(each.name for each in graph.dims), "33", "1"],
         "GetModelRequest.name": [f"models/{each}" for each in models],
         "DeleteTraceRequest.name": spare,
         "model": [f"models/{trace.model}"],
         "FieldsEntry.key": [each.name for each in models[trace.model].fields],
         "Value.number_value": (1, 2, 3, 4, 6, 8, 12, 16, 0, -1, 1.5),
         "Value.string_value": ("hello from cairo", "forward", "build", "team"),
+        "GridAxis.field": [each.name for each in models[trace.model].fields],
+        "IntegerRange.start": (1, 2, 4, 16),
+        "IntegerRange.stop": (3, 5, 17, 64),
+        "IntegerRange.step": (1, 2, 16),
+        "sample": (0, 1),
         "InputOverride.name": inputs,
         "SymbolicSizes.input": inputs,
         "SymbolicSizes.names": ("batch", "source", "", "a", "b"),
@@ -105,6 +115,7 @@ def _vocabulary(api: TraceApi[Any], trace_id: str, models: Mapping[str, ModelInf
         "role": roles + parts,
         "numbers": (1, 5, 33, 43),
         "tensor": roles + tensors,
+        "tensors": roles,
         "TensorSlice.expression": ("0", "-1", "::2", "...,:3", "0,0,:5", "1:0", ":,1", "0:4:3", "5:"),
         "chunk_bytes": (0, 4096, 1 << 20, 2 << 20),
         "NodeQuery.expression": conditions,
