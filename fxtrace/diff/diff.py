@@ -85,7 +85,12 @@ def put_field(fields: Mapping[str, Json], name: str, value: Json, prefix: str = 
 
 
 def explain_sizes(
-    diff: GraphDiff, sizes: tuple[Mapping[str, int], Mapping[str, int]], formulas: Formulas, side: int
+    diff: GraphDiff,
+    sizes: tuple[Mapping[str, int], Mapping[str, int]],
+    formulas: Formulas,
+    side: int,
+    *,
+    tied: bool = True,
 ) -> GraphDiff:
     """The comparison, with each size that a formula of one graph gives on both sides attributed to the fields in it.
 
@@ -95,11 +100,14 @@ def explain_sizes(
         formulas: of one graph's tensors. They must hold for the other one's configuration, too: it is of the same
             model, or has the same formula for the size.
         side: whose formulas they are: 0 of the graph before, 1 of the one after.
+        tied: whether a field also stands for those that were only ever tried along with it, where these changed, too;
+            otherwise such sizes are left open.
     """
     # Sizes of inputs that no field decides: the same on both sides, or their formulas do not give both.
     given = {name: size for name, size in formulas.sizes.items() if name not in sizes[0] and name not in sizes[1]}
     old, new = ({**given, **each} for each in sizes)
     different = {name for name in (*old, *new) if old.get(name) != new.get(name)}
+    several = set() if tied else {name for other, name in formulas.tied.items() if {name, other} <= different}
 
     def causes(formula: Formula) -> tuple[str, ...]:
         """The changed names in a formula that make a difference to it."""
@@ -113,7 +121,9 @@ def explain_sizes(
     def explain(tensor: TensorChange, size: SizeChange) -> SizeChange:
         findings = formulas.tensors.get((tensor.before, tensor.after)[side].name, ())
         formula = findings[size.dimension].formula if size.dimension < len(findings) else None
-        if size.formula or formula is None or (formula.value(old), formula.value(new)) != (size.before, size.after):
+        if size.formula or size.causes or formula is None:
+            return size
+        if (formula.value(old), formula.value(new)) != (size.before, size.after) or formula.names & several:
             return size
         return replace(size, formula=str(formula), causes=causes(formula))
 

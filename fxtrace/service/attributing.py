@@ -46,8 +46,9 @@ class _Attribution:
     def made(self) -> GraphDiff:
         first, second = (side.model for side in self._sides)
         if (first.name, first.digest) == (second.name, second.digest):
-            self._by_formulas()
+            self._by_formulas(tied=False)
             self._found = explain_by_trial(self._found, self._trials())
+            self._by_formulas(tied=True)
         elif self._found.sizes:
             self._by_common_formulas()
             if self._found.unexplained:
@@ -59,11 +60,14 @@ class _Attribution:
         before, after = (dict(integers(side.trace.configuration)) for side in self._sides)
         return before, after
 
-    def _by_formulas(self) -> None:
-        """By the formulas of one graph; by those of the other one where they leave something open."""
+    def _by_formulas(self, *, tied: bool) -> None:
+        """By the formulas of one graph; by those of the other one where they leave something open.
+
+        Which of two fields that must be equal a size is made of no formula tells: that is tried first.
+        """
         for side, traced in enumerate(self._sides):
             if self._found.unexplained and (formulas := self._formulas(traced)):
-                self._found = explain_sizes(self._found, self._sizes, formulas, side)
+                self._found = explain_sizes(self._found, self._sizes, formulas, side, tied=tied)
 
     def _by_common_formulas(self) -> None:
         first = self._formulas(self._sides[0])
@@ -86,7 +90,7 @@ class _Attribution:
         open_pairs = found.unexplained or any(pair.restructured for pair in found.pairs)
         if open_pairs or found.removed:
             yield from self._trials_of(0)
-        if found.added:
+        if found.unexplained or found.added:
             yield from self._trials_of(1)
 
     def _trials_of(self, side: int) -> Iterator[tuple[str, Graph, Graph, int]]:

@@ -53,6 +53,18 @@ def test_every_changed_size_is_explained(engine: Engine, after: dict[str, Json],
     assert (found.added, found.removed, found.notes) == ((), (), ())
 
 
+def test_of_fields_that_must_be_equal_the_one_that_a_size_is_made_of_explains_it(engine: Engine) -> None:
+    pytest.importorskip("transformers")
+    found = difference(engine, "hf:opt", {}, {"hidden_size": 192})
+    assert {"hidden_size", "word_embed_proj_dim"} <= {each.name for each in found.fields}  # the one follows the other
+    causes = {
+        (tensor.before.name, size.causes) for each in found.pairs for tensor in each.tensors for size in tensor.sizes
+    }
+    assert ("embedding", ("word_embed_proj_dim",)) in causes
+    assert ("linear", ("hidden_size",)) in causes
+    assert not found.unexplained
+
+
 def test_added_layers_are_explained(engine: Engine) -> None:
     found = difference(engine, "reference", {}, {"encoder_layers": 3, "d_ff": 300})
     assert len(found.added) == 32

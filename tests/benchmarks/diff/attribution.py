@@ -81,6 +81,12 @@ class Subject:
         found = self.id(changes)
         return self.engine.get_graph(found) if found else None
 
+    def resolved(self, changes: Changes) -> Changes:
+        """These changes, and those of fields that follow them."""
+        found = self.id(changes)
+        now = dict(integers(self.engine.get_trace(found).configuration)) if found else {}
+        return {name: now[name] for name in now if name.isidentifier() and now[name] != self.base.get(name)} or changes
+
     def diff(self, changes: Changes) -> GraphDiff | None:
         found = self.id(changes)
         return self.engine.diff_traces(self.trace.id, found) if found else None
@@ -126,7 +132,7 @@ def score(subject: Subject, changes: Sequence[Changes]) -> Score:
         total.alone_explained += sum(bool(each.causes) for each in alone)
         total.unexplained += found.unexplained
         total.explained += len(found.sizes) - found.unexplained
-        truth = _Truth(subject, change)
+        truth = _Truth(subject, subject.resolved(change))
         for tensor in (tensor for pair in found.pairs for tensor in pair.tensors):
             for size in tensor.sizes:
                 if size.causes:
@@ -182,7 +188,10 @@ class _Truth:
         return spec.shape[size.dimension] if spec and size.dimension < len(spec.shape) else None
 
     def _run(self, back: bool, names: frozenset[str]) -> tuple[Graph, Mapping[str, str]] | None:
-        mixed = {name: value for name, value in self._change.items() if (name in names) != back}
+        # What is not changed is said, too: else it may follow what is.
+        mixed = {
+            name: value if (name in names) != back else self._subject.base[name] for name, value in self._change.items()
+        }
         start = self._subject.graph(self._change if back else {})
         graph = self._subject.graph(mixed)
         if start is None or graph is None:
