@@ -85,7 +85,11 @@ class Subject:
         """These changes, and those of fields that follow them."""
         found = self.id(changes)
         now = dict(integers(self.engine.get_trace(found).configuration)) if found else {}
-        return {name: now[name] for name in now if name.isidentifier() and now[name] != self.base.get(name)} or changes
+        return {
+            name: now[name]
+            for name in now.keys() & self.base.keys()
+            if name.isidentifier() and now[name] != self.base[name]
+        } or changes
 
     def diff(self, changes: Changes) -> GraphDiff | None:
         found = self.id(changes)
