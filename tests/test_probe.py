@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from fxtrace.capture import capture
-from fxtrace.dims import Finding, Formula, Formulas
+from fxtrace.dims import Finding, Formula, Formulas, integers, replaced
 from fxtrace.errors import Cancelled, CaptureFailed
 from fxtrace.graph import Graph, Node, TensorSpec, Value
 from fxtrace.models import Registry
-from fxtrace.probe import Prober, agreeing, integers, replaced
+from fxtrace.probe import Prober, agreeing
 from fxtrace.service.engine import Engine
 from fxtrace.trace import Progress, TraceRequest
 from fxtrace.trials import candidates

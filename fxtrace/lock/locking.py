@@ -10,12 +10,12 @@ from typing import Any
 
 from fxtrace.capture import capture, model_errors
 from fxtrace.diff import FieldChange, changed_fields, put_field
-from fxtrace.dims import Finding, Formulas
+from fxtrace.dims import Finding, Formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest, OptionInvalid
 from fxtrace.graph import Graph, TensorSpec
 from fxtrace.lock.lockfile import Lock, Locked, dumps, loads
 from fxtrace.models import Model, Registry
-from fxtrace.probe import Prober, integers, replaced
+from fxtrace.probe import Prober
 from fxtrace.trace import Json, Progress
 from fxtrace.trials import candidates
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 
 from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes, put_field
-from fxtrace.dims import Formulas
+from fxtrace.dims import Formulas, integers
 from fxtrace.errors import Cancelled, FxtraceError
 from fxtrace.graph import Graph
-from fxtrace.probe import integers
 from fxtrace.service.comparing import Report, Traced
 
 
@@ -41,6 +41,7 @@ class _Attribution:
         report: Report,
     ) -> None:
         self._found, self._sides, self._find_formulas, self._report = found, sides, find_formulas, report
+        self._formulas = cache(self._formulas_of)  # where there are none, looking for them takes as long again
         self._notes: dict[str, None] = dict.fromkeys(found.notes)
 
     def made(self) -> GraphDiff:
@@ -65,18 +66,19 @@ class _Attribution:
 
         Which of two fields that must be equal a size is made of no formula tells: that is tried first.
         """
-        for side, traced in enumerate(self._sides):
-            if self._found.unexplained and (formulas := self._formulas(traced)):
+        for side in range(2):
+            if self._found.unexplained and (formulas := self._formulas(side)):
                 self._found = explain_sizes(self._found, self._sizes, formulas, side, tied=tied)
 
     def _by_common_formulas(self) -> None:
-        first = self._formulas(self._sides[0])
-        second = self._formulas(self._sides[1]) if first else None
+        first = self._formulas(0)
+        second = self._formulas(1) if first else None
         if first and second:
             common = common_formulas(first, second, self._found)
             self._found = explain_sizes(self._found, self._sizes, common, 0)
 
-    def _formulas(self, traced: Traced) -> Formulas | None:
+    def _formulas_of(self, side: int) -> Formulas | None:
+        traced = self._sides[side]
         try:
             return self._find_formulas(traced.trace.id)
         except Cancelled:

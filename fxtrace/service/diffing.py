@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from fxtrace.api import TensorReader
 from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare, explain_sizes
+from fxtrace.dims import integers
 from fxtrace.errors import FormulasAbsent, FxtraceError
 from fxtrace.service.numbers import value_changes
 from fxtrace.trace import Json, Progress, Trace
@@ -57,18 +58,12 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], r
 def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], problem: str) -> GraphDiff:
     """The comparison where a model is not at hand: attributed only by formulas that were found before."""
     kept = False
+    sizes = dict(integers(traces[0].configuration)), dict(integers(traces[1].configuration))
     for side, trace in enumerate(traces):
         if traces[0].model == traces[1].model and found.unexplained:
             with suppress(FormulasAbsent):
                 formulas = engine.get_formulas(trace.id)
-                before, after = (
-                    {**formulas.sizes, **{each.name: value for each, value in values if type(value) is int}}
-                    for values in (
-                        [(each, each.before) for each in found.fields],
-                        [(each, each.after) for each in found.fields],
-                    )
-                )
-                found, kept = explain_sizes(found, (before, after), formulas, side), True
+                found, kept = explain_sizes(found, sizes, formulas, side), True
     how = "attributed only by formulas kept with the traces" if kept else "not attributed"
     return _noted(
         found, f"{how}: {problem} Name the model by its file or import path in place of a trace, or have it offered."

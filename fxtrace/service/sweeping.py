@@ -19,10 +19,10 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fxtrace.dims import Formulas
+from fxtrace.dims import Formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, OptionInvalid, TensorNotFound, unknown
 from fxtrace.models import Model
-from fxtrace.probe import Prober, integers, replaced
+from fxtrace.probe import Prober
 from fxtrace.service.propagating import Propagated, Propagator, difference
 from fxtrace.sweep import MAX_CONFIGURATIONS, Costs, NoFormula, SweepBatch, SweepRequest, SweepRow
 from fxtrace.trace import Json, Progress, Rung

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 
 from fxtrace.capture import sketch
-from fxtrace.dims import Formula, Formulas
+from fxtrace.dims import Formula, Formulas, integers, replaced
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
 from fxtrace.models import Model, Registry
 from fxtrace.models.weightless import build_weightless
-from fxtrace.probe import SECONDS, Prober, integers, replaced
+from fxtrace.probe import SECONDS, Prober
 from fxtrace.service.engine import Engine
 from fxtrace.trace import Rung, TraceRequest
 from fxtrace.trials import Seen, candidates

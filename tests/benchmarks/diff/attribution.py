@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from fxtrace.diff import GraphDiff, SizeChange, TensorChange, align
+from fxtrace.dims import integers
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
-from fxtrace.probe import integers
 from fxtrace.service.engine import Engine
 from fxtrace.trace import Json, TraceRequest
 from fxtrace.trials import candidates
