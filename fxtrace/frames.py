@@ -1,4 +1,4 @@
-"""The chunk messages of ReadTensor, by hand: a tensor's bytes are copied once on each side.
+"""The chunk messages of ReadTensor, by hand: a tensor's bytes are read into them, and looked at where they arrived.
 
 To every other language, and in the protocol, a chunk is an ordinary `ReadTensorResponse`. Built by protobuf it would be
 copied twice more on the way. Its wire form is short enough to write here: the field's tag, the length, the bytes.
@@ -6,11 +6,13 @@ copied twice more on the way. Its wire form is short enough to write here: the f
 
 from __future__ import annotations
 
+from io import BytesIO
+
 from zlib_ng.zlib_ng import crc32
 
 from fxtrace.v1.trace_service_pb2 import ReadTensorResponse
 
-__all__ = ["DEFAULT_CHUNK_BYTES", "MAX_CHUNK_BYTES", "MIN_CHUNK_BYTES", "chunk_frame", "chunk_in", "crc32"]
+__all__ = ["DEFAULT_CHUNK_BYTES", "MAX_CHUNK_BYTES", "MIN_CHUNK_BYTES", "ChunkFrame", "chunk_in", "crc32"]
 
 MIN_CHUNK_BYTES = 4 << 10
 MAX_CHUNK_BYTES = 2 << 20
@@ -20,9 +22,30 @@ _LENGTH_DELIMITED = 2
 _TAG = ReadTensorResponse.CHUNK_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
-def chunk_frame(chunk: memoryview) -> bytes:
-    """The serialised `ReadTensorResponse(chunk=...)`."""
-    return b"".join((_prefix(chunk.nbytes), chunk))
+class ChunkFrame:
+    """A serialised `ReadTensorResponse(chunk=...)`, made around its chunk; one after the other.
+
+    frame = ChunkFrame()
+    frame.room(nbytes)[:] = chunk
+    message = frame.message()
+    """
+
+    def __init__(self) -> None:
+        self._buffer, self._room = BytesIO(), memoryview(b"")
+
+    def room(self, nbytes: int) -> memoryview:
+        """Zeros, to write the chunk into; not usable after `message`."""
+        prefix = _prefix(nbytes)
+        self._buffer = BytesIO(bytes(len(prefix) + nbytes))
+        memory = self._buffer.getbuffer()
+        memory[: len(prefix)] = prefix
+        self._room = memory[len(prefix) :]
+        return self._room
+
+    def message(self) -> bytes:
+        """The message, in the memory that was written to."""
+        self._room.release()  # with a view of it, it would be copied
+        return self._buffer.getvalue()
 
 
 def chunk_in(frame: bytes) -> memoryview | None:

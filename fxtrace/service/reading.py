@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import OptionInvalid
@@ -40,6 +40,10 @@ class TensorReader:
                 f"expected chunks of at least 1 byte, got {chunk_bytes}", field="chunk_bytes", chunk_bytes=chunk_bytes
             )
         yield from self._part.chunks(chunk_bytes)
+
+    def fill(self, chunk_bytes: int, room: Callable[[int], memoryview]) -> Iterator[int | None]:
+        """See `StoredTensor.fill`. Raises StoreDamaged."""
+        return self._part.fill(chunk_bytes, room)
 
     def __enter__(self) -> TensorReader:
         return self

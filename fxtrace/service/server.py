@@ -9,20 +9,18 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from fxtrace.api import TraceApi
 from fxtrace.service.access import Gate
 from fxtrace.service.address import check_exposure, check_free, split_address
 from fxtrace.service.engine import Engine
 from fxtrace.service.interceptors import Edge, Observer
 from fxtrace.service.isolated import IsolatedEngine
 from fxtrace.service.keys import KeyFile
-from fxtrace.service.servicer import SERVICE, TraceServicer
+from fxtrace.service.servicer import SERVICE, ServedApi, TraceServicer
 from fxtrace.service.settings import Settings
 from fxtrace.service.tls import certificates
 
@@ -31,7 +29,7 @@ _log = logging.getLogger("fxtrace.service")
 
 
 def serve(
-    engine: TraceApi[Any],
+    engine: ServedApi,
     address: str = "",
     *,
     settings: Settings | None = None,
@@ -72,7 +70,7 @@ def serve(
 
 @contextmanager
 def serving(
-    engine: TraceApi[Any],
+    engine: ServedApi,
     address: str = "127.0.0.1:0",
     *,
     settings: Settings | None = None,
@@ -123,7 +121,7 @@ def serving(
 
 
 @asynccontextmanager
-async def _running(engine: TraceApi[Any], address: str, settings: Settings, *, isolated: bool) -> AsyncIterator[str]:
+async def _running(engine: ServedApi, address: str, settings: Settings, *, isolated: bool) -> AsyncIterator[str]:
     """A server that answers, and its actual address."""
     host, port = split_address(address)
     check_exposure(host, settings)
@@ -168,7 +166,7 @@ async def _stop(server: grpc.aio.Server, edge: Edge, grace: float) -> None:
     await stopping
 
 
-def _observers(engine: TraceApi[Any], settings: Settings, closing: ExitStack) -> list[Observer]:
+def _observers(engine: ServedApi, settings: Settings, closing: ExitStack) -> list[Observer]:
     """Who watches the calls; their packages are imported only where the settings want them."""
     observers: list[Observer] = []
     if settings.metrics_port is not None:

@@ -14,21 +14,22 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+from typing import Any, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import grpc
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 
 from fxtrace import __version__, wire
-from fxtrace.api import TensorReader, TraceApi
+from fxtrace.api import TraceApi
 from fxtrace.errors import Cancelled, FxtraceError, OptionInvalid, TooLarge
-from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, chunk_frame, crc32
+from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, ChunkFrame
 from fxtrace.records import enum_codec
 from fxtrace.service.access import caller
 from fxtrace.service.interceptors import stages
 from fxtrace.service.jobs import HEARTBEAT_SECONDS
 from fxtrace.service.paging import page_size, page_start, page_token
+from fxtrace.service.reading import TensorReader
 from fxtrace.service.redact import without_paths, without_paths_in
 from fxtrace.service.replies import ReplyCache
 from fxtrace.service.settings import Settings
@@ -56,6 +57,13 @@ Picture = TypeVar("Picture", rpc.RenderGraphResponse, rpc.RenderDiffResponse)
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
+class ServedApi(TraceApi[Any], Protocol):
+    """What can be served: its tensors can be read into the messages themselves."""
+
+    def open_tensor(self, trace_id: str, tensor: str, slice: str = "") -> TensorReader:
+        """A tensor, or a part of it, to be read piece by piece."""
+
+
 class TraceServicer:
     """The RPCs of TraceService. GetGraph and ReadTensor give messages that are serialised already.
 
@@ -64,7 +72,7 @@ class TraceServicer:
         settings: limits.
     """
 
-    def __init__(self, engine: TraceApi[Any], settings: Settings) -> None:
+    def __init__(self, engine: ServedApi, settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
         self._works = ThreadPoolExecutor(settings.concurrent_calls, thread_name_prefix="fxtrace-work")
@@ -380,25 +388,35 @@ async def _in(pool: Executor, work: Callable[P, T], *args: P.args, **kwargs: P.k
     return await asyncio.wrap_future(pool.submit(work, *args, **kwargs))
 
 
-async def _stepped(pool: Executor, items: Generator[T, None, None]) -> AsyncGenerator[T, None]:
-    """A generator's items, each made in the pool while the one before is being sent."""
-    step = pool.submit(next, items, None)
+async def _stepped(pool: Executor, items: Generator[bytes | None, None, None]) -> AsyncGenerator[bytes, None]:
+    """A generator's items. Before a step that may have to wait it gives None: the pool takes it, as it does the first.
+
+    Each is made before the one ahead of it is sent, so that waiting and sending go on at the same time.
+    """
+    step = pool.submit(next, items, b"")
     try:
-        while (item := await asyncio.wrap_future(step)) is not None:
-            step = pool.submit(next, items, None)
+        item = await asyncio.wrap_future(step)
+        while item:
+            following = next(items, b"")
+            if following is None:
+                step = pool.submit(next, items, b"")
             yield item
+            item = await asyncio.wrap_future(step) if following is None else following
     finally:
         step.add_done_callback(lambda _: items.close())  # not while a thread is still in it
 
 
-def _tensor_frames(opened: Callable[[], TensorReader], chunk_bytes: int) -> Generator[bytes, None, None]:
-    """The messages of a ReadTensor stream, serialised."""
+def _tensor_frames(opened: Callable[[], TensorReader], chunk_bytes: int) -> Generator[bytes | None, None, None]:
+    """The messages of a ReadTensor stream, serialised; None before one that may have to be waited for."""
     with opened() as reader:
         yield rpc.ReadTensorResponse(header=_header(reader)).SerializeToString()
-        checksum = 0
-        for chunk in reader.chunks(chunk_bytes):
-            checksum = crc32(chunk, checksum)
-            yield chunk_frame(chunk)
+        frame, checksum = ChunkFrame(), 0
+        for after in reader.fill(chunk_bytes, frame.room):
+            if after is None:
+                yield None
+            else:
+                checksum = after
+                yield frame.message()
         yield rpc.ReadTensorResponse(crc32=checksum).SerializeToString()
 
 
@@ -415,7 +433,7 @@ def _picture_parts(message: type[Picture], picture: bytes, media_type: str) -> I
 
 
 def _read_batch(
-    engine: TraceApi[Any], trace_id: str, reads: Sequence[rpc.TensorRead], most: int
+    engine: ServedApi, trace_id: str, reads: Sequence[rpc.TensorRead], most: int
 ) -> rpc.BatchReadTensorsResponse:
     response = rpc.BatchReadTensorsResponse()
     total = 0

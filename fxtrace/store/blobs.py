@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
 import secrets
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -32,8 +34,11 @@ class Source(Protocol):
     def nbytes(self) -> int:
         """Of the whole file."""
 
-    def readinto(self, start: int, room: memoryview) -> int:
-        """Fills the room with the bytes from `start` on; gives their number, less where the file ends. OSError."""
+    def readinto(self, start: int, room: memoryview, *, wait: bool = True) -> int:
+        """Fills the room with the bytes from `start` on; gives their number, less where the file ends.
+
+        Without `wait` also less where the rest is not in memory; then nothing is waited for. May raise OSError.
+        """
 
     def close(self) -> None:
         """Lets go of it."""
@@ -132,11 +137,24 @@ class _File:
         self._descriptor = os.open(path, os.O_RDONLY)
         self.nbytes = os.fstat(self._descriptor).st_size
 
-    def readinto(self, start: int, room: memoryview) -> int:
+    def readinto(self, start: int, room: memoryview, *, wait: bool = True) -> int:
+        if not wait:
+            return self._cached(start, room)
         done = 0
         while done < room.nbytes and (nbytes := os.preadv(self._descriptor, [room[done:]], start + done)):
             done += nbytes  # a call gives 2 GiB at most
         return done
+
+    def _cached(self, start: int, room: memoryview) -> int:
+        """What the system has of it in memory; nothing, where it cannot be asked."""
+        if sys.platform != "linux":
+            return 0
+        try:
+            return os.preadv(self._descriptor, [room], start, os.RWF_NOWAIT)
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                return 0
+            raise
 
     def close(self) -> None:
         if self._descriptor >= 0:

@@ -130,8 +130,8 @@ class _Object:
     def __init__(self, store: ObjectStore, name: str, nbytes: int) -> None:
         self._store, self._name, self.nbytes = store, name, nbytes
 
-    def readinto(self, start: int, room: memoryview) -> int:
-        done, stop = 0, min(room.nbytes, self.nbytes - start)
+    def readinto(self, start: int, room: memoryview, *, wait: bool = True) -> int:
+        done, stop = 0, min(room.nbytes, self.nbytes - start) if wait else 0
         with _os_errors():
             while done < stop:
                 number, at = divmod(start + done, PART_BYTES)

@@ -18,7 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Self
+from functools import partial
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ BLOCK_BYTES = 128 << 10
 _READ_BYTES = 1 << 20  # at once, of elements that lie side by side
 _GATHER_BYTES = 512 << 10  # at once, of scattered ones
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+T = TypeVar("T")
 _NAMES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
 
 
@@ -164,7 +166,7 @@ class TraceFile:
 
     def section(self, name: str) -> bytes:
         """The bytes of `TRACE`, `GRAPH`, `SNAPSHOTS` or `FORMULAS`."""
-        return bytes(self._read(name, 0, self._entry(name).nbytes))
+        return bytes(self.read(name, 0, self._entry(name).nbytes))
 
     def tensor(self, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> StoredTensor:
         """A tensor of this type and shape, to be read."""
@@ -172,13 +174,13 @@ class TraceFile:
         with self._guard():
             if math.prod(shape) * dtype.itemsize != entry.nbytes:
                 raise ValueError(f"tensor '{name}' has {entry.nbytes} bytes, which are not a {dtype} of shape {shape}")
-        return StoredTensor(lambda start, stop: self._read(name, start, stop), dtype, shape)
+        return StoredTensor(self, name, dtype, shape)
 
     def verify(self) -> Iterator[int]:
         """Compares every byte; gives the number of those of each step."""
         for name, entry in self._head.entries.items():
             for start in range(0, entry.nbytes, _READ_BYTES):
-                yield self._read(name, start, min(start + _READ_BYTES, entry.nbytes)).nbytes
+                yield self.read(name, start, min(start + _READ_BYTES, entry.nbytes)).nbytes
 
     def close(self) -> None:
         """Lets go of the file."""
@@ -196,24 +198,57 @@ class TraceFile:
                 raise ValueError(f"its tensor '{name}' is missing")
         return self._head.entries[name]
 
-    def _read(self, name: str, start: int, stop: int) -> memoryview:
-        """Bytes of an entry, after every block that they touch was compared."""
+    def read(self, name: str, start: int, stop: int) -> memoryview:
+        """Bytes of an entry, after every block that they touch was compared; for a while, see `_Room`."""
+
+        def read() -> memoryview:
+            nbytes = self._head.entries[name].nbytes
+            low, high = start // BLOCK_BYTES * BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, nbytes)
+            data = self._room.take(high - low)
+            self._fill(name, low, data)
+            return data[start - low : stop - low]
+
+        return self._guarded(read)
+
+    def are_blocks(self, name: str, start: int, stop: int, step: int) -> bool:
+        """Whether every step from `start` to `stop` is one of an entry's whole blocks."""
+        end = self._head.entries[name].nbytes
+        return not (start % BLOCK_BYTES or step % BLOCK_BYTES or (stop % BLOCK_BYTES and stop != end))
+
+    def fill(self, name: str, start: int, room: memoryview) -> int:
+        """Fills the room with an entry's blocks from `start` on, after each was compared; gives their CRC-32."""
+        return self._guarded(partial(self._fill, name, start, room))
+
+    def fill_at_once(self, name: str, start: int, room: memoryview) -> int | None:
+        """As `fill`, where nothing has to be waited for; else gives None, and there is anything in the room."""
+
+        def fill() -> int | None:
+            read = self._source.readinto(self._head.entries[name].offset + start, room, wait=False)
+            return self._compared(name, start, room) if read == room.nbytes else None
+
+        return self._guarded(fill)
+
+    def _guarded(self, read: Callable[[], T]) -> T:
         with self._guard():
             try:
-                return self._compared(name, start, stop)
+                return read()
             except FileNotFoundError:  # an object store keeps nothing for those who read it
                 self._source, self._head = self._moved()
-                return self._compared(name, start, stop)
+                return read()
 
-    def _compared(self, name: str, start: int, stop: int) -> memoryview:
-        entry = self._head.entries[name]
-        low, high = start // BLOCK_BYTES * BLOCK_BYTES, min(-(-stop // BLOCK_BYTES) * BLOCK_BYTES, entry.nbytes)
-        data = _read(self._source, entry.offset + low, self._room.take(high - low))
-        if crc32(data) != _combined(entry.checksums[low // BLOCK_BYTES : _block_count(high)], high - low):
-            bad = next(at for at in range(low, high, BLOCK_BYTES) if not _is_whole(entry, at, data[at - low :]))
+    def _fill(self, name: str, start: int, room: memoryview) -> int:
+        _read(self._source, self._head.entries[name].offset + start, room)
+        return self._compared(name, start, room)
+
+    def _compared(self, name: str, start: int, data: memoryview) -> int:
+        """The CRC-32 of an entry's blocks, which is that of the data."""
+        entry, stop = self._head.entries[name], start + data.nbytes
+        checksum = _combined(entry.checksums[start // BLOCK_BYTES : _block_count(stop)], data.nbytes)
+        if crc32(data) != checksum:
+            bad = next(at for at in range(start, stop, BLOCK_BYTES) if not _is_whole(entry, at, data[at - start :]))
             end = min(bad + BLOCK_BYTES, entry.nbytes)
             raise ValueError(f"bytes {bad} to {end} of '{name}' are not as they were written")
-        return data[start - low : stop - low]
+        return checksum
 
 
 class StoredTensor:
@@ -227,7 +262,8 @@ class StoredTensor:
 
     def __init__(
         self,
-        read: Callable[[int, int], memoryview],
+        file: TraceFile,
+        name: str,
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
         strides: tuple[int, ...] | None = None,
@@ -235,8 +271,8 @@ class StoredTensor:
     ) -> None:
         self.dtype, self.shape = dtype, shape
         self.nbytes = math.prod(shape) * dtype.itemsize
-        self._read, self._start = read, start
-        self._strides = _contiguous(shape, dtype) if strides is None else strides
+        self._file, self._name, self._start = file, name, start
+        self._strides = _row_major(shape, dtype) if strides is None else strides
 
     def part(self, expression: str) -> StoredTensor:
         """The part that a slice means; see `fxtrace.slices`.
@@ -253,7 +289,7 @@ class StoredTensor:
                 start += indices.start * stride if indices else 0
                 shape.append(len(indices))
                 strides.append(indices.step * stride)
-        return StoredTensor(self._read, self.dtype, tuple(shape), tuple(strides), start)
+        return StoredTensor(self._file, self._name, self.dtype, tuple(shape), tuple(strides), start)
 
     def array(self) -> NDArray[Any]:
         """Its numbers, as an array of its own."""
@@ -261,19 +297,23 @@ class StoredTensor:
         if not self.nbytes:
             return array
         flat, at = array.reshape(-1).view(np.uint8).data, 0
-        for chunk in self.chunks(_READ_BYTES):
-            flat[at : at + chunk.nbytes] = chunk
-            at += chunk.nbytes
+
+        def room(nbytes: int) -> memoryview:
+            nonlocal at
+            at += nbytes
+            return flat[at - nbytes : at]
+
+        deque(self.fill(_READ_BYTES, room), maxlen=0)
         return array
 
     def chunks(self, chunk_bytes: int) -> Iterator[memoryview]:
         """Its bytes, little-endian and row-major, `chunk_bytes` at a time (but a whole element), the rest last."""
         if not self.nbytes:
             return
-        if _is_contiguous(self.shape, self._strides, self.dtype):
+        if self._is_row_major():
             stop, span = self._start + self.nbytes, max(1, _READ_BYTES // chunk_bytes) * chunk_bytes
             for start in range(self._start, stop, span):
-                data = self._read(start, min(start + span, stop))
+                data = self._file.read(self._name, start, min(start + span, stop))
                 yield from (data[at : at + chunk_bytes] for at in range(0, data.nbytes, chunk_bytes))
             return
         size, held = max(1, chunk_bytes // self.dtype.itemsize) * self.dtype.itemsize, bytearray()
@@ -285,6 +325,38 @@ class StoredTensor:
         if held:
             yield memoryview(held)
 
+    def fill(self, chunk_bytes: int, room: Callable[[int], memoryview]) -> Iterator[int | None]:
+        """Its chunks, each written into memory that is asked for; gives the CRC-32 of all up to it, once it is there.
+
+        Gives None before a chunk that may have to be waited for, so that the next step can be made where that may be.
+
+        Args:
+            chunk_bytes: as for `chunks`.
+            room: gives memory for so many bytes.
+        """
+        checksum, stop = 0, self._start + self.nbytes
+        if not (self._is_row_major() and self._file.are_blocks(self._name, self._start, stop, chunk_bytes)):
+            yield None
+            for chunk in self.chunks(chunk_bytes):
+                room(chunk.nbytes)[:] = chunk
+                yield (checksum := crc32(chunk, checksum))
+                yield None
+            return
+        for start in range(self._start, stop, chunk_bytes):
+            memory = room(min(chunk_bytes, stop - start))
+            filled = self._file.fill_at_once(self._name, start, memory)
+            if filled is None:
+                yield None
+                filled = self._file.fill(self._name, start, memory)
+            yield (checksum := crc32_combine(checksum, filled, memory.nbytes))
+
+    def _is_row_major(self) -> bool:
+        row_major = _row_major(self.shape, self.dtype)
+        return all(
+            size == 1 or stride == expected
+            for size, stride, expected in zip(self.shape, self._strides, row_major, strict=True)
+        )
+
     def _gathered(self, shape: tuple[int, ...], start: int) -> Iterator[bytes]:
         """The bytes of scattered elements: halved along the first dimension until they lie within a few blocks."""
         reach = [(size - 1) * stride for size, stride in zip(shape, self._strides, strict=True)]
@@ -292,7 +364,9 @@ class StoredTensor:
         high = start + sum(step for step in reach if step > 0) + self.dtype.itemsize
         axis = next((axis for axis, size in enumerate(shape) if size > 1), None)
         if axis is None or high - low <= _GATHER_BYTES:
-            yield np.ndarray(shape, self.dtype, self._read(low, high), start - low, self._strides).tobytes()
+            yield np.ndarray(
+                shape, self.dtype, self._file.read(self._name, low, high), start - low, self._strides
+            ).tobytes()
             return
         half = shape[axis] // 2
         for size, first in ((half, 0), (shape[axis] - half, half)):
@@ -348,13 +422,5 @@ def _block_count(nbytes: int) -> int:
     return -(-nbytes // BLOCK_BYTES)
 
 
-def _contiguous(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
+def _row_major(shape: tuple[int, ...], dtype: np.dtype[Any]) -> tuple[int, ...]:
     return tuple(math.prod(shape[axis + 1 :]) * dtype.itemsize for axis in range(len(shape)))
-
-
-def _is_contiguous(shape: Iterable[int], strides: Iterable[int], dtype: np.dtype[Any]) -> bool:
-    shape = tuple(shape)
-    return all(
-        size == 1 or stride == row_major
-        for size, stride, row_major in zip(shape, strides, _contiguous(shape, dtype), strict=True)
-    )

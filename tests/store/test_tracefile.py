@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -73,6 +74,29 @@ def test_a_part_is_what_numpy_says(blobs: Folder, expression: str, dtype: Any, c
         assert len(set(sizes[:-1])) <= 1
 
 
+@given(EXPRESSIONS, st.sampled_from([1, 8, 16, 48, 96]), st.lists(st.sampled_from([0, 5, 16, 1000])))
+def test_a_part_fills_memory_and_is_not_waited_for_unannounced(
+    expression: str, chunk_bytes: int, at_hand: list[int]
+) -> None:
+    array = np.random.default_rng(0).random(SHAPE)
+    source = Held(b"".join(Encoded(ID, {}, {"x": array}).parts()), at_hand)
+    part = TraceFile(source, Head(source), nullcontext, never).tensor("x", array.dtype, SHAPE).part(expression)
+    rooms: list[bytearray] = []
+
+    def room(nbytes: int) -> memoryview:
+        rooms.append(bytearray(nbytes))
+        return memoryview(rooms[-1])
+
+    waited, before = False, source.waited
+    for checksum in part.fill(chunk_bytes, room):
+        assert waited or source.waited == before
+        waited, before = checksum is None, source.waited
+        if checksum is not None:
+            assert checksum == zlib.crc32(b"".join(rooms))
+    assert b"".join(rooms) == select(array, expression).tobytes()
+    assert [len(each) for each in rooms] == [chunk.nbytes for chunk in part.chunks(chunk_bytes)]
+
+
 def test_a_part_reads_only_its_blocks(blobs: Folder) -> None:
     array = np.arange(4096, dtype=np.uint8).reshape(64, 64)
     encoded = Encoded(ID, {}, {"x": array})
@@ -99,14 +123,18 @@ def test_wide_elements_come_first_and_start_at_their_multiples(blobs: Folder) ->
 
 
 class Held:
-    """A file in memory."""
+    """A file, of which so many bytes are at hand in each call that does not wait."""
 
-    def __init__(self, data: bytes | bytearray) -> None:
+    def __init__(self, data: bytes | bytearray, at_hand: Iterable[int] = ()) -> None:
         self._data, self.nbytes = data, len(data)
+        self._at_hand = iter(at_hand)
+        self.waited = 0  # how often it was read as if it had to be waited for
 
-    def readinto(self, start: int, room: memoryview) -> int:
+    def readinto(self, start: int, room: memoryview, *, wait: bool = True) -> int:
         assert start >= 0
-        data = self._data[start : start + room.nbytes]
+        self.waited += wait
+        nbytes = room.nbytes if wait else min(room.nbytes, next(self._at_hand, room.nbytes))
+        data = self._data[start : start + nbytes]
         room[: len(data)] = data
         return len(data)
 
