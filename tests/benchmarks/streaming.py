@@ -25,7 +25,7 @@ from tests.benchmarks.service import bare_server
 from tests.store.traces import put
 
 FAST, SLOW = 1, 4  # traces, and GiB of their tensor
-ROUNDS = 7
+ROUNDS = 25
 READER = """
 import sys, time
 from fxtrace.client import Client
