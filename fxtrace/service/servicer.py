@@ -1,8 +1,8 @@
 """TraceService over an engine: what a request asks is handed to a thread, what comes back is framed and paged.
 
 Nothing that waits runs on the event loop, and of what takes time only this: a chunk that is in memory is read where it
-is sent. Reads have threads of their own, so that they wait for nothing else;
-what models and pictures need has a thread for each call, which only waits where the engine is an isolated one.
+is sent. Reads have threads of their own, so that they wait for nothing else; what models and pictures need has a thread
+for each call, which only waits where the engine is an isolated one.
 """
 
 from __future__ import annotations
