@@ -16,7 +16,7 @@ import json
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, TypeVar
@@ -38,8 +38,8 @@ BLOCK_BYTES = 128 << 10
 _READ_BYTES = 1 << 20  # at once, of elements that lie side by side
 _GATHER_BYTES = 512 << 10  # at once, of scattered ones
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-T = TypeVar("T")
 _NAMES = {name: code for code, name in SAFETENSORS_DTYPES.items()}
+T = TypeVar("T")
 
 
 class Encoded:
@@ -182,22 +182,6 @@ class TraceFile:
             for start in range(0, entry.nbytes, _READ_BYTES):
                 yield self.read(name, start, min(start + _READ_BYTES, entry.nbytes)).nbytes
 
-    def close(self) -> None:
-        """Lets go of the file."""
-        self._source.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def _entry(self, name: str) -> _Entry:
-        with self._guard():
-            if name not in self._head.entries:
-                raise ValueError(f"its tensor '{name}' is missing")
-        return self._head.entries[name]
-
     def read(self, name: str, start: int, stop: int) -> memoryview:
         """Bytes of an entry, after every block that they touch was compared; for a while, see `_Room`."""
 
@@ -220,13 +204,30 @@ class TraceFile:
         return self._guarded(partial(self._fill, name, start, room))
 
     def fill_at_once(self, name: str, start: int, room: memoryview) -> int | None:
-        """As `fill`, where nothing has to be waited for; else gives None, and there is anything in the room."""
+        """As `fill`, where all is in memory and as it was written; else gives None, and there is anything in the room.
 
-        def fill() -> int | None:
-            read = self._source.readinto(self._head.entries[name].offset + start, room, wait=False)
-            return self._compared(name, start, room) if read == room.nbytes else None
+        What is wrong `fill` tells: it is noted in the index, for which one may have to wait.
+        """
+        with suppress(ValueError, OSError):
+            if self._source.readinto(self._head.entries[name].offset + start, room, wait=False) == room.nbytes:
+                return self._compared(name, start, room)
+        return None
 
-        return self._guarded(fill)
+    def close(self) -> None:
+        """Lets go of the file."""
+        self._source.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _entry(self, name: str) -> _Entry:
+        with self._guard():
+            if name not in self._head.entries:
+                raise ValueError(f"its tensor '{name}' is missing")
+        return self._head.entries[name]
 
     def _guarded(self, read: Callable[[], T]) -> T:
         with self._guard():

@@ -97,6 +97,18 @@ def test_a_part_fills_memory_and_is_not_waited_for_unannounced(
     assert [len(each) for each in rooms] == [chunk.nbytes for chunk in part.chunks(chunk_bytes)]
 
 
+def test_damage_in_memory_is_told_by_the_step_that_may_wait() -> None:
+    data = bytearray(b"".join(Encoded(ID, {}, {"x": np.arange(64, dtype=np.uint8)}).parts()))
+    source = Held(data)
+    file = TraceFile(source, Head(source), nullcontext, never)
+    data[-30] ^= 1  # the last 24 bytes are the checksums
+    tensor = file.tensor("x", np.dtype(np.uint8), (64,))
+    filled = tensor.fill(16, lambda nbytes: memoryview(bytearray(nbytes)))
+    assert [next(filled) is None for _ in range(4)] == [False, False, False, True]
+    with pytest.raises(ValueError, match="bytes 48 to 64 of 'x' are not as they were written"):
+        next(filled)
+
+
 def test_a_part_reads_only_its_blocks(blobs: Folder) -> None:
     array = np.arange(4096, dtype=np.uint8).reshape(64, 64)
     encoded = Encoded(ID, {}, {"x": array})
