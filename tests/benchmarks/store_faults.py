@@ -52,15 +52,15 @@ def rows() -> Iterator[Row]:
 def killed() -> Row:
     """A server is killed at random moments, while clients make, find and delete traces."""
     acknowledged: set[int] = set()
-    unsure: set[int] = set()  # deletions that were not answered
+    deleted: set[int] = set()  # and acknowledged so
     seen: set[str] = set()
-    checked = 0
+    checked = gone = 0
     with temporary_folder() as folder, temporary_folder() as own, Engine.open(own, _models()) as reference:
         for _ in range(KILLS):
             with _server(folder) as (address, process):
                 warm = threading.Event()  # a trace was made: what is heavy is imported
                 clients = [
-                    threading.Thread(target=_mixed_writes, args=(address, client, acknowledged, unsure, warm, seen))
+                    threading.Thread(target=_mixed_writes, args=(address, client, acknowledged, deleted, warm, seen))
                     for client in range(3)
                 ]
                 for thread in clients:
@@ -78,6 +78,7 @@ def killed() -> Row:
             store = Store(folder)
             there = {trace.seed: trace.id for _, trace in store.traces(10**6)}
             assert acknowledged <= there.keys(), "an acknowledged trace is lost"
+            assert not deleted & there.keys(), "a trace that was deleted is back"
             for seed, trace_id in there.items():
                 reference.create_trace(_request(seed))
                 specs = dict(store.graph(trace_id).tensors())
@@ -88,32 +89,33 @@ def killed() -> Row:
             assert len(list((folder / "tensors").iterdir())) == len(there), "something is left over"
             store.close()
             checked += len(acknowledged)
+            gone += len(deleted)
             acknowledged = set(there)
-            unsure.clear()
         with _server(folder) as (address, _), Client(address, arrays="numpy") as client:
             client.create_trace(_request(10**6))
     return Row(
         f"server killed (SIGKILL) at {KILLS} random moments of mixed writes",
         ", ".join(f"`{reason}`" for reason in sorted(seen)),
-        f"of {checked} acknowledged traces looked for after a restart all there and bit-equal; no file left over",
+        f"of {checked:,} acknowledged traces looked for after a restart all there and bit-equal, of {gone:,} deleted "
+        "ones none; no file left over",
     )
 
 
 def _mixed_writes(
-    address: str, client: int, acknowledged: set[int], unsure: set[int], warm: threading.Event, seen: set[str]
+    address: str, client: int, acknowledged: set[int], deleted: set[int], warm: threading.Event, seen: set[str]
 ) -> None:
     try:
         with Client(address, arrays="numpy", timeout=60) as api:
             while True:
                 seed = client * SEEDS + random.randrange(SEEDS)
+                deleted.discard(seed)
                 trace = api.create_trace(_request(seed))
                 acknowledged.add(seed)
                 warm.set()
                 if random.random() < 0.4:
                     acknowledged.discard(seed)
-                    unsure.add(seed)
                     api.delete_trace(trace.id)
-                    unsure.discard(seed)
+                    deleted.add(seed)
     except FxtraceError as error:
         seen.add(error.reason)
     finally:
