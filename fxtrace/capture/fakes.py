@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from fxtrace.capture.quiet import unlogged
 from fxtrace.capture.run import map_tensors
 from fxtrace.shapes import tensors
 
@@ -23,6 +25,19 @@ class Fakes(FakeTensorMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__(allow_non_fake_inputs=True)
+        self._unlogged: list[AbstractContextManager[None]] = []
+
+    def __enter__(self) -> Self:
+        """Starts it. PyTorch does so, too, for each op on its tensors elsewhere."""
+        self._unlogged.append(unlogged())
+        self._unlogged[-1].__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Ends it."""
+        super().__exit__(*error)
+        self._unlogged.pop().__exit__(None, None, None)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] = MappingProxyType({})

@@ -1,4 +1,4 @@
-"""Keeps PyTorch from talking while it exports, in this thread alone."""
+"""Keeps PyTorch from talking while it exports or runs on fake tensors, in this thread alone."""
 
 from __future__ import annotations
 
@@ -13,11 +13,30 @@ from typing import Any, TextIO
 
 # The last is what draft_export writes a report from, to a file that it does not close.
 _LOGGERS = (
+    "torch._subclasses.fake_tensor",
     "torch.export._trace",
     "torch.export._draft_export",
     "torch.fx.experimental.symbolic_shapes",
     "torch.__trace",
 )
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Within, what PyTorch logs in this thread of an error is dropped: the error itself says it."""
+    thread = threading.get_ident()
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+
+    def heard(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    for logger in loggers:
+        logger.addFilter(heard)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(heard)
 
 
 @contextmanager
@@ -30,20 +49,11 @@ def quiet() -> Iterator[None]:
     # `catch_warnings` would change, and at the end put back, the filters of every thread.
     filters: list[Any] = warnings.filters  # type: ignore[assignment]
     ignoring = ("ignore", _InThread(thread), Warning, None, 0)
-    loggers = [logging.getLogger(name) for name in _LOGGERS]
-
-    def heard(record: logging.LogRecord) -> bool:
-        return record.thread != thread
-
     filters.insert(0, ignoring)
-    for logger in loggers:
-        logger.addFilter(heard)
     try:
-        with redirect_stderr(_Muted(sys.stderr, thread)):
+        with unlogged(), redirect_stderr(_Muted(sys.stderr, thread)):
             yield
     finally:
-        for logger in loggers:
-            logger.removeFilter(heard)
         with suppress(ValueError):  # another thread may have put its own list in the place of this one
             filters.remove(ignoring)
 

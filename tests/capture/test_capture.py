@@ -1,6 +1,7 @@
 """Capture: the graph computes what the module does, says so, and leaves everything as it was found."""
 
 import functools
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -8,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from fxtrace.capture import capture
 from fxtrace.capture.compare import bit_equal
 from fxtrace.errors import Cancelled, CaptureFailed, InputError, OptionInvalid
 from fxtrace.graph import Node, SliceArg
-from fxtrace.trace import Progress
+from fxtrace.trace import Progress, Rung
 
 X = torch.arange(6.0).reshape(2, 3)
 
@@ -303,3 +305,30 @@ def test_shared_and_frozen_parameters_are_marked() -> None:
 )
 def test_bit_equal(a: object, b: object, same: bool) -> None:
     assert bit_equal(a, b) is same
+
+
+class Mismatched(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x + y
+
+
+@pytest.mark.parametrize("rung", ["symbolic", "record", "export"])
+def test_what_pytorch_logs_of_an_error_is_not_heard(rung: Rung) -> None:
+    heard: list[logging.LogRecord] = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            heard.append(record)
+
+    handler = Listener()
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(CaptureFailed, match="broadcast"):
+            capture(Mismatched(), {"x": torch.ones(2), "y": torch.ones(3)}, rung=rung, values=False)
+        assert not heard
+        with FakeTensorMode(), pytest.raises(RuntimeError, match="broadcast"):
+            _ = torch.ones(2) + torch.ones(3)
+        assert heard
+    finally:
+        logger.removeHandler(handler)
