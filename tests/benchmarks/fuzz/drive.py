@@ -48,7 +48,9 @@ PROTO = Path(__file__).parents[3] / "protos" / "fxtrace" / "v1" / "trace_service
 METHODS = {f"/{each.containing_service.full_name}/{each.name}": each for s in SERVICES for each in s.methods}
 _WATCH = "/grpc.health.v1.Health/Watch"  # goes on until the caller ends it
 # Which line of the model raised is told, as its graph tells of every node's: a file's name, within its package.
-_LEAKS = re.compile(r"Traceback \(most|site-packages|File \"|(?<!\w)/\S*\.py\b|0x[0-9a-f]{8}|/proc/|/home/|/usr/|/var/|/tmp/")
+_LEAKS = re.compile(
+    r"Traceback \(most|site-packages|File \"|(?<!\w)/\S*\.py\b|0x[0-9a-f]{8}|/proc/|/home/|/usr/|/var/|/tmp/"
+)
 _ANY_RPC = {"INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED", "SHUTTING_DOWN", "SERVER_UNAVAILABLE", "REQUEST_INVALID"}
 TRACES = (
     *(TraceRequest("reference"), TraceRequest("reference", values=False), TraceRequest("tiny")),
