@@ -23,11 +23,9 @@ _TAG = ReadTensorResponse.CHUNK_FIELD_NUMBER << 3 | _LENGTH_DELIMITED
 
 
 class ChunkFrame:
-    """A serialised `ReadTensorResponse(chunk=...)`, made around its chunk; one after the other.
+    """Serialised `ReadTensorResponse(chunk=...)`s, one after the other, each made around its chunk.
 
-    frame = ChunkFrame()
-    frame.room(nbytes)[:] = chunk
-    message = frame.message()
+    Ask for `room`, write the chunk there, take the `message`.
     """
 
     def __init__(self) -> None:

@@ -47,10 +47,7 @@ PROTO = Path(__file__).parents[3] / "protos" / "fxtrace" / "v1" / "trace_service
 
 METHODS = {f"/{each.containing_service.full_name}/{each.name}": each for s in SERVICES for each in s.methods}
 _WATCH = "/grpc.health.v1.Health/Watch"  # goes on until the caller ends it
-# Which line of the model raised is told, as its graph tells of every node's: a file's name, within its package.
-_LEAKS = re.compile(
-    r"Traceback \(most|site-packages|File \"|(?<!\w)/\S*\.py\b|0x[0-9a-f]{8}|/proc/|/home/|/usr/|/var/|/tmp/"
-)
+_LEAKS = re.compile(r"Traceback \(most|site-packages|File \"|\.py\b|0x[0-9a-f]{8}|/proc/|/home/|/usr/|/var/|/tmp/")
 _ANY_RPC = {"INTERNAL", "CANCELLED", "DEADLINE_EXCEEDED", "SHUTTING_DOWN", "SERVER_UNAVAILABLE", "REQUEST_INVALID"}
 TRACES = (
     *(TraceRequest("reference"), TraceRequest("reference", values=False), TraceRequest("tiny")),
@@ -219,6 +216,8 @@ class Driver:
         if code in (grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.UNAVAILABLE):
             return info.reason, text
         shown = f"{text}\n{status}"
+        if not Path(info.metadata["file"]).is_absolute():  # of the model's line that raised, within its package
+            shown = shown.replace(info.metadata["file"], "")
         asked = request.payload.decode(errors="replace") + " ".join(value for _, value in request.metadata)
         leaks = {
             each for each in (*_LEAKS.findall(shown), *(s for s in self._secrets if s in shown)) if each not in asked
