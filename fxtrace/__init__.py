@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from fxtrace.client import Client
     from fxtrace.errors import FxtraceError
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
+    from fxtrace.ir.trace import NodeQuery, QueryResult, RenderOptions, TraceInfo, TraceRequest
     from fxtrace.lock import check_lock
     from fxtrace.service.engine import Engine
     from fxtrace.sweep import SweepBatch, SweepRequest, SweepRow, parse_grid
     from fxtrace.tls import Tls
-    from fxtrace.trace import NodeQuery, QueryResult, RenderOptions, Trace, TraceRequest
 
 __version__ = "0.1.0"
 
@@ -36,9 +36,9 @@ _HOME = {
     "FxtraceError": "fxtrace.errors",
     "Graph": "fxtrace.graph",
     "Node": "fxtrace.graph",
-    "NodeQuery": "fxtrace.trace",
-    "QueryResult": "fxtrace.trace",
-    "RenderOptions": "fxtrace.trace",
+    "NodeQuery": "fxtrace.ir.trace",
+    "QueryResult": "fxtrace.ir.trace",
+    "RenderOptions": "fxtrace.ir.trace",
     "Role": "fxtrace.graph",
     "Snapshot": "fxtrace.graph",
     "SweepBatch": "fxtrace.sweep",
@@ -46,8 +46,8 @@ _HOME = {
     "SweepRow": "fxtrace.sweep",
     "TensorSpec": "fxtrace.graph",
     "Tls": "fxtrace.tls",
-    "Trace": "fxtrace.trace",
-    "TraceRequest": "fxtrace.trace",
+    "TraceInfo": "fxtrace.ir.trace",
+    "TraceRequest": "fxtrace.ir.trace",
     "check_lock": "fxtrace.lock",
     "parse_grid": "fxtrace.sweep",
 }
@@ -68,7 +68,7 @@ __all__ = [
     "SweepRow",
     "TensorSpec",
     "Tls",
-    "Trace",
+    "TraceInfo",
     "TraceRequest",
     "check_lock",
     "parse_grid",

@@ -10,17 +10,17 @@ from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.sweep import SweepBatch, SweepRequest
-from fxtrace.trace import (
+from fxtrace.ir.trace import (
     ImageFormat,
     ModelInfo,
     NodeQuery,
     Progress,
     QueryResult,
     RenderOptions,
-    Trace,
+    TraceInfo,
     TraceRequest,
 )
+from fxtrace.sweep import SweepBatch, SweepRequest
 
 Array_co = TypeVar("Array_co", covariant=True)
 
@@ -70,16 +70,16 @@ class TraceApi(Protocol[Array_co]):
     def get_model(self, name: str) -> ModelInfo:
         """A model and its configuration's fields; ModelNotFound where there is none of that name."""
 
-    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> Trace:
+    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> TraceInfo:
         """Traces a model, or finds the trace that such a request made before; an error from `progress` stops it."""
 
-    def get_trace(self, trace_id: str) -> Trace:
+    def get_trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from and how much there is of it."""
 
-    def list_traces(self) -> Iterator[Trace]:
+    def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first."""
 
-    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[TraceInfo, ...], str]:
         """A page of traces, newest first, and the next page's token (empty on the last)."""
 
     def delete_trace(self, trace_id: str) -> None:

@@ -1,7 +1,7 @@
 """A client of an fxtrace server: the same methods, values and errors as the engine in this process, without PyTorch.
 
 from fxtrace.client import Client
-from fxtrace.trace import TraceRequest
+from fxtrace.ir.trace import TraceRequest
 
 with Client("127.0.0.1:50051") as client:
     trace = client.create_trace(TraceRequest("reference", {"d_model": 64}))
@@ -33,11 +33,7 @@ from fxtrace.errors import (
 )
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
-from fxtrace.remote import RemoteTensor
-from fxtrace.sweep import SweepBatch, SweepRequest
-from fxtrace.sweep.messages import SWEEP_BATCH, encode_sweep_request
-from fxtrace.tls import Tls
-from fxtrace.trace import (
+from fxtrace.ir.trace import (
     ImageFormat,
     ModelInfo,
     NodeQuery,
@@ -45,9 +41,13 @@ from fxtrace.trace import (
     QueryResult,
     RenderOptions,
     ServerInfo,
-    Trace,
+    TraceInfo,
     TraceRequest,
 )
+from fxtrace.remote import RemoteTensor
+from fxtrace.sweep import SweepBatch, SweepRequest
+from fxtrace.sweep.messages import SWEEP_BATCH, encode_sweep_request
+from fxtrace.tls import Tls
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 
@@ -205,7 +205,7 @@ class Client(Generic[Array]):
         reply = self._connection.call(self._stub.GetModel, rpc.GetModelRequest(name=wire.model_name(name)))
         return wire.MODEL.decode(reply.model)
 
-    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> Trace:
+    def create_trace(self, request: TraceRequest, *, progress: Callable[[Progress], None] | None = None) -> TraceInfo:
         """Traces a model, or finds the trace that such a request made before.
 
         Args:
@@ -239,7 +239,7 @@ class Client(Generic[Array]):
                     progress(wire.PROGRESS.decode(event.progress))
         raise ServerUnavailable(f"the server at {self.address} ended the call without a trace", address=self.address)
 
-    def get_trace(self, trace_id: str) -> Trace:
+    def get_trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from and how much there is of it.
 
         Raises:
@@ -248,7 +248,7 @@ class Client(Generic[Array]):
         reply = self._connection.call(self._stub.GetTrace, rpc.GetTraceRequest(name=wire.trace_name(trace_id)))
         return wire.TRACE.decode(reply.trace)
 
-    def list_traces(self) -> Iterator[Trace]:
+    def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first; fetched page by page as they are asked for."""
         token = ""
         while True:
@@ -257,7 +257,7 @@ class Client(Generic[Array]):
             if not token:
                 return
 
-    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[TraceInfo, ...], str]:
         """A page of traces, newest first, and the next page's token (empty on the last).
 
         Raises:

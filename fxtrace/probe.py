@@ -24,10 +24,10 @@ from fxtrace.capture import capture, sketch
 from fxtrace.dims import Finding, Formula, Formulas, Probe, find_formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import Json, Progress, Rung
 from fxtrace.models import Model
 from fxtrace.models.weightless import build_weightless
 from fxtrace.roles import label
-from fxtrace.trace import Json, Progress, Rung
 from fxtrace.transfer import COPY_SHARE, find_copy, transfer
 from fxtrace.trials import HELD_OUT, Inputs, Seen, Trials
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 from fxtrace.dims import Probe
 from fxtrace.graph import Graph
-from fxtrace.trace import Progress
+from fxtrace.ir.trace import Progress
 
 FITTED, HELD_OUT = 10, 6
 """How many configurations with several sizes changed are read for formulas, and how many only confirm them."""

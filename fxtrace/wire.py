@@ -25,8 +25,7 @@ from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import ConfigurationError, InputError, NameInvalid, OptionInvalid
 from fxtrace.explain import Explanation
 from fxtrace.graph import Arg, Graph, Node, Ref, SliceArg, Snapshot, Symbol, TensorSpec
-from fxtrace.records import Codec, Record, enum_codec
-from fxtrace.trace import (
+from fxtrace.ir.trace import (
     IMAGE_FORMATS,
     RUNGS,
     SYMBOLIC_TIMEOUT,
@@ -39,9 +38,10 @@ from fxtrace.trace import (
     Rung,
     ServerInfo,
     TensorData,
-    Trace,
+    TraceInfo,
     TraceRequest,
 )
+from fxtrace.records import Codec, Record, enum_codec
 from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
 
@@ -245,7 +245,7 @@ SNAPSHOT = Record(Snapshot, pb.Snapshot, _BY_TYPE)
 SPEC = Record(TensorSpec, pb.TensorSpec, _BY_TYPE)
 TENSOR = Record(TensorData, rpc.TensorData, _BY_TYPE)
 TRACE = Record(
-    Trace,
+    TraceInfo,
     rpc.Trace,
     _BY_TYPE,
     id=("name", Codec(trace_name, lambda name: name.removeprefix("traces/"))),

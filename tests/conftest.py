@@ -14,8 +14,8 @@ from hypothesis import settings
 
 if TYPE_CHECKING:
     from fxtrace.errors import FxtraceError
+    from fxtrace.ir.trace import TraceInfo
     from fxtrace.service.engine import Engine
-    from fxtrace.trace import Trace
 
 settings.register_profile("fxtrace", deadline=None, max_examples=40)
 settings.load_profile("fxtrace")
@@ -61,16 +61,16 @@ class Served:
 
     engine: Engine
     address: str
-    reference: Trace
-    dtypes: Trace
+    reference: TraceInfo
+    dtypes: TraceInfo
 
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    from fxtrace.ir.trace import TraceRequest
     from fxtrace.models import Registry
     from fxtrace.service.engine import Engine
     from fxtrace.service.server import serving
-    from fxtrace.trace import TraceRequest
 
     models = Registry.installed()
     for name in ("decoder", "dtypes", "slow", "tiny"):

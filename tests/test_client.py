@@ -37,9 +37,9 @@ from fxtrace.errors import (
     TooLarge,
     TraceNotFound,
 )
+from fxtrace.ir.trace import NodeQuery, Progress, RenderOptions, TraceInfo, TraceRequest
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from fxtrace.trace import NodeQuery, Progress, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
 from tests.conftest import Served
@@ -115,7 +115,7 @@ def test_a_deleted_trace_is_asked_no_more(client: Client[NDArray[Any]], served: 
 
 
 def test_pages_of_traces_add_up(client: Client[NDArray[Any]], served: Served) -> None:
-    seen: list[Trace] = []
+    seen: list[TraceInfo] = []
     token = ""
     while True:
         page, token = client.page_traces(1, token)

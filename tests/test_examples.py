@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
 from tests.conftest import Served
 
 ROOT = Path(__file__).parent.parent

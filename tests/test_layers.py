@@ -15,7 +15,7 @@ ROOT = Path(fxtrace.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "ops"),
     ("graph", "dtypes", "slices"),
-    ("trace",),
+    ("ir",),
     ("v1", "records"),
     ("dims", "sweep", "diff", "explain", "query", "render", "wire", "status", "frames", "api", "tls"),
     ("roles",),

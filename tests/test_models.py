@@ -13,12 +13,12 @@ from safetensors.torch import save_file
 
 from fxtrace.client import Client
 from fxtrace.errors import ConfigurationError, InputError, ModelInvalid, ModelNotFound, OptionInvalid
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Model, Registry
 from fxtrace.models.weightless import build_weightless
 from fxtrace.models.weights import load_weights
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
-from fxtrace.trace import TraceRequest
 from fxtrace.wire import encode_trace_request
 
 GOOD = '''

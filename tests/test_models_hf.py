@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fxtrace.errors import ConfigurationError, ModelInvalid, ModelNotFound
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
 
 transformers = pytest.importorskip("transformers")
 

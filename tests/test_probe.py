@@ -8,10 +8,10 @@ from fxtrace.capture import capture
 from fxtrace.dims import Finding, Formula, Formulas, integers, replaced
 from fxtrace.errors import Cancelled, CaptureFailed
 from fxtrace.graph import Graph, Node, TensorSpec, Value
+from fxtrace.ir.trace import Progress, TraceRequest
 from fxtrace.models import Registry
 from fxtrace.probe import Prober, agreeing
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Progress, TraceRequest
 from fxtrace.trials import candidates
 
 

@@ -10,11 +10,11 @@ from fxtrace.capture import capture
 from fxtrace.dims import Formulas
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Model, Registry
 from fxtrace.models.weightless import build_weightless
 from fxtrace.probe import Prober
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
 
 SOURCE = """
 from dataclasses import dataclass

@@ -47,7 +47,7 @@ from fxtrace.graph import (
     TensorSpec,
     Value,
 )
-from fxtrace.trace import (
+from fxtrace.ir.trace import (
     DIRECTIONS,
     IMAGE_FORMATS,
     RUNGS,
@@ -61,8 +61,8 @@ from fxtrace.trace import (
     QueryResult,
     RenderOptions,
     TensorData,
-    Trace,
     TracedInput,
+    TraceInfo,
     TraceRequest,
 )
 from fxtrace.v1 import graph_pb2 as pb
@@ -152,7 +152,7 @@ MODELS = st.builds(
     schema=OBJECTS,
 )
 TRACES = st.builds(
-    Trace,
+    TraceInfo,
     id=st.text("0123456789abcdef", min_size=32, max_size=32),
     model=NAMES,
     configuration=OBJECTS,
@@ -366,7 +366,7 @@ def test_what_is_no_json_is_refused() -> None:
 def test_absent_and_empty_stay_apart() -> None:
     trace_id = "0" * 32
     never = datetime(2024, 1, 1, tzinfo=UTC)
-    trace = Trace(
+    trace = TraceInfo(
         trace_id, "m", {"a": None, "b": "", "c": [], "d": {}, "e": 0, "f": False}, (), "symbolic", (), False, False, 0,
         "2", "1", None, 0, 0, 0, 0, 0, never, 0.0,
     )  # fmt: skip

@@ -23,7 +23,7 @@ from fxtrace.capture.run import Run, Taken, copies, model_errors
 from fxtrace.capture.symbolic import symbolic as symbolic_rung
 from fxtrace.errors import CaptureFailed, InputError, OptionInvalid, unknown
 from fxtrace.graph import Graph
-from fxtrace.trace import RUNGS, SYMBOLIC_TIMEOUT, Progress, Rung
+from fxtrace.ir.trace import RUNGS, SYMBOLIC_TIMEOUT, Progress, Rung
 
 _LADDER: tuple[Rung, ...] = ("symbolic", "record")
 """The rungs that are tried where none is asked for, in this order."""

@@ -25,8 +25,8 @@ from fxtrace.capture.quiet import quiet
 from fxtrace.capture.run import Run, Taken, copies, model_errors, needing_values
 from fxtrace.capture.unlift import Unlifted
 from fxtrace.errors import CaptureFailed
+from fxtrace.ir.trace import Progress
 from fxtrace.shapes import tensor_spec
-from fxtrace.trace import Progress
 
 
 def export(run: Run) -> Taken:

@@ -17,8 +17,8 @@ from fxtrace.capture.recorder import Recorder, current_modes, set_modes
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, needing_values, show_source
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Source
+from fxtrace.ir.trace import Progress
 from fxtrace.shapes import Interpreter, ShapeInterpreter
-from fxtrace.trace import Progress
 
 
 def record(run: Run) -> Taken:

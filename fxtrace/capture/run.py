@@ -19,8 +19,8 @@ from torch.utils._pytree import tree_map
 from fxtrace.capture.source import code_source, user_source
 from fxtrace.errors import CaptureFailed, FxtraceError
 from fxtrace.graph import Graph, Source
+from fxtrace.ir.trace import SYMBOLIC_TIMEOUT, Progress
 from fxtrace.shapes import Sink, has_tensor, parts
-from fxtrace.trace import SYMBOLIC_TIMEOUT, Progress
 
 
 @dataclass(frozen=True, slots=True)

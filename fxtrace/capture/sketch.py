@@ -17,8 +17,8 @@ from fxtrace.capture.recorder import Recorder
 from fxtrace.capture.run import copies, map_tensors
 from fxtrace.capture.symbolic import trace_nodes
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import Rung
 from fxtrace.shapes import ShapeInterpreter
-from fxtrace.trace import Rung
 
 
 def sketch(

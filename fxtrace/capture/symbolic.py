@@ -17,8 +17,8 @@ from fxtrace.capture.fakes import Fakes
 from fxtrace.capture.memory import Memory
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, show_source
 from fxtrace.capture.source import calling_source
+from fxtrace.ir.trace import Progress
 from fxtrace.shapes import ShapeInterpreter
-from fxtrace.trace import Progress
 
 
 def symbolic(run: Run) -> Taken:

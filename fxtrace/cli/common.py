@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperGroup
 
 from fxtrace.errors import FxtraceError, NameInvalid, OptionInvalid, TraceNotFound
-from fxtrace.trace import Json as JsonValue
+from fxtrace.ir.trace import Json as JsonValue
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

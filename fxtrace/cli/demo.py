@@ -18,7 +18,7 @@ import typer
 from fxtrace.cli.common import Json, write_file
 from fxtrace.errors import OptionInvalid, ServerUnavailable
 from fxtrace.graph import Graph
-from fxtrace.trace import ImageFormat, RenderOptions, TraceRequest
+from fxtrace.ir.trace import ImageFormat, RenderOptions, TraceRequest
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -22,7 +22,7 @@ from fxtrace.cli.common import (
 )
 from fxtrace.cli.render import format_of
 from fxtrace.errors import ModelNotFound, OptionInvalid
-from fxtrace.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
+from fxtrace.ir.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
 
 if TYPE_CHECKING:
     from fxtrace.cli.common import Api

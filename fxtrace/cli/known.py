@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace.graph import Snapshot, show_shape
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 Read = Callable[[str, str], NDArray[Any]]
 """Reads the part of a tensor that a slice expression means."""

@@ -1,6 +1,6 @@
 """What commands print: JSON for machines on stdout, tables for people, progress and errors on stderr.
 
-The keys of the JSON are the attributes of the dataclasses in `fxtrace.graph` and `fxtrace.trace`, where each is
+The keys of the JSON are the attributes of the dataclasses in `fxtrace.graph` and `fxtrace.ir.trace`, where each is
 described. Besides: a role has its `name`; a node has `inputs` and `users`, the names of nodes; a time is text in ISO
 8601. Among a node's arguments, another node is `{"node": name}`, a slice `{"slice": [start, stop, step]}`, a dict
 `{"map": {...}}`, and a constant that JSON lacks is `{"symbol": text}`. Numbers that JSON lacks are the texts
@@ -22,7 +22,7 @@ from typing import Any
 import typer
 
 from fxtrace.graph import Arg, Graph, Node, Ref, Role, SliceArg, Symbol
-from fxtrace.trace import Json, Progress
+from fxtrace.ir.trace import Json, Progress
 
 _STAGES = {
     "wait": "waiting for other work",

@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from fxtrace.errors import OptionInvalid
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

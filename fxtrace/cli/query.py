@@ -38,7 +38,7 @@ def query(
     """
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.tables import node_table, path_table, show_on_stdout
-    from fxtrace.trace import NodeQuery
+    from fxtrace.ir.trace import NodeQuery
 
     asked = NodeQuery(expression, ancestors, descendants, depth, path, pattern)
     with connect(server, store) as api:

@@ -18,7 +18,7 @@ from fxtrace.cli.common import (
     write_file,
 )
 from fxtrace.errors import OptionInvalid
-from fxtrace.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
+from fxtrace.ir.trace import IMAGE_FORMATS, Direction, ImageFormat, RenderOptions, Theme
 
 
 def render(

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.errors import DependencyMissing, OptionInvalid, unknown
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 if TYPE_CHECKING:
     from fxtrace.cli.sweep import Swept

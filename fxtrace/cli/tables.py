@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fxtrace.graph import Check, Graph, Node, Snapshot, TensorSpec, show, show_shape, show_sizes
-from fxtrace.trace import ModelInfo, QueryResult, Trace
+from fxtrace.ir.trace import ModelInfo, QueryResult, TraceInfo
 
 if TYPE_CHECKING:
     from fxtrace.store import StoredTrace
@@ -67,7 +67,7 @@ def model_facts(model: ModelInfo) -> Group:
     return Group(Text(model.name, style="bold"), Text(model.summary), grid)
 
 
-def trace_table(traces: Iterable[Trace]) -> Table:
+def trace_table(traces: Iterable[TraceInfo]) -> Table:
     """Traces, a row each."""
     grid = table("Traces, newest first", "id", "model", "created", "nodes", "labelled", "tensors", "bytes", "seed")
     for trace in traces:
@@ -88,7 +88,7 @@ def stored_table(stored: Iterable[StoredTrace]) -> Table:
     return grid
 
 
-def trace_facts(trace: Trace) -> Group:
+def trace_facts(trace: TraceInfo) -> Group:
     """Where a trace came from, and how much there is of it."""
     equal = {None: "not compared: shapes only", True: "bit-equal to the eager model's", False: "NOT the eager model's"}
     inputs = "\n".join(

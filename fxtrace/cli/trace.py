@@ -10,7 +10,7 @@ import typer
 
 from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace, settings_of
 from fxtrace.errors import InputError
-from fxtrace.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
+from fxtrace.ir.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
 
 
 def trace(

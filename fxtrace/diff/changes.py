@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from fxtrace.diff.align import How
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 
 @dataclass(frozen=True, slots=True)

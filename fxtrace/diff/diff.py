@@ -19,7 +19,7 @@ from fxtrace.diff.changes import (
 )
 from fxtrace.dims import Formula, Formulas
 from fxtrace.graph import Graph, Node, TensorSpec
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 
 def compare(first: Graph, second: Graph, fields: tuple[FieldChange, ...] = ()) -> GraphDiff:

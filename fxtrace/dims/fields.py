@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 
 def integers(fields: Mapping[str, Json], prefix: str = "") -> Iterator[tuple[str, int]]:

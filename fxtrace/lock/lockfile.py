@@ -35,7 +35,7 @@ from urllib.parse import quote, unquote
 
 from fxtrace.dims import Formula
 from fxtrace.errors import InvalidRequest, nearest
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 FORMAT = 1
 SECTIONS = ("inputs", "roles", "outputs", "parameters")

@@ -13,10 +13,10 @@ from fxtrace.diff import FieldChange, changed_fields, put_field
 from fxtrace.dims import Finding, Formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest, OptionInvalid
 from fxtrace.graph import Graph, TensorSpec
+from fxtrace.ir.trace import Json, Progress
 from fxtrace.lock.lockfile import Lock, Locked, dumps, loads
 from fxtrace.models import Model, Registry
 from fxtrace.probe import Prober
-from fxtrace.trace import Json, Progress
 from fxtrace.trials import candidates
 
 Report = Callable[[Progress], None]

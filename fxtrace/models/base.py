@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from fxtrace.trace import Json, ModelInfo
+from fxtrace.ir.trace import Json, ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import pydantic
 
 from fxtrace.errors import ConfigurationError, ModelInvalid, unknown
+from fxtrace.ir.trace import ConfigField, Json, ModelInfo
 from fxtrace.models.base import Model
 from fxtrace.models.shrink import smaller_size
-from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

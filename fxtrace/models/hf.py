@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.errors import ConfigurationError, DependencyMissing, FxtraceError, ModelInvalid, ModelNotFound, unknown
+from fxtrace.ir.trace import ConfigField, Json, ModelInfo
 from fxtrace.models.base import Model
 from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields, shrunk
-from fxtrace.trace import ConfigField, Json, ModelInfo
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -8,9 +8,9 @@ import networkx as nx
 
 from fxtrace.errors import NodeNotFound, QueryInvalid, unknown
 from fxtrace.graph import Graph, Node
+from fxtrace.ir.trace import NodeQuery, QueryResult
 from fxtrace.query.expressions import matching
 from fxtrace.query.patterns import Pattern
-from fxtrace.trace import NodeQuery, QueryResult
 
 __all__ = ["MAX_PATHS", "MAX_PATH_NODES", "find"]
 

@@ -9,6 +9,7 @@ from typing import Literal
 
 from fxtrace.diff import GraphDiff, NodePair
 from fxtrace.graph import Arg, Graph, Module, Node, Ref, SliceArg, TensorSpec, show_shape, show_sizes
+from fxtrace.ir.trace import RenderOptions
 from fxtrace.render import boxes, focus
 from fxtrace.render.dot import Drawing
 from fxtrace.render.fold import fold_depth, fold_layers
@@ -17,7 +18,6 @@ from fxtrace.render.links import mark, share
 from fxtrace.render.style import Palette
 from fxtrace.render.title import heading
 from fxtrace.render.view import Box, Link, View, build
-from fxtrace.trace import RenderOptions
 
 Change = Literal["added", "removed", "changed", "equal"]
 

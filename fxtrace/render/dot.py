@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import graphviz
 
 from fxtrace.graph import Graph, Snapshot, TensorSpec, show_sizes
+from fxtrace.ir.trace import RenderOptions
 from fxtrace.render import boxes, focus, labels
 from fxtrace.render.fold import fold_depth, fold_layers, is_lit
 from fxtrace.render.labels import font
@@ -14,7 +15,6 @@ from fxtrace.render.links import alone, mark, share
 from fxtrace.render.style import FONT, PALETTES, Palette
 from fxtrace.render.title import heading, legend
 from fxtrace.render.view import HOLDERS, Box, Link, View, build, home, prefixes
-from fxtrace.trace import RenderOptions
 
 _LEFT = '<BR ALIGN="LEFT"/>'
 _BIG = 1000  # boxes; beyond it, the layout's iterations are limited

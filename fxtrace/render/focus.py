@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 from fxtrace.errors import NodeNotFound, OptionInvalid, SnapshotNotFound, unknown
 from fxtrace.graph import Graph, Role, Snapshot
+from fxtrace.ir.trace import DIRECTIONS, THEMES, RenderOptions
 from fxtrace.render.view import prefixes, within
-from fxtrace.trace import DIRECTIONS, THEMES, RenderOptions
 
 TAKEN_FOR = frozenset({"input", "residual_a", "residual_b", "memory"})
 """Parts that say what a block takes a value for, not what the value is; it was made, and is named, elsewhere."""

@@ -25,7 +25,7 @@ from fxtrace.errors import (
     TimeLimit,
     unknown,
 )
-from fxtrace.trace import IMAGE_FORMATS, ImageFormat
+from fxtrace.ir.trace import IMAGE_FORMATS, ImageFormat
 
 DPI = 144
 """A PNG's resolution, in pixels an inch of 72 points; less where the picture would pass the limits below."""

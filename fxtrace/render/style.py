@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from fxtrace.trace import Theme
+from fxtrace.ir.trace import Theme
 
 # The font that fxtrace carries (see fonts/), then those of the same metrics: what is laid out with one fits the others.
 FONT = "Arimo,Helvetica,Arial,sans-serif"

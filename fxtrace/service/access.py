@@ -7,8 +7,8 @@ from contextvars import ContextVar
 from typing import Literal, TypeAlias
 
 from fxtrace.errors import PermissionDenied, Unauthenticated
+from fxtrace.ir.trace import Scope
 from fxtrace.service.keys import Key, KeyFile
-from fxtrace.trace import Scope
 
 Need: TypeAlias = Scope | Literal["open"]
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, TensorSpec
+from fxtrace.ir.trace import Progress, TraceInfo
 from fxtrace.models import Model
 from fxtrace.probe import Prober
-from fxtrace.trace import Progress, Trace
 
 Report = Callable[[Progress], None]
 
@@ -18,7 +18,7 @@ Report = Callable[[Progress], None]
 class Traced:
     """A trace, its graph, and the model it was made of."""
 
-    trace: Trace
+    trace: TraceInfo
     graph: Graph
     model: Model
 

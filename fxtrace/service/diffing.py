@@ -12,8 +12,8 @@ from fxtrace.api import TensorReader
 from fxtrace.diff import FieldChange, GraphDiff, changed_fields, compare, explain_sizes
 from fxtrace.dims import integers
 from fxtrace.errors import FormulasAbsent, FxtraceError
+from fxtrace.ir.trace import Json, Progress, TraceInfo
 from fxtrace.service.numbers import value_changes
-from fxtrace.trace import Json, Progress, Trace
 
 if TYPE_CHECKING:
     from fxtrace.service.engine import Engine, Report
@@ -43,7 +43,7 @@ def diff_traces(engine: Engine, ids: tuple[str, str], report: Report) -> GraphDi
     return replace(found, values=tuple(values))
 
 
-def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], report: Report) -> GraphDiff:
+def _attributed(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, TraceInfo], report: Report) -> GraphDiff:
     for trace in traces:
         try:
             engine.get_model(trace.model)
@@ -55,7 +55,7 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], r
     return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
 
 
-def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[Trace, Trace], problem: str) -> GraphDiff:
+def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, TraceInfo], problem: str) -> GraphDiff:
     """The comparison where a model is not at hand: attributed only by formulas that were found before."""
     kept = False
     sizes = dict(integers(traces[0].configuration)), dict(integers(traces[1].configuration))
@@ -74,7 +74,7 @@ def _noted(found: GraphDiff, note: str) -> GraphDiff:
     return replace(found, notes=(*found.notes, note))
 
 
-def differences(before: Trace, after: Trace) -> tuple[FieldChange, ...]:
+def differences(before: TraceInfo, after: TraceInfo) -> tuple[FieldChange, ...]:
     """The configuration's fields that are not the same, and the inputs whose shapes were asked for and are not."""
     asked = {each.name for trace in (before, after) for each in trace.inputs if each.fill != "example"}
     ours, theirs = (

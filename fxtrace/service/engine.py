@@ -21,12 +21,7 @@ from fxtrace.errors import (
     unknown,
 )
 from fxtrace.graph import Graph, Snapshot
-from fxtrace.models import Model, Registry
-from fxtrace.service import paging
-from fxtrace.service.reading import TensorReader, stored_part
-from fxtrace.store import Store, TraceFile, default_place
-from fxtrace.sweep import SweepBatch, SweepRequest
-from fxtrace.trace import (
+from fxtrace.ir.trace import (
     IMAGE_FORMATS,
     ImageFormat,
     ModelInfo,
@@ -34,9 +29,14 @@ from fxtrace.trace import (
     Progress,
     QueryResult,
     RenderOptions,
-    Trace,
+    TraceInfo,
     TraceRequest,
 )
+from fxtrace.models import Model, Registry
+from fxtrace.service import paging
+from fxtrace.service.reading import TensorReader, stored_part
+from fxtrace.store import Store, TraceFile, default_place
+from fxtrace.sweep import SweepBatch, SweepRequest
 
 if TYPE_CHECKING:
     from fxtrace.diff import GraphDiff
@@ -142,7 +142,7 @@ class Engine:
 
     def create_trace(
         self, request: TraceRequest, *, progress: Report | None = None, begin: Callable[[str], None] | None = None
-    ) -> Trace:
+    ) -> TraceInfo:
         """Traces a model, or finds the trace that a request like this one made before.
 
         Args:
@@ -254,7 +254,7 @@ class Engine:
             ) from error
         return Traced(trace, self._graph(trace_id), model)
 
-    def get_trace(self, trace_id: str) -> Trace:
+    def get_trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from.
 
         Raises:
@@ -262,7 +262,7 @@ class Engine:
         """
         return self._store.trace(trace_id)
 
-    def list_traces(self) -> Iterator[Trace]:
+    def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first."""
         token = ""
         while True:
@@ -271,7 +271,7 @@ class Engine:
             if not token:
                 return
 
-    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[TraceInfo, ...], str]:
         """A page of traces, newest first, and the token of the next page (empty on the last).
 
         Args:

@@ -17,8 +17,8 @@ from torch import Tensor
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import InputError, TooLarge, unknown
 from fxtrace.graph import show_shape
+from fxtrace.ir.trace import Fill, TensorData, TraceRequest
 from fxtrace.shapes import tensor_spec
-from fxtrace.trace import Fill, TensorData, TraceRequest
 
 MAX_DRAWN_BYTES = 1 << 30
 """The largest input that is drawn for a shape: a slip of a zero must not fill the memory."""

@@ -19,6 +19,16 @@ from fxtrace.dims import Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.explain import Explanation
 from fxtrace.graph import Graph, Snapshot
+from fxtrace.ir.trace import (
+    ImageFormat,
+    ModelInfo,
+    NodeQuery,
+    Progress,
+    QueryResult,
+    RenderOptions,
+    TraceInfo,
+    TraceRequest,
+)
 from fxtrace.service.engine import Engine, Report
 from fxtrace.service.jobs import Job
 from fxtrace.service.reading import TensorReader
@@ -28,7 +38,6 @@ from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
 from fxtrace.sweep import SweepBatch, SweepRequest
 from fxtrace.sweep.messages import SWEEP_BATCH
-from fxtrace.trace import ImageFormat, ModelInfo, NodeQuery, Progress, QueryResult, RenderOptions, Trace, TraceRequest
 from fxtrace.v1 import graph_pb2
 from fxtrace.v1 import trace_service_pb2 as rpc
 
@@ -177,7 +186,7 @@ class IsolatedEngine:
                 self._reasons[name] = reason, time.monotonic() + _REASON_SECONDS
         return ModelInfo(name, reason, (), {})
 
-    def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> Trace:
+    def create_trace(self, request: TraceRequest, *, progress: Report | None = None) -> TraceInfo:
         """Traces a model that is on offer, or finds the trace that such a request made before.
 
         Args:
@@ -356,15 +365,15 @@ class IsolatedEngine:
 
     # --------------------------------------------------------------------------------------------- in this process
 
-    def get_trace(self, trace_id: str) -> Trace:
+    def get_trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from and how much there is of it."""
         return self._engine.get_trace(trace_id)
 
-    def list_traces(self) -> Iterator[Trace]:
+    def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first."""
         return self._engine.list_traces()
 
-    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[Trace, ...], str]:
+    def page_traces(self, page_size: int, page_token: str) -> tuple[tuple[TraceInfo, ...], str]:
         """A page of traces, newest first, and the next page's token."""
         return self._engine.page_traces(page_size, page_token)
 

@@ -9,8 +9,8 @@ from typing import TypeAlias
 from google.rpc.status_pb2 import Status
 
 from fxtrace.errors import FxtraceError
+from fxtrace.ir.trace import Progress
 from fxtrace.status import from_status, to_status
-from fxtrace.trace import Progress
 
 HEARTBEAT_SECONDS = 0.2
 """How long whoever follows a call may have to wait until it is asked whether to go on."""

@@ -24,8 +24,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from fxtrace.errors import NotFound, OptionInvalid, unknown
+from fxtrace.ir.trace import Scope
 from fxtrace.service.watched import state
-from fxtrace.trace import Scope
 
 _FORM = re.compile(r"fxt_(?P<id>[0-9a-f]{8})_(?P<secret>[0-9A-Za-z_-]{43})")
 _log = logging.getLogger("fxtrace.service")

@@ -13,7 +13,7 @@ from fxtrace.api import TensorReader
 from fxtrace.diff import GraphDiff, ValueChange
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.graph import Graph
-from fxtrace.trace import Progress
+from fxtrace.ir.trace import Progress
 
 _ELEMENTS = 1 << 18  # of either tensor, that are held at a time
 

@@ -12,10 +12,10 @@ from fxtrace.capture import ValuesNeeded, capture
 from fxtrace.dims import Finding, Formulas
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph, show_shape
+from fxtrace.ir.trace import Json, Rung
 from fxtrace.models import Model
 from fxtrace.roles import label
 from fxtrace.sweep import Cost, Costs, How, SweepRow
-from fxtrace.trace import Json, Rung
 
 _SMALL = 20_000_000
 """Up to so many elements of parameters, a model is run where its roles are wanted, some of which show in values only;

@@ -25,6 +25,7 @@ from fxtrace import __version__, wire
 from fxtrace.api import TraceApi
 from fxtrace.errors import Cancelled, FxtraceError, OptionInvalid, TooLarge
 from fxtrace.frames import DEFAULT_CHUNK_BYTES, MAX_CHUNK_BYTES, MIN_CHUNK_BYTES, ChunkFrame
+from fxtrace.ir.trace import ImageFormat, ModelInfo, Progress, ServerInfo, TraceInfo
 from fxtrace.records import enum_codec
 from fxtrace.service.access import caller
 from fxtrace.service.interceptors import stages
@@ -36,7 +37,6 @@ from fxtrace.service.replies import ReplyCache
 from fxtrace.service.settings import Settings
 from fxtrace.sweep import SweepBatch
 from fxtrace.sweep.messages import SWEEP_BATCH, decode_sweep_request
-from fxtrace.trace import ImageFormat, ModelInfo, Progress, ServerInfo, Trace
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 SERVICE = rpc.DESCRIPTOR.services_by_name["TraceService"]
@@ -316,7 +316,7 @@ def _listed(model: ModelInfo) -> rpc.Model:
         return wire.MODEL.encode(ModelInfo(model.name, f"cannot be used: {error.message}", (), {}))
 
 
-def _told_of(trace: Trace) -> rpc.Trace:
+def _told_of(trace: TraceInfo) -> rpc.Trace:
     return wire.TRACE.encode(replace(trace, rung_notes=without_paths_in(trace.rung_notes)))
 
 

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 
 from fxtrace.dims import Formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, OptionInvalid, TensorNotFound, unknown
+from fxtrace.ir.trace import Json, Progress, Rung
 from fxtrace.models import Model
 from fxtrace.probe import Prober
 from fxtrace.service.propagating import Propagated, Propagator, difference
 from fxtrace.sweep import MAX_CONFIGURATIONS, Costs, NoFormula, SweepBatch, SweepRequest, SweepRow
-from fxtrace.trace import Json, Progress, Rung
 
 _BATCH = 1000
 _FEW = 32

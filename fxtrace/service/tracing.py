@@ -22,6 +22,7 @@ from fxtrace import wire
 from fxtrace.capture import Capture, capture, model_errors
 from fxtrace.errors import OptionInvalid
 from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.ir.trace import Progress, TracedInput, TraceInfo, TraceRequest
 from fxtrace.models import Model
 from fxtrace.models.weightless import build_weightless
 from fxtrace.models.weights import load_weights, weights_digest
@@ -29,7 +30,6 @@ from fxtrace.roles import label
 from fxtrace.service.inputs import Input, make_inputs, seeded, to_numpy
 from fxtrace.service.witness import find_witness
 from fxtrace.shapes import tensor_spec
-from fxtrace.trace import Progress, Trace, TracedInput, TraceRequest
 
 _capture_lock = threading.Lock()
 """One capture at a time: the random state and torch.fx's patches belong to the whole process."""
@@ -72,7 +72,7 @@ class Tracing:
         finally:
             _capture_lock.release()
 
-    def run(self) -> tuple[Trace, Graph, tuple[Snapshot, ...], dict[str, NDArray[Any]]]:
+    def run(self) -> tuple[TraceInfo, Graph, tuple[Snapshot, ...], dict[str, NDArray[Any]]]:
         """Builds, captures and labels the model.
 
         Returns:
@@ -122,10 +122,10 @@ class Tracing:
         self._report(Progress("label"))
         return *label(captured.graph, captured.known, state, witness), (note,) if note else ()
 
-    def _describe(self, captured: Capture, graph: Graph, inputs: dict[str, Input], seconds: float) -> Trace:
+    def _describe(self, captured: Capture, graph: Graph, inputs: dict[str, Input], seconds: float) -> TraceInfo:
         request = self._request
         specs = [spec for _, spec in graph.tensors()]
-        return Trace(
+        return TraceInfo(
             id=self.trace_id,
             model=self._model.name,
             configuration=self._fields,

@@ -9,13 +9,13 @@ from typing import Any
 from fxtrace.capture import capture, model_errors
 from fxtrace.errors import InvalidRequest, TooLarge, Unmet
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import Progress, TraceRequest
 from fxtrace.models import Model
 from fxtrace.models.shrink import shrunk_to
 from fxtrace.models.weightless import build_weightless
 from fxtrace.roles import label
 from fxtrace.roles.witness import Witness
 from fxtrace.service.inputs import seeded
-from fxtrace.trace import Progress, TraceRequest
 
 _SMALL = 5_000_000
 """Parameters, and numbers in the inputs, of a model that is run as it is."""

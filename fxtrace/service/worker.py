@@ -24,13 +24,13 @@ from pathlib import Path
 from fxtrace import wire
 from fxtrace.diff import GraphDiff
 from fxtrace.errors import FxtraceError
+from fxtrace.ir.trace import ImageFormat, Progress, RenderOptions, TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.status import with_stack
 from fxtrace.store import Store
 from fxtrace.sweep import SweepRequest
 from fxtrace.sweep.messages import SWEEP_BATCH
-from fxtrace.trace import ImageFormat, Progress, RenderOptions, TraceRequest
 
 READY = b"R"
 BEGUN = b"B"  # the call arrived

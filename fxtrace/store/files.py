@@ -17,11 +17,11 @@ from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TraceNotFound
 from fxtrace.graph import Graph, Snapshot
+from fxtrace.ir.trace import TraceInfo
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
 from fxtrace.store.faults import damaged_trace, not_found, reported
 from fxtrace.store.index import Index, Row
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
-from fxtrace.trace import Trace
 from fxtrace.v1 import graph_pb2, trace_service_pb2
 
 _HEADS_KEPT = 64
@@ -189,7 +189,7 @@ def parse(trace_id: str, read: Callable[[bytes], _T], data: bytes) -> _T:
         raise damaged_trace(trace_id, f"its record cannot be read: {error}") from error
 
 
-def trace_from_bytes(data: bytes) -> Trace:
+def trace_from_bytes(data: bytes) -> TraceInfo:
     """Of the bytes of `TRACE`."""
     return wire.TRACE.decode(trace_service_pb2.Trace.FromString(data))
 

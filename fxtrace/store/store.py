@@ -21,6 +21,7 @@ from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.ir.trace import Progress, TraceInfo
 from fxtrace.store.blobs import new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
 from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
@@ -29,7 +30,6 @@ from fxtrace.store.migrate import migrate
 from fxtrace.store.place import parse_place
 from fxtrace.store.stored import Collected, StoredTrace, check_trace_id
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
-from fxtrace.trace import Progress, Trace
 from fxtrace.v1 import trace_service_pb2
 
 _log = logging.getLogger("fxtrace.store")
@@ -85,8 +85,8 @@ class Store:
     # ---------------------------------------------------------------------------------------------------- writing
 
     def put(
-        self, trace: Trace, graph: Graph, snapshots: tuple[Snapshot, ...], tensors: Mapping[str, NDArray[Any]]
-    ) -> Trace:
+        self, trace: TraceInfo, graph: Graph, snapshots: tuple[Snapshot, ...], tensors: Mapping[str, NDArray[Any]]
+    ) -> TraceInfo:
         """Stores a trace, and returns it once it would survive a loss of power.
 
         Args:
@@ -244,7 +244,7 @@ class Store:
         """
         self._row(trace_id)
 
-    def trace(self, trace_id: str) -> Trace:
+    def trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from.
 
         Raises:
@@ -279,12 +279,12 @@ class Store:
         with self.open(trace_id) as file:
             return self._files.formulas(trace_id, file)
 
-    def traces(self, limit: int, before: int | None = None) -> list[tuple[int, Trace]]:
+    def traces(self, limit: int, before: int | None = None) -> list[tuple[int, TraceInfo]]:
         """Up to `limit` traces, newest first, each with its place in the order; `before` goes on after such a place.
 
         One whose row is damaged is left out, and the log tells of it.
         """
-        found: list[tuple[int, Trace]] = []
+        found: list[tuple[int, TraceInfo]] = []
         with self._index.reading() as connection:
             while missing := limit - len(found):
                 rows = self._index.newest(connection, missing, before)
@@ -342,7 +342,7 @@ class Store:
                 raise
             return self._files.open(trace_id, again.blob)  # it was written anew meanwhile
 
-    def find(self, trace_id: str) -> Trace | None:
+    def find(self, trace_id: str) -> TraceInfo | None:
         """The trace, where it is there as a whole. What is left of a damaged one is removed, to be made again."""
         blob = ""
         try:

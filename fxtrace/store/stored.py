@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from fxtrace.errors import NameInvalid
-from fxtrace.trace import Trace
+from fxtrace.ir.trace import TraceInfo
 
 TRACE_ID = re.compile(r"[0-9a-f]{32}")
 
@@ -19,7 +19,7 @@ class StoredTrace:
     `damaged` says that a read found it so.
     """
 
-    trace: Trace
+    trace: TraceInfo
     nbytes: int
     last_used: datetime
     pinned: bool

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from fxtrace.errors import OptionInvalid, TooLarge
-from fxtrace.trace import Json
+from fxtrace.ir.trace import Json
 
 MAX_CONFIGURATIONS = 1_000_000
 """Configurations of one sweep, at most, where nothing else is set."""

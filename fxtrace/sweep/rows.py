@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fxtrace.ir.trace import Json
 from fxtrace.sweep.grid import Grid
-from fxtrace.trace import Json
 
 How = Literal["none", "formula", "propagation", "run"]
 """How a row came to be: by formulas, by propagating the model on fake tensors, or not at all. Where the model's path

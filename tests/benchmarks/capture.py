@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, fx
 
 from fxtrace.capture.symbolic import trace_symbolically
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.shapes import ShapeInterpreter
-from fxtrace.trace import TraceRequest
 from tests.benchmarks.measure import Row, compare, temporary_folder
 
 

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from fxtrace.client import Client
 from fxtrace.errors import FxtraceError
-from fxtrace.trace import Progress, TraceRequest
+from fxtrace.ir.trace import Progress, TraceRequest
 from tests.benchmarks import store_faults
 from tests.service.processes import exists, pid_in, server_process, until
 
@@ -110,7 +110,7 @@ def cancel(target: Target) -> str:
 _VANISHING = """
 import sys
 from fxtrace.client import Client
-from fxtrace.trace import TraceRequest
+from fxtrace.ir.trace import TraceRequest
 fields = {"how": "library", "pid": sys.argv[2]}
 with Client(sys.argv[1], timeout=None) as client, client.open_tensor(sys.argv[3], "add") as reader:
     next(reader.chunks())

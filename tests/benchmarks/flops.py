@@ -21,9 +21,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fxtrace.capture import ValuesNeeded, capture
 from fxtrace.errors import CaptureFailed
+from fxtrace.ir.trace import Rung
 from fxtrace.models import Registry
 from fxtrace.sweep import Costs
-from fxtrace.trace import Rung
 
 FAMILIES = (
     *("bert", "roberta", "distilbert", "albert", "deberta", "gpt2", "gpt_neo", "opt", "bloom", "llama", "qwen2"),

@@ -26,11 +26,11 @@ from fxtrace.capture import sketch
 from fxtrace.dims import Formula, Formulas, integers, replaced
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import Rung, TraceRequest
 from fxtrace.models import Model, Registry
 from fxtrace.models.weightless import build_weightless
 from fxtrace.probe import SECONDS, Prober
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Rung, TraceRequest
 from fxtrace.trials import Seen, candidates
 
 FAMILIES = (

@@ -28,9 +28,9 @@ from google.protobuf.message import Message
 
 from fxtrace.client import Client
 from fxtrace.errors import FxtraceError
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.access import NEEDS
 from fxtrace.service.servicer import SERVICE
-from fxtrace.trace import TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 from tests.benchmarks.measure import Memory, serve, temporary_folder
 

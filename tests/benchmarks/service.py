@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace.client import Client
-from fxtrace.trace import TraceRequest
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.v1.trace_service_pb2 import GetGraphRequest
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 from tests.benchmarks.bare_server import CHUNK_BYTES, STREAM_BYTES

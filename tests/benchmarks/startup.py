@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 from fxtrace.client import Client
-from fxtrace.trace import TraceRequest
+from fxtrace.ir.trace import TraceRequest
 from tests.benchmarks.measure import temporary_folder
 
 ROUNDS = 5

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from fxtrace.client import Client
 from fxtrace.errors import FxtraceError
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.store import Store
-from fxtrace.trace import TraceRequest
 from tests.benchmarks.measure import children_of, serve, temporary_folder
 
 MODEL = Path(__file__).parent.parent / "service" / "tiny.py"

@@ -17,11 +17,11 @@ from collections import defaultdict
 
 import torch
 
+from fxtrace.ir.trace import Progress
 from fxtrace.models import Registry
 from fxtrace.service.propagating import Propagator
 from fxtrace.service.sweeping import Sweeping
 from fxtrace.sweep import Grid, SweepRequest, parse_grid
-from fxtrace.trace import Progress
 
 SAMPLE = 20
 GRIDS = {

@@ -47,7 +47,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 def request(size: str, symbolic: bool) -> Any:
     """What `fxtrace trace hf:llama --weightless` asks for."""
-    from fxtrace.trace import TraceRequest
+    from fxtrace.ir.trace import TraceRequest
 
     names = dict.fromkeys(("input_ids", "attention_mask"), ("batch", "sequence"))
     configuration = {"preset": "default", "batch": 2, "seq_len": 128, **SIZES[size]}

@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from fxtrace.capture import capture
 from fxtrace.capture.attention import attention
-from fxtrace.trace import Rung
+from fxtrace.ir.trace import Rung
 
 Q, K, V = torch.randn(2, 4, 5, 8), torch.randn(2, 4, 7, 8), torch.randn(2, 4, 7, 6)
 

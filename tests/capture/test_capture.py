@@ -15,7 +15,7 @@ from fxtrace.capture import capture
 from fxtrace.capture.compare import bit_equal
 from fxtrace.errors import Cancelled, CaptureFailed, InputError, OptionInvalid
 from fxtrace.graph import Node, SliceArg
-from fxtrace.trace import Progress, Rung
+from fxtrace.ir.trace import Progress, Rung
 
 X = torch.arange(6.0).reshape(2, 3)
 

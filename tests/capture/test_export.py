@@ -18,8 +18,8 @@ from fxtrace.capture import Capture, capture
 from fxtrace.capture.quiet import quiet
 from fxtrace.errors import Cancelled, CaptureFailed, FxtraceError, OptionInvalid
 from fxtrace.graph import Graph, Node
+from fxtrace.ir.trace import Progress
 from fxtrace.roles import label
-from fxtrace.trace import Progress
 from tests.capture.zoo import ZOO, Function
 
 LOOKS_AT_NUMBERS = {"transformer", "loop_on_data", "branches_on_data"}

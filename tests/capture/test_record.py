@@ -15,9 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from fxtrace.capture import Capture, capture
 from fxtrace.errors import Cancelled, CaptureFailed
 from fxtrace.graph import Graph, Ref
+from fxtrace.ir.trace import Progress, Rung
 from fxtrace.ops import KINDS
 from fxtrace.shapes import leaves
-from fxtrace.trace import Progress, Rung
 from tests.capture.zoo import ZOO, Experts, Function, Made_
 
 X = torch.arange(6.0).reshape(2, 3)

@@ -11,8 +11,8 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
 from tests.cli.conftest import Run
 from tests.conftest import Served
 

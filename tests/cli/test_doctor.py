@@ -11,11 +11,11 @@ import trustme
 
 import fxtrace
 from fxtrace import doctor
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.engine import Engine
 from fxtrace.service.keys import new_key
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from fxtrace.trace import TraceRequest
 from tests.cli.conftest import Run
 from tests.conftest import Served
 from tests.service.certificates import write_authority, write_pair

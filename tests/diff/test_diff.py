@@ -7,9 +7,9 @@ import pytest
 
 from fxtrace.diff import GraphDiff, changed_fields, compare
 from fxtrace.errors import ModelNotFound
+from fxtrace.ir.trace import RUNGS, Json, TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import RUNGS, Json, TraceRequest
 
 TINY = Path(__file__).parents[1] / "service" / "tiny.py"
 

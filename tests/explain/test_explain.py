@@ -14,8 +14,8 @@ from fxtrace.errors import NodeNotFound, SnapshotNotFound
 from fxtrace.explain import Explanation, explain
 from fxtrace.explain.rules import product_rule, rule
 from fxtrace.graph import Graph, Module, Node, Parameter, Ref, TensorSpec, Value
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.engine import Engine
-from fxtrace.trace import TraceRequest
 
 SIZES = {"src_len": 5, "tgt_len": 4, "n_heads": 2, "d_model": 24, "d_ff": 40, "tgt_vocab": 7}
 """None of them, nor any of their parts, is the same as in the default configuration."""

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxtrace.errors import InvalidRequest
+from fxtrace.ir.trace import Json
 from fxtrace.lock import Lock, Locked, dumps, loads
 from fxtrace.lock.lockfile import SECTIONS
-from fxtrace.trace import Json
 
 NAMES = st.text("abzAZ09._[]:%# \tü×", min_size=1, max_size=8)
 NUMBERS = st.integers(0, 10**9)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from fxtrace.errors import NodeNotFound, QueryInvalid
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import NodeQuery
 from fxtrace.query import MAX_PATH_NODES, MAX_PATHS, find
-from fxtrace.trace import NodeQuery
 from tests.query.graphs import large, random_graphs, small, wired
 
 SMALL, LARGE = small(), large()

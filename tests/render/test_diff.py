@@ -11,9 +11,9 @@ import pytest
 from fxtrace.diff import FieldChange, compare
 from fxtrace.errors import NodeNotFound
 from fxtrace.graph import Graph, Node
+from fxtrace.ir.trace import THEMES, RenderOptions, Theme
 from fxtrace.render import diff_to_dot, to_dot, to_image
 from fxtrace.render.style import PALETTES
-from fxtrace.trace import THEMES, RenderOptions, Theme
 from tests.render.graphs import spec, transformer
 
 GOLDEN = Path(__file__).parent / "goldens" / "diff.dot"

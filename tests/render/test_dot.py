@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from fxtrace.errors import FxtraceError, NodeNotFound, OptionInvalid, SnapshotNotFound
 from fxtrace.graph import Graph, Ref, Snapshot, SnapshotTensor
+from fxtrace.ir.trace import RenderOptions, Theme
 from fxtrace.render import to_dot, to_image
 from fxtrace.render.labels import clean
 from fxtrace.render.style import PALETTES
-from fxtrace.trace import RenderOptions, Theme
 from tests.render.graphs import Emitter, transformer
 
 GOLDENS = Path(__file__).parent / "goldens"

@@ -14,9 +14,9 @@ from xml.etree import ElementTree
 import pytest
 
 from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TimeLimit
+from fxtrace.ir.trace import ImageFormat, RenderOptions
 from fxtrace.render import image, to_dot, to_image
 from fxtrace.render.style import FONT
-from fxtrace.trace import ImageFormat, RenderOptions
 from tests.render.graphs import transformer
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -15,11 +15,11 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from fxtrace.client import Client
 from fxtrace.errors import OptionInvalid, PermissionDenied, Unauthenticated
+from fxtrace.ir.trace import ServerInfo, TraceRequest
 from fxtrace.service.access import NEEDS
 from fxtrace.service.keys import new_key, revoke_key
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from fxtrace.trace import ServerInfo, TraceRequest
 from tests.conftest import Served
 
 HOLDERS = ("none", "read", "write", "revoked", "wrong")

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from fxtrace import wire
 from fxtrace.client import Client
 from fxtrace.errors import Cancelled, FxtraceError, NameInvalid, NodeNotFound, OptionInvalid, TraceNotFound
-from fxtrace.trace import Progress, RenderOptions, TraceRequest
+from fxtrace.ir.trace import Progress, RenderOptions, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 from tests.conftest import MODELS, Served

@@ -35,9 +35,9 @@ from fxtrace.errors import (
     TraceNotFound,
     ValuesAbsent,
 )
+from fxtrace.ir.trace import Progress, TensorData, TraceInfo, TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Progress, TensorData, Trace, TraceRequest
 
 TINY = TraceRequest(str(Path(__file__).parent / "tiny.py"))
 REFERENCE = TraceRequest("reference")
@@ -50,7 +50,7 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Trace, Trace]]:
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, TraceInfo, TraceInfo]]:
     """An engine that nothing is changed in, with the reference and the tiny model traced."""
     with Engine.open(tmp_path_factory.mktemp("store")) as engine:
         yield engine, engine.create_trace(REFERENCE), engine.create_trace(TINY)
@@ -119,7 +119,7 @@ def test_a_model_that_cannot_be_imported_says_so(
 # ------------------------------------------------------------------------------------------------------------ create
 
 
-def test_a_trace_says_where_it_came_from(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_a_trace_says_where_it_came_from(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, _, trace = traced
     assert trace == engine.get_trace(trace.id)
     assert (trace.model, trace.configuration["width"], trace.rung, trace.seed) == ("tiny", 4, "symbolic", 0)
@@ -219,7 +219,7 @@ def test_cancelled_at_any_stage_nothing_stays(engine: Engine, tmp_path: Path, st
 
 def test_threads_that_ask_for_the_same_run_it_once(engine: Engine) -> None:
     started: list[str] = []
-    traces: list[Trace] = []
+    traces: list[TraceInfo] = []
 
     def work() -> None:
         def note(progress: Progress) -> None:
@@ -344,7 +344,7 @@ def test_pages_go_through_all_traces_while_some_come_and_go(engine: Engine) -> N
     ("size", "token"),
     [(-1, ""), (1001, ""), (0, "x"), (0, "dHJhY2VzOg=="), (0, "é"), (0, "////"), (0, "/" * 64)],
 )
-def test_bad_pages(traced: tuple[Engine, Trace, Trace], size: int, token: str) -> None:
+def test_bad_pages(traced: tuple[Engine, TraceInfo, TraceInfo], size: int, token: str) -> None:
     with pytest.raises(PageInvalid, match="expected"):
         traced[0].page_traces(size, token)
 
@@ -364,7 +364,7 @@ def test_a_deleted_trace_is_gone(engine: Engine, tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------- graph
 
 
-def test_filters_by_module(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_filters_by_module(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, _, tiny = traced
     assert {node.module for node in engine.get_graph(tiny.id, module="inner").nodes} == {"inner.0", "inner.1"}
     [node] = engine.get_graph(tiny.id, module="inner.0").nodes
@@ -373,7 +373,7 @@ def test_filters_by_module(traced: tuple[Engine, Trace, Trace]) -> None:
         engine.get_graph(tiny.id, module="iner")
 
 
-def test_filters_by_role(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_filters_by_role(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, reference, _ = traced
     block = engine.get_graph(reference.id, role="decoder.1.cross_attention")
     assert block.nodes
@@ -386,7 +386,7 @@ def test_filters_by_role(traced: tuple[Engine, Trace, Trace]) -> None:
         engine.get_graph(reference.id, role="decoder.1.cross_attention.weight")
 
 
-def test_snapshots_by_number(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_snapshots_by_number(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, reference, _ = traced
     assert [snapshot.number for snapshot in engine.list_snapshots(reference.id)] == list(range(1, 44))
     assert [snapshot.number for snapshot in engine.list_snapshots(reference.id, (34, 2, 34))] == [2, 34]
@@ -406,7 +406,7 @@ def test_without_values_there_are_shapes_and_snapshots(engine: Engine) -> None:
 # ----------------------------------------------------------------------------------------------------------- tensors
 
 
-def test_reads_by_name_and_by_role(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_reads_by_name_and_by_role(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, reference, _ = traced
     role = "decoder.0.cross_attention.weights"
     name = engine.get_graph(reference.id).resolve_tensor(role)
@@ -419,7 +419,7 @@ def test_reads_by_name_and_by_role(traced: tuple[Engine, Trace, Trace]) -> None:
     assert np.array_equal(row, whole[0, :, -1, ::2])
 
 
-def test_bfloat16_is_read_as_it_is(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_bfloat16_is_read_as_it_is(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, _, tiny = traced
     [output] = [name for name, spec in engine.get_graph(tiny.id).tensors() if spec.dtype == "bfloat16"]
     array = engine.read_tensor(tiny.id, output)
@@ -433,7 +433,7 @@ def test_bfloat16_is_read_as_it_is(traced: tuple[Engine, Trace, Trace]) -> None:
     [("embedd", "", TensorNotFound), ("x", "9", SliceInvalid), ("x", "0,0,0", SliceInvalid), ("", "", TensorNotFound)],
 )
 def test_bad_reads(
-    traced: tuple[Engine, Trace, Trace], tensor: str, expression: str, error: type[FxtraceError]
+    traced: tuple[Engine, TraceInfo, TraceInfo], tensor: str, expression: str, error: type[FxtraceError]
 ) -> None:
     engine, _, tiny = traced
     for read in (engine.read_tensor, engine.open_tensor):
@@ -443,7 +443,7 @@ def test_bad_reads(
 
 @pytest.mark.parametrize("expression", ["", "1", "1:", "0,0", "0,2,3,4", "0,:,::2", "...,1", "0:0", "::-1,1:3"])
 @pytest.mark.parametrize("chunk_bytes", [1, 7, 64, 1 << 20])
-def test_chunks_add_up(traced: tuple[Engine, Trace, Trace], expression: str, chunk_bytes: int) -> None:
+def test_chunks_add_up(traced: tuple[Engine, TraceInfo, TraceInfo], expression: str, chunk_bytes: int) -> None:
     engine, reference, _ = traced
     role = "decoder.0.cross_attention.scores"
     expression = expression if not expression.startswith("1") else f"0,{expression}"
@@ -456,7 +456,7 @@ def test_chunks_add_up(traced: tuple[Engine, Trace, Trace], expression: str, chu
     assert b"".join(chunks) == whole.tobytes()
 
 
-def test_chunks_of_no_bytes(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_chunks_of_no_bytes(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, _, tiny = traced
     with engine.open_tensor(tiny.id, "x") as reader, pytest.raises(OptionInvalid, match="at least 1 byte, got 0"):
         list(reader.chunks(0))
@@ -478,7 +478,7 @@ def test_a_large_tensor_is_never_held_whole(engine: Engine) -> None:
 # ---------------------------------------------------------------------------------------------------------- pictures
 
 
-def test_renders(traced: tuple[Engine, Trace, Trace]) -> None:
+def test_renders(traced: tuple[Engine, TraceInfo, TraceInfo]) -> None:
     engine, reference, _ = traced
     assert engine.render_graph(reference.id, "dot").startswith(b"digraph")
     with pytest.raises(OptionInvalid, match="no image format named 'gif'"):

@@ -26,13 +26,13 @@ from fxtrace.errors import (
     TooLarge,
     WorkerCrashed,
 )
+from fxtrace.ir.trace import Progress, TraceInfo, TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.isolated import IsolatedEngine
 from fxtrace.service.settings import Settings
 from fxtrace.service.worker import memory
 from fxtrace.sweep import SweepRequest, parse_grid
-from fxtrace.trace import Progress, Trace, TraceRequest
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub
 from tests.conftest import MODELS, Served
@@ -166,7 +166,7 @@ def test_a_cancel_stops_the_work(client: NumPyClient, tmp_path: Path) -> None:
 VANISHING = """
 import sys
 from fxtrace.client import Client
-from fxtrace.trace import TraceRequest
+from fxtrace.ir.trace import TraceRequest
 Client(sys.argv[1]).create_trace(TraceRequest("hostile", {"how": "library", "pid": sys.argv[2]}))
 """
 
@@ -181,7 +181,7 @@ def test_a_client_that_vanishes_stops_its_work(client: NumPyClient, tmp_path: Pa
 Api = NumPyClient | IsolatedEngine
 
 
-def started(pool: ThreadPoolExecutor, api: Api, request: TraceRequest) -> tuple[Future[Trace], threading.Event]:
+def started(pool: ThreadPoolExecutor, api: Api, request: TraceRequest) -> tuple[Future[TraceInfo], threading.Event]:
     """A call that is under way, and whose progress says that the model runs; the event makes it give up."""
     running, stop = threading.Event(), threading.Event()
 

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 from fxtrace.errors import Cancelled
+from fxtrace.ir.trace import Progress
 from fxtrace.service.jobs import PARTS_KEPT, Job
-from fxtrace.trace import Progress
 from tests.service.processes import until
 
 PARTS = [bytes([number]) for number in range(5 * PARTS_KEPT)]

@@ -7,12 +7,12 @@ import pytest
 
 from fxtrace.client import Client
 from fxtrace.errors import CaptureFailed, FxtraceError, ModelInvalid, NameInvalid, StoreDamaged, Unmet
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.redact import redact, without_paths
 from fxtrace.service.server import serving
 from fxtrace.sweep import SweepRequest, parse_grid
-from fxtrace.trace import TraceRequest
 from tests.conftest import MODELS
 
 LEAKY = """

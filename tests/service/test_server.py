@@ -21,9 +21,9 @@ from pydantic import ByteSize
 
 from fxtrace.client import Client
 from fxtrace.errors import OptionInvalid, PageInvalid, ServerUnavailable, TooLarge, Unmet
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from fxtrace.trace import TraceRequest
 from tests.conftest import Served
 
 PROGRAM = """

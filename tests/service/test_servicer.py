@@ -18,11 +18,11 @@ from grpc_status import rpc_status
 
 from fxtrace.client import Client
 from fxtrace.errors import Cancelled, ConfigurationError
+from fxtrace.ir.trace import Progress
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
 from fxtrace.service.servicer import _News
-from fxtrace.trace import Progress
 from fxtrace.v1 import trace_service_pb2 as rpc
 from fxtrace.v1.graph_pb2 import Node
 from fxtrace.v1.trace_service_pb2_grpc import TraceServiceStub

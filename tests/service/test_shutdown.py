@@ -14,10 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fxtrace.client import Client
 from fxtrace.errors import ServerUnavailable, ShuttingDown
+from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
 from fxtrace.service.settings import Settings
-from fxtrace.trace import TraceRequest
 from tests.conftest import MODELS, Served
 from tests.service.processes import exists, pid_in, server_process
 

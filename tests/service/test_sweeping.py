@@ -9,10 +9,10 @@ import pytest
 
 from fxtrace.capture import capture
 from fxtrace.errors import Cancelled, ConfigurationError, OptionInvalid, TensorNotFound, TooLarge
+from fxtrace.ir.trace import Progress
 from fxtrace.models import Registry
 from fxtrace.service.sweeping import Sweeping
 from fxtrace.sweep import Costs, SweepBatch, SweepRequest, SweepRow, parse_grid
-from fxtrace.trace import Progress
 from tests.conftest import MODELS
 
 

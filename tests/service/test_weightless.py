@@ -12,8 +12,8 @@ import pytest
 
 from fxtrace.errors import Cancelled, FxtraceError, InputError, OptionInvalid, ValuesAbsent
 from fxtrace.graph import Check, Graph
+from fxtrace.ir.trace import Progress, TensorData, TraceInfo, TraceRequest
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Progress, TensorData, Trace, TraceRequest
 
 SYMBOLIC = {"ids": ("batch", "sequence")}
 LARGE = TraceRequest(str(Path(__file__).parent / "decoder.py"), weightless=True, symbolic=SYMBOLIC)
@@ -32,14 +32,14 @@ def engine(tmp_path: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, Trace, Graph]]:
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine, TraceInfo, Graph]]:
     """A decoder of 14 billion parameters."""
     with Engine.open(tmp_path_factory.mktemp("store")) as engine:
         trace = engine.create_trace(LARGE)
         yield engine, trace, engine.get_graph(trace.id)
 
 
-def test_a_model_that_no_memory_holds_has_shapes_and_roles(large: tuple[Engine, Trace, Graph]) -> None:
+def test_a_model_that_no_memory_holds_has_shapes_and_roles(large: tuple[Engine, TraceInfo, Graph]) -> None:
     engine, trace, graph = large
     assert trace.parameter_count > 13e9
     assert (trace.rung, trace.weightless, trace.values, trace.output_equal) == ("export", True, False, None)
@@ -52,7 +52,7 @@ def test_a_model_that_no_memory_holds_has_shapes_and_roles(large: tuple[Engine, 
         engine.read_tensor(trace.id, "decoder.0.masked_self_attention.scores")
 
 
-def test_its_identities_held_on_a_shrunken_copy(large: tuple[Engine, Trace, Graph]) -> None:
+def test_its_identities_held_on_a_shrunken_copy(large: tuple[Engine, TraceInfo, Graph]) -> None:
     engine, trace, graph = large
     note = f"{WHAT.removesuffix(' …')}, vocab=120, with random weights."
     assert f"Roles were tried on {note}" in trace.rung_notes

@@ -26,12 +26,12 @@ from fxtrace.errors import (
     TimeLimit,
     WorkerCrashed,
 )
+from fxtrace.ir.trace import Progress
 from fxtrace.models import Registry
 from fxtrace.service.jobs import Job, WorkerDefect
 from fxtrace.service.worker import Plan
 from fxtrace.service.workers import Workers
 from fxtrace.store import Store
-from fxtrace.trace import Progress
 from fxtrace.v1 import trace_service_pb2 as rpc
 from tests.service.processes import exists, until
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from fxtrace.client import Client
 from fxtrace.errors import FxtraceError, TraceNotFound
+from fxtrace.ir.trace import Progress, TraceRequest
 from fxtrace.store import Store
-from fxtrace.trace import Progress, TraceRequest
 from tests.conftest import MODELS
 from tests.service.processes import server_process, until
 from tests.store.conftest import NewPlace

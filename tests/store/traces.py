@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fxtrace.dtypes import dtype_name
 from fxtrace.graph import Check, Graph, Module, Node, Ref, Role, Snapshot, SnapshotTensor, Source, TensorSpec, Value
+from fxtrace.ir.trace import TracedInput, TraceInfo
 from fxtrace.store import Store
-from fxtrace.trace import Trace, TracedInput
 
 Tensors = dict[str, NDArray[Any]]
 
@@ -49,9 +49,9 @@ SNAPSHOTS = (
 )
 
 
-def make_trace(number: int, graph: Graph, *, values: bool = True) -> Trace:
+def make_trace(number: int, graph: Graph, *, values: bool = True) -> TraceInfo:
     spec = next(spec for _, spec in graph.tensors())
-    return Trace(
+    return TraceInfo(
         id=trace_id(number),
         model="net",
         configuration={"width": 3, "rate": 0.5, "words": ["a", "b"]},
@@ -74,7 +74,7 @@ def make_trace(number: int, graph: Graph, *, values: bool = True) -> Trace:
     )
 
 
-def put(store: Store, number: int, tensors: Tensors | None = None) -> Trace:
+def put(store: Store, number: int, tensors: Tensors | None = None) -> TraceInfo:
     tensors = make_tensors(number) if tensors is None else tensors
     graph = make_graph(tensors)
     return store.put(make_trace(number, graph), graph, SNAPSHOTS, tensors)

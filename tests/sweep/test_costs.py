@@ -12,9 +12,9 @@ from fxtrace.dims import Finding, Formula, Formulas
 from fxtrace.errors import CaptureFailed
 from fxtrace.graph import Graph, Node, Parameter, TensorSpec, Value
 from fxtrace.graph import Module as GraphModule
+from fxtrace.ir.trace import Rung
 from fxtrace.models import Registry
 from fxtrace.sweep import Costs, NoFormula, products
-from fxtrace.trace import Rung
 from tests.benchmarks.flops import counted
 
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fxtrace.errors import OptionInvalid, TooLarge
+from fxtrace.ir.trace import Json
 from fxtrace.sweep import Axis, Grid, parse_grid
-from fxtrace.trace import Json
 
 VALUES: st.SearchStrategy[Json] = (
     st.integers(-(10**6), 10**6) | st.booleans() | st.none() | st.text("abc é", min_size=1, max_size=4).map(str.strip)

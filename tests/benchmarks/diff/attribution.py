@@ -21,8 +21,8 @@ from fxtrace.diff import GraphDiff, SizeChange, TensorChange, align
 from fxtrace.dims import integers
 from fxtrace.errors import FxtraceError
 from fxtrace.graph import Graph
+from fxtrace.ir.trace import Json, TraceRequest
 from fxtrace.service.engine import Engine
-from fxtrace.trace import Json, TraceRequest
 from fxtrace.trials import candidates
 
 Changes = Mapping[str, Json]

@@ -24,9 +24,9 @@ from grpc_reflection.v1alpha import reflection_pb2
 from fxtrace.api import TraceApi
 from fxtrace.client import Client
 from fxtrace.errors import Busy, TimeLimit
+from fxtrace.ir.trace import ModelInfo, TraceRequest
 from fxtrace.service.servicer import SERVICE
 from fxtrace.status import DOMAIN
-from fxtrace.trace import ModelInfo, TraceRequest
 from tests.benchmarks.fuzz.requests import (
     DEADLINE_SECONDS,
     Request,

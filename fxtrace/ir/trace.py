@@ -125,7 +125,7 @@ class TracedInput:
 
 
 @dataclass(frozen=True, slots=True)
-class Trace:
+class TraceInfo:
     """One captured run: where its graph came from, and how much there is of it.
 
     Attributes:
