@@ -1,14 +1,17 @@
 """Trace a PyTorch model into a graph whose every tensor has a shape, a role and a reason.
 
-In this process:
+    import fxtrace
 
-    from fxtrace import Engine, TraceRequest
-    with Engine.open() as engine:
-        trace = engine.create_trace(TraceRequest("reference"))
-        engine.read_tensor(trace.id, "decoder.0.cross_attention.weights")
+    t = fxtrace.trace(model, x)                   # a module, with the inputs that it takes
+    t = fxtrace.trace("reference", d_model=64)    # or a model that fxtrace builds: "hf:llama", "mine.py"
+    t["decoder.0.cross_attention.weights"]        # a tensor, by its role
+    t.explain("decoder.0.cross_attention.weights")
+    t.draw("model.svg")
 
-Behind a server, with the same methods and without PyTorch: `fxtrace.Client("127.0.0.1:50051")`. For a module at hand:
-`fxtrace.capture.capture(module, inputs)` and `fxtrace.roles.label(graph, values)`.
+Kept and asked behind a server, with the same objects and without PyTorch:
+
+    client = fxtrace.Client("127.0.0.1:50051")
+    t = client.trace("reference", d_model=64)
 
 Names are imported when they are first used, so that the client does not import PyTorch.
 """
@@ -19,10 +22,51 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fxtrace.api import Nodes, Picture, Roles, TensorReader, Trace, TraceApi, TraceOptions
     from fxtrace.client import Client
-    from fxtrace.errors import FxtraceError
+    from fxtrace.diff import GraphDiff
+    from fxtrace.dims import Formulas
+    from fxtrace.engine.session import load, trace
+    from fxtrace.errors import (
+        Busy,
+        Cancelled,
+        CaptureFailed,
+        ConfigurationError,
+        DeadlineExceeded,
+        DependencyMissing,
+        FormulasAbsent,
+        FxtraceError,
+        InputError,
+        InternalError,
+        InvalidRequest,
+        MemoryLimit,
+        ModelInvalid,
+        ModelNotFound,
+        NameInvalid,
+        NodeNotFound,
+        NotFound,
+        OptionInvalid,
+        PageInvalid,
+        PermissionDenied,
+        QueryInvalid,
+        ServerUnavailable,
+        ShuttingDown,
+        SliceInvalid,
+        SnapshotNotFound,
+        StoreDamaged,
+        TensorNotFound,
+        TimeLimit,
+        TlsFailed,
+        TooLarge,
+        TraceNotFound,
+        Unauthenticated,
+        Unmet,
+        ValuesAbsent,
+        WorkerCrashed,
+    )
+    from fxtrace.explain import Explanation
     from fxtrace.graph import Graph, Node, Role, Snapshot, TensorSpec
-    from fxtrace.ir.trace import NodeQuery, QueryResult, RenderOptions, TraceInfo, TraceRequest
+    from fxtrace.ir.trace import ModelInfo, NodeQuery, QueryResult, RenderOptions, TraceInfo, TraceRequest
     from fxtrace.lock import check_lock
     from fxtrace.service.engine import Engine
     from fxtrace.sweep import SweepBatch, SweepRequest, SweepRow, parse_grid
@@ -30,48 +74,96 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "Client": "fxtrace.client",
-    "Engine": "fxtrace.service.engine",
-    "FxtraceError": "fxtrace.errors",
-    "Graph": "fxtrace.graph",
-    "Node": "fxtrace.graph",
-    "NodeQuery": "fxtrace.ir.trace",
-    "QueryResult": "fxtrace.ir.trace",
-    "RenderOptions": "fxtrace.ir.trace",
-    "Role": "fxtrace.graph",
-    "Snapshot": "fxtrace.graph",
-    "SweepBatch": "fxtrace.sweep",
-    "SweepRequest": "fxtrace.sweep",
-    "SweepRow": "fxtrace.sweep",
-    "TensorSpec": "fxtrace.graph",
-    "Tls": "fxtrace.tls",
-    "TraceInfo": "fxtrace.ir.trace",
-    "TraceRequest": "fxtrace.ir.trace",
-    "check_lock": "fxtrace.lock",
-    "parse_grid": "fxtrace.sweep",
+_NAMES = {
+    "fxtrace.api": "Nodes Picture Roles TensorReader Trace TraceApi TraceOptions",
+    "fxtrace.client": "Client",
+    "fxtrace.diff": "GraphDiff",
+    "fxtrace.dims": "Formulas",
+    "fxtrace.engine.session": "load trace",
+    "fxtrace.errors": (
+        "Busy Cancelled CaptureFailed ConfigurationError DeadlineExceeded DependencyMissing FormulasAbsent "
+        "FxtraceError InputError InternalError InvalidRequest MemoryLimit ModelInvalid ModelNotFound "
+        "NameInvalid NodeNotFound NotFound OptionInvalid PageInvalid PermissionDenied QueryInvalid "
+        "ServerUnavailable ShuttingDown SliceInvalid SnapshotNotFound StoreDamaged TensorNotFound TimeLimit "
+        "TlsFailed TooLarge TraceNotFound Unauthenticated Unmet ValuesAbsent WorkerCrashed"
+    ),
+    "fxtrace.explain": "Explanation",
+    "fxtrace.graph": "Graph Node Role Snapshot TensorSpec",
+    "fxtrace.ir.trace": "ModelInfo NodeQuery QueryResult RenderOptions TraceInfo TraceRequest",
+    "fxtrace.lock": "check_lock",
+    "fxtrace.service.engine": "Engine",
+    "fxtrace.sweep": "SweepBatch SweepRequest SweepRow parse_grid",
+    "fxtrace.tls": "Tls",
 }
+_HOME = {name: module for module, names in _NAMES.items() for name in names.split()}
 
 __all__ = [
+    "Busy",
+    "Cancelled",
+    "CaptureFailed",
     "Client",
+    "ConfigurationError",
+    "DeadlineExceeded",
+    "DependencyMissing",
     "Engine",
+    "Explanation",
+    "Formulas",
+    "FormulasAbsent",
     "FxtraceError",
     "Graph",
+    "GraphDiff",
+    "InputError",
+    "InternalError",
+    "InvalidRequest",
+    "MemoryLimit",
+    "ModelInfo",
+    "ModelInvalid",
+    "ModelNotFound",
+    "NameInvalid",
     "Node",
+    "NodeNotFound",
     "NodeQuery",
+    "Nodes",
+    "NotFound",
+    "OptionInvalid",
+    "PageInvalid",
+    "PermissionDenied",
+    "Picture",
+    "QueryInvalid",
     "QueryResult",
     "RenderOptions",
     "Role",
+    "Roles",
+    "ServerUnavailable",
+    "ShuttingDown",
+    "SliceInvalid",
     "Snapshot",
+    "SnapshotNotFound",
+    "StoreDamaged",
     "SweepBatch",
     "SweepRequest",
     "SweepRow",
+    "TensorNotFound",
+    "TensorReader",
     "TensorSpec",
+    "TimeLimit",
     "Tls",
+    "TlsFailed",
+    "TooLarge",
+    "Trace",
+    "TraceApi",
     "TraceInfo",
+    "TraceNotFound",
+    "TraceOptions",
     "TraceRequest",
+    "Unauthenticated",
+    "Unmet",
+    "ValuesAbsent",
+    "WorkerCrashed",
     "check_lock",
+    "load",
     "parse_grid",
+    "trace",
 ]
 
 

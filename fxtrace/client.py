@@ -11,7 +11,6 @@ with Client("127.0.0.1:50051") as client:
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
@@ -21,14 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace import wire
+from fxtrace.api import Trace
+from fxtrace.api.arrays import torch_tensor, wants_torch
+from fxtrace.api.options import split_options
 from fxtrace.connection import Connection
 from fxtrace.diff import GraphDiff
 from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import (
-    DependencyMissing,
     NameInvalid,
-    OptionInvalid,
     ServerUnavailable,
 )
 from fxtrace.explain import Explanation
@@ -139,7 +139,7 @@ class Client(Generic[Array]):
         arrays: Literal["auto", "numpy", "torch"] = "auto",
     ) -> None:
         self.address = address
-        self._as_torch = _as_torch(arrays)
+        self._as_torch = wants_torch(arrays)
         self._connection = Connection(
             address, timeout=timeout, connect_timeout=connect_timeout, tls=tls, token=token, insecure=insecure
         )
@@ -174,6 +174,46 @@ class Client(Generic[Array]):
             'write'
         """
         return wire.SERVER.decode(self._connection.call(self._stub.GetServer, rpc.GetServerRequest()).server)
+
+    def trace(self, model: str, /, *args: Any, **kwargs: Any) -> Trace:
+        """Traces a model that the server offers, and returns the trace as an object.
+
+        Args:
+            model: the model's name.
+            args: none: a module is traced in the process that has it, by `fxtrace.trace`.
+            kwargs: fields of the model's configuration; `options` where it is a `TraceOptions`.
+
+        Raises:
+            NameInvalid: a module was given, or a file.
+            ModelNotFound, ConfigurationError, CaptureFailed and others: as `create_trace`.
+
+        Example:
+            >>> client.trace("reference", d_model=64)["decoder.0.cross_attention.weights"].shape
+            torch.Size([1, 4, 5, 6])
+        """
+        options = split_options(kwargs)
+        if args or not isinstance(model, str):
+            raise NameInvalid(
+                "model: expected the name of a model that the server offers, and fields of its configuration by their "
+                f"names; got {type(model).__name__}{' and positional arguments' if args else ''}. A module is traced "
+                "in the process that has it: fxtrace.trace(module, ...)",
+                field="model",
+            )
+        return self._object(self.create_trace(options.request(model, kwargs), progress=options.progress))
+
+    def load(self, trace_id: str) -> Trace:
+        """Returns a trace of the server's as an object.
+
+        Args:
+            trace_id: its id, the beginning of one, or `latest`.
+
+        Raises:
+            TraceNotFound, NameInvalid
+        """
+        return self._object(self.get_trace(trace_id))
+
+    def _object(self, info: TraceInfo) -> Trace:
+        return Trace(self, info, arrays="torch" if self._as_torch else "numpy")
 
     def list_models(self) -> tuple[ModelInfo, ...]:
         """The models that the server offers, sorted by name.
@@ -562,12 +602,7 @@ class Client(Generic[Array]):
     def _array(self, data: NDArray[np.uint8], dtype: str, shape: tuple[int, ...]) -> Array:
         if not self._as_torch:
             return cast(Array, data.view(numpy_dtype(dtype)).reshape(shape))
-        import torch
-
-        kind: torch.dtype = getattr(torch, dtype)
-        if not data.size:  # PyTorch refuses to view no bytes as another type
-            return cast(Array, torch.empty(shape, dtype=kind))
-        return cast(Array, torch.from_numpy(data).view(kind).reshape(shape))
+        return cast(Array, torch_tensor(data, dtype, shape))
 
 
 def _picture(
@@ -579,14 +614,3 @@ def _picture(
             progress(wire.PROGRESS.decode(part.progress))
         picture += part.chunk
     return bytes(picture)
-
-
-def _as_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:
-    if arrays not in ("auto", "numpy", "torch"):
-        raise OptionInvalid(f"arrays: expected auto, numpy or torch; got '{arrays}'", field="arrays")
-    installed = importlib.util.find_spec("torch") is not None
-    if arrays == "torch" and not installed:
-        raise DependencyMissing(
-            "arrays: 'torch' needs PyTorch, which is not installed; install it, or ask for 'numpy'", package="torch"
-        )
-    return installed and arrays != "numpy"

@@ -13,11 +13,12 @@ ROOT = Path(fxtrace.__file__).parent
 
 # Each layer may import from itself and from the layers before it.
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "ops"),
+    ("errors", "extras", "ops"),
     ("graph", "dtypes", "slices"),
     ("ir",),
     ("v1", "records"),
-    ("dims", "sweep", "diff", "explain", "query", "render", "wire", "status", "frames", "api", "tls"),
+    ("dims", "sweep", "diff", "explain", "query", "render", "wire", "status", "frames", "tls"),
+    ("api",),
     ("roles",),
     ("shapes", "models"),
     ("capture",),
@@ -27,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("store",),
     ("client", "connection", "remote"),
     (
+        "engine",
         *("service.engine", "service.inputs", "service.paging", "service.reading", "service.tracing"),
         *("service.attributing", "service.comparing", "service.diffing", "service.numbers"),
         *("service.sweeping", "service.propagating", "service.witness"),

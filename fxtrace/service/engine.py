@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
+from fxtrace.api import Trace
+from fxtrace.api.options import split_options
 from fxtrace.errors import (
     FormulasAbsent,
     FxtraceError,
+    InputError,
     ModelNotFound,
     OptionInvalid,
     SnapshotNotFound,
+    Unmet,
     ValuesAbsent,
     unknown,
 )
@@ -35,7 +39,8 @@ from fxtrace.ir.trace import (
 from fxtrace.models import Model, Registry
 from fxtrace.service import paging
 from fxtrace.service.reading import TensorReader, stored_part
-from fxtrace.store import Store, TraceFile, default_place
+from fxtrace.store import MemoryStore, Store, TraceData, TraceFile, default_place
+from fxtrace.store.memory import MemoryFile
 from fxtrace.sweep import SweepBatch, SweepRequest
 
 if TYPE_CHECKING:
@@ -67,7 +72,7 @@ class Engine:
             weights = engine.read_tensor(trace.id, "decoder.0.cross_attention.weights", "0,0")
     """
 
-    def __init__(self, store: Store, models: Registry, *, render_seconds: float | None = 120) -> None:
+    def __init__(self, store: Store | MemoryStore, models: Registry, *, render_seconds: float | None = 120) -> None:
         self._store = store
         self._models = models
         self._render_seconds = render_seconds
@@ -94,7 +99,13 @@ class Engine:
 
     @property
     def store(self) -> Store:
-        """Where the traces are kept."""
+        """Where the traces are kept.
+
+        Raises:
+            Unmet: this engine has them in memory only.
+        """
+        if isinstance(self._store, MemoryStore):
+            raise Unmet("expected an engine over a store; this one keeps its traces in memory only: Engine.open(place)")
         return self._store
 
     @property
@@ -117,6 +128,71 @@ class Engine:
         engine = copy(self)
         engine._model = self._models.get
         return engine
+
+    # ---------------------------------------------------------------------------------------------------- objects
+
+    def trace(self, model: Any, /, *args: Any, **kwargs: Any) -> Trace:
+        """Traces a model, keeps the trace, and returns it as an object.
+
+        Arguments and errors are those of `fxtrace.trace`.
+
+        Example:
+            >>> with Engine.open("runs") as engine:
+            ...     print(engine.trace("reference", d_model=64))
+        """
+        options = split_options(kwargs)
+        if isinstance(model, str | Path):
+            if args:
+                raise InputError(
+                    f"expected fields of the configuration of model '{model}', by their names, such as d_model=64; got "
+                    f"{len(args)} positional arguments. Inputs are given by options=TraceOptions(inputs={{...}})",
+                    field="inputs",
+                )
+            return self._object(self.create_trace(options.request(str(model), kwargs), progress=options.progress))
+        from fxtrace.engine.modules import trace_module
+
+        return self.adopt(trace_module(model, args, kwargs, options))
+
+    def load(self, trace_id: str) -> Trace:
+        """Returns a trace as an object.
+
+        Args:
+            trace_id: its id, the beginning of one, or `latest`.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        return self._object(self.get_trace(trace_id))
+
+    def adopt(self, data: TraceData) -> Trace:
+        """Keeps a whole trace, and returns it as an object. Raises TooLarge, Unmet: the store does not take it."""
+        return self._object(self._keep(data))
+
+    @classmethod
+    def over(cls, *traces: Trace) -> Engine:
+        """An engine over copies of traces from anywhere: their numbers are read where they are, when asked for."""
+        from fxtrace.engine.copies import data_of, models_of
+
+        return cls(MemoryStore(*map(data_of, traces)), models_of(traces))
+
+    @staticmethod
+    def keep(trace: Trace, place: str | Path) -> Path | str:
+        """Keeps a trace from anywhere; see `Trace.save`."""
+        from fxtrace.engine.copies import save
+
+        return save(trace, place)
+
+    def _keep(self, data: TraceData) -> TraceInfo:
+        if isinstance(self._store, MemoryStore):
+            return self._store.add(data).info
+        info = self._store.put(data.info, data.graph, data.snapshots, data.tensors)
+        if data.formulas is not None and self._store.formulas(info.id) is None:
+            self._store.put_formulas(info.id, data.formulas)
+        return info
+
+    def _object(self, info: TraceInfo) -> Trace:
+        hold = self._store.hold(info.id) if isinstance(self._store, MemoryStore) else None
+        return Trace(self, info, data=hold)
 
     # ---------------------------------------------------------------------------------------------------- models
 
@@ -165,7 +241,7 @@ class Engine:
                 begin(tracing.trace_id)
             with tracing.alone():
                 # Another thread may have made it while this one waited.
-                found = self._store.find(tracing.trace_id) or self._store.put(*tracing.run())
+                found = self._store.find(tracing.trace_id) or self._keep(tracing.run())
         return found
 
     def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
@@ -495,13 +571,14 @@ class Engine:
         graph = self._graph(trace_id)
         name = graph.resolve_tensor(tensor)
         with ExitStack() as opened:
-            file = opened.enter_context(self._open(trace_id))
+            file = self._open(trace_id)
+            opened.callback(file.close)
             spec = graph.tensor(name)
             reader = TensorReader(name, spec, stored_part(file, name, spec, slice), file)
             opened.pop_all()  # the reader closes it
             return reader
 
-    def _open(self, trace_id: str) -> TraceFile:
+    def _open(self, trace_id: str) -> TraceFile | MemoryFile:
         """The file of a trace with values."""
         if not self._store.trace(trace_id).values:
             raise ValuesAbsent(

@@ -9,6 +9,7 @@ from fxtrace.errors import OptionInvalid
 from fxtrace.frames import DEFAULT_CHUNK_BYTES
 from fxtrace.graph import TensorSpec
 from fxtrace.store import StoredTensor, TraceFile
+from fxtrace.store.memory import MemoryFile, MemoryTensor
 
 
 class TensorReader:
@@ -21,7 +22,9 @@ class TensorReader:
         nbytes: of the part.
     """
 
-    def __init__(self, tensor: str, spec: TensorSpec, part: StoredTensor, file: TraceFile) -> None:
+    def __init__(
+        self, tensor: str, spec: TensorSpec, part: StoredTensor | MemoryTensor, file: TraceFile | MemoryFile
+    ) -> None:
         self.tensor = tensor
         self.spec = spec
         self.shape = part.shape
@@ -56,7 +59,9 @@ class TensorReader:
         self._file.close()
 
 
-def stored_part(file: TraceFile, name: str, spec: TensorSpec, expression: str) -> StoredTensor:
+def stored_part(
+    file: TraceFile | MemoryFile, name: str, spec: TensorSpec, expression: str
+) -> StoredTensor | MemoryTensor:
     """The part of a trace's tensor that a slice means; nothing is read yet.
 
     Raises:

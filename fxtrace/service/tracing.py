@@ -11,16 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import PurePath
-from typing import Any
-
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
 
 import fxtrace
 from fxtrace import wire
 from fxtrace.capture import Capture, capture, model_errors
 from fxtrace.errors import OptionInvalid
+from fxtrace.extras import needed_for
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.ir.trace import Progress, TracedInput, TraceInfo, TraceRequest
 from fxtrace.models import Model
@@ -30,6 +26,11 @@ from fxtrace.roles import label
 from fxtrace.service.inputs import Input, make_inputs, seeded, to_numpy
 from fxtrace.service.witness import find_witness
 from fxtrace.shapes import tensor_spec
+from fxtrace.store.memory import TraceData
+
+with needed_for("capturing models"):
+    import torch
+    from torch import Tensor, nn
 
 _capture_lock = threading.Lock()
 """One capture at a time: the random state and torch.fx's patches belong to the whole process."""
@@ -72,11 +73,8 @@ class Tracing:
         finally:
             _capture_lock.release()
 
-    def run(self) -> tuple[TraceInfo, Graph, tuple[Snapshot, ...], dict[str, NDArray[Any]]]:
+    def run(self) -> TraceData:
         """Builds, captures and labels the model.
-
-        Returns:
-            The trace, its labelled graph, its snapshots, and the numbers of its tensors by name.
 
         Raises:
             InputError, TooLarge, OptionInvalid: the request does not fit the model.
@@ -108,7 +106,8 @@ class Tracing:
         captured = replace(captured, rung_notes=(*captured.rung_notes, *notes))
         trace = self._describe(captured, graph, inputs, seconds)
         self._report(Progress("store"))
-        return trace, graph, snapshots, {name: to_numpy(tensor) for name, tensor in captured.values.items()}
+        tensors = {name: to_numpy(tensor) for name, tensor in captured.values.items()}
+        return TraceData(trace, graph, snapshots, tensors, graph_module=getattr(captured, "graph_module", None))
 
     def _build(self) -> nn.Module:
         return self._model.build(self._config)

@@ -8,6 +8,8 @@
     files.py      a trace's file, opened by its row
     store.py      the two together: put, read, delete, make room, verify, sweep
     stored.py     what it tells of a trace
+    memory.py     the same for traces that nobody keeps: in memory, whole
+    single.py     a trace in a file of its own
     migrate.py    what an older fxtrace wrote
     faults.py     what a disk, a database or an object store refuses, as errors
 
@@ -19,9 +21,19 @@ whatever moment, a trace is whole or absent, and any server over the same store 
 here.
 """
 
+from fxtrace.store.memory import MemoryStore, TraceData
 from fxtrace.store.place import default_place
 from fxtrace.store.store import Store
 from fxtrace.store.stored import Collected, StoredTrace
 from fxtrace.store.tracefile import StoredTensor, TraceFile
 
-__all__ = ["Collected", "Store", "StoredTensor", "StoredTrace", "TraceFile", "default_place"]
+__all__ = [
+    "Collected",
+    "MemoryStore",
+    "Store",
+    "StoredTensor",
+    "StoredTrace",
+    "TraceData",
+    "TraceFile",
+    "default_place",
+]

@@ -40,6 +40,11 @@ def default_place() -> str:
     return os.environ.get(PLACE_VARIABLE) or str(platformdirs.user_data_path("fxtrace"))
 
 
+def is_store(folder: Path) -> bool:
+    """Whether there is a store in a folder."""
+    return (folder / "index.sqlite3").is_file()
+
+
 def parse_place(text: str) -> Place:
     """What a store's place means.
 

@@ -64,7 +64,8 @@ def ours(size: str, symbolic: bool) -> dict[str, Any]:
     tracing = Tracing(
         HuggingFaceModel("hf:llama"), request(size, symbolic), lambda at: times.update({at.stage: time.perf_counter()})
     )
-    trace, graph, _, _ = tracing.run()
+    data = tracing.run()
+    trace, graph = data.info, data.graph
     end = time.perf_counter()
     return {
         "seconds": end - start,
