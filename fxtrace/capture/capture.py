@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.nn.parameter import is_lazy
 
 from fxtrace.capture.attention import StepByStep
+from fxtrace.capture.callables import as_module
+from fxtrace.capture.calls import bind, check, invoke
 from fxtrace.capture.compare import largest_difference
 from fxtrace.capture.export import export
 from fxtrace.capture.fakes import without_weights
@@ -74,12 +77,28 @@ class Capture:
     rung_notes: tuple[str, ...]
     output_equal: bool | None
     bases: Mapping[str, str] = field(repr=False)
+    make_graph_module: Callable[[], GraphModule] | None = field(default=None, repr=False)
+
+    @property
+    def graph_module(self) -> GraphModule:
+        """The graph as torch.fx has it: it takes what the module takes, and returns what it returns.
+
+        Its parameters are the module's own; the names of its nodes are those of `graph`. It is made when it is first
+        asked for.
+
+        Raises:
+            CaptureFailed: it was captured without weights or values; or a constant cannot be written as code.
+        """
+        if self.make_graph_module is None:
+            raise CaptureFailed("expected a capture with weights and values, for there to be something to run")
+        return self.make_graph_module()
 
 
 def capture(
-    module: nn.Module,
-    inputs: Mapping[str, Any],
+    module: nn.Module | Callable[..., Any],
+    inputs: Mapping[str, Any] = MappingProxyType({}),
     *,
+    args: tuple[Any, ...] = (),
     rung: Rung | Literal[""] = "",
     values: bool = True,
     training: bool = False,
@@ -88,16 +107,18 @@ def capture(
     unfused: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Capture:
-    """Captures one call `module(**inputs)`.
+    """Captures one call `module(*args, **inputs)`.
 
     The module, its buffers and mode, the inputs and the random state are left as they were found. With values, the
     module also runs once by itself, from the same random state, and the two outputs are compared. Captures in several
     threads take turns.
 
     Args:
-        module: any module; it is traced in evaluation mode unless `training`.
-        inputs: tensors, or nests of them, by the names of `forward`'s parameters; parameters with defaults may be left
-            out.
+        module: any module; it is traced in evaluation mode unless `training`. Or any callable: the modules that it
+            uses are submodules of the graph's root. Of a compiled module it is the module inside; a note says so.
+        inputs: tensors, nests of them, flags, None: by the names of `forward`'s parameters; parameters with defaults
+            may be left out.
+        args: those that go by position.
         rung: the rung to use; empty lets fxtrace choose: the first of `symbolic` and `record` that can follow the
             module, or `export` where its parameters are on the meta device.
         values: keep every tensor; False propagates shapes on fake tensors, with no compute. `export` has no values.
@@ -118,6 +139,9 @@ def capture(
             above 0.
         CaptureFailed: the module raised, or no rung can follow it; the message has the user's own line.
     """
+    module, unwrapped = as_module(module)
+    inputs, by_position = bind(module, args, inputs)
+    check(module, inputs, by_position)
     if rung and rung not in RUNGS:
         raise OptionInvalid(unknown("capture rung", rung, RUNGS), field="rung", rung=rung)
     symbolic = {name: sizes for name, sizes in (symbolic or {}).items() if any(sizes)}
@@ -129,7 +153,6 @@ def capture(
     rungs = (rung,) if rung else ("export",) if symbolic or without_weights(module) else _LADDER
     values = values and rungs != ("export",)
     report = progress or (lambda _: None)
-    _check_inputs(module, inputs)
     _check_symbolic(symbolic, inputs)
     _check_parameters(module)
     with in_turn(module) as rewind:
@@ -138,7 +161,7 @@ def capture(
         if values:
             report(Progress("run"))
             with model_errors("the model raised"):
-                eager = module(**copies(inputs))
+                eager = invoke(module, copies(inputs), by_position)
         inside: AbstractContextManager[object] = StepByStep() if unfused else nullcontext()
         notes: tuple[str, ...] = ()
         if unfused:
@@ -146,20 +169,21 @@ def capture(
             if values:
                 rewind()
                 with model_errors("the model raised"), inside:
-                    eager = module(**copies(inputs))
+                    eager = invoke(module, copies(inputs), by_position)
                 notes = (
                     f"{_UNFUSED} The output differs from theirs by at most {largest_difference(fused, eager):.1e}.",
                 )
-        run = Run(module, inputs, values, eager, report, rewind, symbolic, symbolic_timeout, inside)
+        run = Run(module, inputs, values, eager, report, rewind, symbolic, symbolic_timeout, inside, by_position)
         taken, chosen, refused = _climb(run, rungs)
     return Capture(
         graph=taken.graph,
         values=taken.values,
         known=taken.known,
         rung=chosen,
-        rung_notes=(*RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
+        rung_notes=(*unwrapped, *RUNG_NOTES[chosen], *notes, *taken.notes, *refused),
         output_equal=taken.output_equal,
         bases=taken.bases,
+        make_graph_module=taken.make_graph_module,
     )
 
 
@@ -206,25 +230,6 @@ def _check_parameters(module: nn.Module) -> None:
                 "an initialised module; call the model once on an example input before it is captured",
                 module=path,
             )
-
-
-def _check_inputs(module: nn.Module, inputs: Mapping[str, Any]) -> None:
-    parameters = inspect.signature(module.forward).parameters
-    variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    named = {name: p for name, p in parameters.items() if p.kind not in variadic}
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    for name in inputs:
-        if name not in named and not takes_any:
-            message = f"{unknown('input', name, named)} These are the parameters of {type(module).__name__}.forward."
-            raise InputError(message, field=f"inputs.{name}", input=name)
-    missing = [name for name, p in named.items() if p.default is p.empty and name not in inputs]
-    if missing:
-        raise InputError(
-            f"{type(module).__name__}.forward needs {', '.join(missing)}, and the inputs give only "
-            f"{', '.join(inputs) or 'nothing'}",
-            field="inputs",
-            missing=", ".join(missing),
-        )
 
 
 def _check_symbolic(symbolic: Mapping[str, tuple[str, ...]], inputs: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_unflatten
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
 from fxtrace.capture.fakes import with_fakes, without_weights
+from fxtrace.capture.graph_module import maker
 from fxtrace.capture.quiet import quiet
 from fxtrace.capture.run import Run, Taken, copies, model_errors, needing_values
 from fxtrace.capture.unlift import Unlifted
@@ -48,7 +49,8 @@ def export(run: Run) -> Taken:
     symbols = ", ".join(dict.fromkeys(map(str, names.values())))
     sizes = f"Symbols: {symbols}; other sizes are" if symbols else "Sizes are"
     notes = (f"{sizes} numbers as this input has them.", *told)
-    return Taken(graph, {}, known, None, unlifted.memory.bases, notes)
+    made = None if without_weights(run.module) else maker(unlifted.root(), unlifted.graph, graph.name)
+    return Taken(graph, {}, known, None, unlifted.memory.bases, notes, make_graph_module=made)
 
 
 def _program(run: Run) -> tuple[ExportedProgram, tuple[str, ...]]:
@@ -93,7 +95,9 @@ def _exported(run: Run, way: Callable[..., ExportedProgram] = torch.export.expor
         try:
             with watch, run.inside:
                 shapes = _dynamic(run) if symbolic else None
-                program = way(run.module, (), given, dynamic_shapes=shapes, strict=False)
+                names = list(given)
+                first = tuple(given.pop(name) for name in names[: run.by_position])
+                program = way(run.module, first, given, dynamic_shapes=shapes, strict=False)
         finally:
             if watch.stopped is not None:  # the model may have caught it, or torch.export put its own error around it
                 raise watch.stopped

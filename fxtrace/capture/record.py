@@ -12,6 +12,7 @@ from fxtrace.capture.compare import bit_equal, same_tensor
 from fxtrace.capture.constants import fold_constants
 from fxtrace.capture.convert import to_graph
 from fxtrace.capture.fakes import Fakes
+from fxtrace.capture.graph_module import maker
 from fxtrace.capture.memory import Memory
 from fxtrace.capture.recorder import Recorder, current_modes, set_modes
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, needing_values, show_source
@@ -50,19 +51,28 @@ def record(run: Run) -> Taken:
         fake=not run.values,
     )
     with model_errors("the model raised"), mode, needing_values():
-        output = recorder.run(given, run.inside)
+        output = recorder.run(given, run.inside, run.by_position)
     run.rewind()
     graph = to_graph(run.module, recorder.graph, recorder.values)
     notes = _notes(recorder)
     if not run.values:
         with model_errors("the captured graph raised"):
             known = fold_constants(recorder.root(), recorder.graph, {})
-        return Taken(graph, {}, known, None, memory.bases, notes)
+        return Taken(
+            graph,
+            {},
+            known,
+            None,
+            memory.bases,
+            notes,
+            make_graph_module=maker(recorder.root(), recorder.graph, graph.name),
+        )
     for name in recorder.unused:
         del kept[name]
     difference = _difference(run, recorder, output, kept)
     told = (*notes, difference) if difference else notes
-    return Taken(graph, kept, kept, not difference, memory.bases, told)
+    made = maker(recorder.root(), recorder.graph, graph.name)
+    return Taken(graph, kept, kept, not difference, memory.bases, told, make_graph_module=made)
 
 
 def _difference(run: Run, recorder: Recorder, output: object, kept: Mapping[str, Tensor]) -> str:

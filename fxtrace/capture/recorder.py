@@ -17,6 +17,7 @@ from torch.backends import cuda
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from fxtrace.capture.calls import invoke
 from fxtrace.capture.source import Place, calling_place
 from fxtrace.graph import Source, Value, tensor_name
 from fxtrace.shapes import Part, Sink, has_tensor, noted, parts, tensors
@@ -73,14 +74,14 @@ class Recorder(TorchFunctionMode):
         self._here: Place | None = _OUTSIDE
         self._writers: dict[int, _Writers] = {}
 
-    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object]) -> object:
-        """Runs the module in a context, and returns what it returned."""
+    def run(self, inputs: Mapping[str, Any], inside: AbstractContextManager[object], by_position: int = 0) -> object:
+        """Runs the module in a context, and returns what it returned; the first inputs may have to go by position."""
         for name, value in inputs.items():
             node = self._note(self.graph.placeholder(name), value)
             for way, tensor in tensors(value):
                 self._bind(tensor, node, way)
         with self, inside:
-            output = self._module(**inputs)
+            output = invoke(self._module, inputs, by_position)
         self._here = _OUTSIDE
         self._note(self.graph.output(self._returned(output)), None)
         for node in reversed(self._derived):
@@ -110,7 +111,7 @@ class Recorder(TorchFunctionMode):
         self._here = None
         form = _form(func)
         if form.takes_apart is not None:
-            self.took_attention_apart |= func is functional.multi_head_attention_forward
+            self.took_attention_apart |= is_attention_forward(func)
             with self:
                 return form.takes_apart(*args, **kwargs)
         if form.attribute and not isinstance(result := func(*args, **kwargs), Tensor):
@@ -334,17 +335,62 @@ def written(tensor: Tensor, *_writers: Tensor) -> Tensor:
     return tensor
 
 
-# PyTorch's own code, less the first step, which hands the whole call to the mode.
-_multi_head_attention_forward = FunctionType(
-    functional.multi_head_attention_forward.__code__,
-    {**functional.multi_head_attention_forward.__globals__, "has_torch_function": lambda _: False},
-    argdefs=functional.multi_head_attention_forward.__defaults__,
-)
+def _python_code_of(function: Any) -> FunctionType | None:
+    """The function itself, under what other tools have wrapped around it; None where it cannot be got at.
 
-_TAKEN_APART: Mapping[Any, Callable[..., Any]] = {
-    functional.multi_head_attention_forward: _multi_head_attention_forward,
-    Tensor.__iter__: lambda tensor: iter(tensor.unbind(0)),  # an iterator is no value that a graph could hold
-}
+    A wrapper that is no `functools.wraps` has what it wraps in its closure.
+    """
+    name, left, seen = functional.multi_head_attention_forward.__name__, [function], []
+    while left:
+        each = left.pop()
+        if any(each is other for other in seen):
+            continue
+        seen.append(each)
+        code = getattr(each, "__code__", None)
+        if code is not None and code.co_name == name and not code.co_freevars:
+            return each if isinstance(each, FunctionType) else None
+        left += [value for value in (getattr(each, "__wrapped__", None), getattr(each, "func", None)) if value]
+        cells = getattr(each, "__closure__", None) or ()
+        left += [content for cell in cells if callable(content := _content(cell))]
+    return None
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None
+
+
+def _attention_taken_apart() -> Callable[..., Any] | None:
+    """PyTorch's own code of multi-head attention, less its first step, which hands the whole call to the mode."""
+    own = _python_code_of(functional.multi_head_attention_forward)
+    if own is None:
+        return None
+    return FunctionType(
+        own.__code__, {**own.__globals__, "has_torch_function": lambda _: False}, argdefs=own.__defaults__
+    )
+
+
+_multi_head_attention_forward = _attention_taken_apart()
+
+
+def _takes_apart(func: Callable[..., Any]) -> Callable[..., Any] | None:
+    """What is run in place of a call, for its own calls to be recorded; None for a call that is recorded itself."""
+    if func is Tensor.__iter__:  # an iterator is no value that a graph could hold
+        return lambda tensor: iter(tensor.unbind(0))
+    # Another tool may have put a wrapper in its place, before this module was imported or after.
+    if is_attention_forward(func):
+        return _multi_head_attention_forward
+    return None
+
+
+def is_attention_forward(func: Callable[..., Any]) -> bool:
+    """Whether it is `F.multi_head_attention_forward`, or what another tool has put in its place."""
+    return func is functional.multi_head_attention_forward or (
+        func.__name__ == "multi_head_attention_forward" and _python_code_of(func) is not None
+    )
+
 
 _CONSTANTS = frozenset({int, float, bool, str, type(None), type(...), torch.dtype, torch.device})
 
@@ -362,7 +408,7 @@ def _form(func: Callable[..., Any]) -> _Form:
         target = getattr if name == "__get__" else setattr
         return _Form("call_function", target, target is getattr, arrange=lambda args: (args[0], attribute, *args[1:2]))
     writes, reads = name.endswith("_") and not name.endswith("__"), name in _READS
-    apart = _TAKEN_APART.get(func)
+    apart = _takes_apart(func)
     if not is_tensor_method_or_property(func) and getattr(Tensor, name, None) is not func:
         return _Form("call_function", func, writes=writes, reads=reads, takes_apart=apart)
     if name == "__setitem__":

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import tree_map
@@ -36,6 +36,7 @@ class Run:
         symbolic: names for sizes of the inputs that are to stay symbols, by input; an empty name for one that is not.
         symbolic_timeout: seconds of computing that following these may take.
         inside: entered around each call of the module.
+        by_position: how many of the inputs, from the first on, go by position.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Run:
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     symbolic_timeout: float = SYMBOLIC_TIMEOUT
     inside: AbstractContextManager[object] = field(default_factory=nullcontext)
+    by_position: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class Taken:
     bases: Mapping[str, str] = field(repr=False)
     notes: tuple[str, ...] = ()
     doubt: str = ""
+    make_graph_module: Callable[[], fx.GraphModule] | None = field(default=None, repr=False)
 
 
 def copies(inputs: Mapping[str, Any]) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def sketch(
                 recorder.run(given, inside)
             return to_graph(module, recorder.graph, recorder.values)
         with inside:
-            nodes = trace_nodes(module, tuple(inputs))
+            nodes = trace_nodes(module, inputs)
         interpreter = ShapeInterpreter(module, graph=nodes)
         with mode, torch.no_grad():
             interpreter.run(*(given[str(node.target)] for node in nodes.find_nodes(op="placeholder")))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import CodeType
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.fx.graph import CodeGen, _PyTreeCodeGen
+from torch.utils._pytree import tree_unflatten
 
 from fxtrace.capture.compare import bit_equal
 from fxtrace.capture.constants import fold_constants
@@ -18,7 +20,7 @@ from fxtrace.capture.memory import Memory
 from fxtrace.capture.run import Run, Taken, copies, keeping, map_tensors, model_errors, show_source
 from fxtrace.capture.source import calling_source
 from fxtrace.ir.trace import Progress
-from fxtrace.shapes import ShapeInterpreter
+from fxtrace.shapes import ShapeInterpreter, has_tensor
 
 
 def symbolic(run: Run) -> Taken:
@@ -32,7 +34,7 @@ def symbolic(run: Run) -> Taken:
         _check_wrapper(run.module)
     run.rewind()
     with model_errors(what, run.module), run.inside:
-        traced = trace_symbolically(run.module, tuple(run.inputs))
+        traced = trace_symbolically(run.module, run.inputs, run.by_position)
     run.rewind()
     kept: dict[str, Tensor] = {}
     placeholders = [str(node.target) for node in traced.graph.find_nodes(op="placeholder")]
@@ -55,7 +57,7 @@ def symbolic(run: Run) -> Taken:
     equal = bit_equal(run.eager, result) if run.values else None
     doubt = "the traced graph's output differs from the module's" if equal is False else _hidden(traced)
     graph = to_graph(run.module, traced.graph, interpreter.values)
-    return Taken(graph, kept, known, equal, memory.bases, doubt=doubt)
+    return Taken(graph, kept, known, equal, memory.bases, doubt=doubt, make_graph_module=lambda: traced)
 
 
 def _check_wrapper(module: nn.Module) -> None:
@@ -96,11 +98,13 @@ class _Tracer(fx.Tracer):
     # Without it, a slice of a buffer by a traced size fails: the buffer would be a plain tensor.
     proxy_buffer_attributes = True
 
-    def __init__(self, module: nn.Module, inputs: tuple[str, ...]) -> None:
+    def __init__(self, module: nn.Module, inputs: Mapping[str, Any], by_position: int) -> None:
         super().__init__()
         self._inputs = inputs
         named = inspect.signature(module.forward).parameters
-        self._rest = [name for name in inputs if name not in named]
+        names = list(inputs)
+        self._beyond = [name for name in names[:by_position] if name not in named]
+        self._rest = [name for name in names[by_position:] if name not in named]
 
     def create_node(
         self,
@@ -127,22 +131,44 @@ class _Tracer(fx.Tracer):
         proxy_factory_fn: Callable[[fx.Node], fx.Proxy] | None = None,
     ) -> Any:
         if kind == "placeholder" and str(target).startswith("**"):
-            return {name: super(_Tracer, self).create_proxy(kind, name, (), {}) for name in self._rest}
+            return {name: self._input(name) for name in self._rest}
         if kind == "placeholder" and str(target).startswith("*"):
-            return ()
+            return tuple(map(self._input, self._beyond))
         if kind == "placeholder" and target not in self._inputs and args:
             return args[0]  # the parameter's default, so that `if mask is None` is decided here
+        if kind == "placeholder" and target in self._inputs:
+            return self._input(str(target))
         return super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
 
+    def _input(self, name: str) -> Any:
+        """What stands for an input: a proxy for a tensor, and for a flag the flag itself, so that it decides branches.
 
-def trace_symbolically(module: nn.Module, inputs: tuple[str, ...]) -> fx.GraphModule:
-    """Traces a module, with a placeholder for each of the named inputs; other parameters keep their defaults.
+        Raises:
+            TypeError: it is a nest of tensors. A proxy of one is of no type that the model could ask for.
+        """
+        value = self._inputs[name]
+        if not isinstance(value, Tensor) and has_tensor(value):
+            raise TypeError(f"input '{name}' is a {type(value).__name__} of tensors, which torch.fx cannot follow")
+        proxy = super().create_proxy("placeholder", name, (), {})
+        return proxy if isinstance(value, Tensor) else value
+
+
+def trace_symbolically(module: nn.Module, inputs: Mapping[str, Any], by_position: int = 0) -> fx.GraphModule:
+    """Traces a module, with a placeholder for each of the inputs; other parameters keep their defaults.
 
     Each node's `meta` has `module`, the path it runs in, and `source`, the user's line (None for inputs).
     """
-    return fx.GraphModule(module, trace_nodes(module, inputs), type(module).__name__)
+    return fx.GraphModule(module, trace_nodes(module, inputs, by_position), type(module).__name__)
 
 
-def trace_nodes(module: nn.Module, inputs: tuple[str, ...]) -> fx.Graph:
+def trace_nodes(module: nn.Module, inputs: Mapping[str, Any], by_position: int = 0) -> fx.Graph:
     """The graph of `trace_symbolically` alone; constants that it met are left on the module."""
-    return _Tracer(module, inputs).trace(module)
+    graph = _Tracer(module, inputs, by_position).trace(module)
+    codegen = graph._codegen
+    if isinstance(codegen, _PyTreeCodeGen):
+        # torch.fx flattens the inputs and outputs of a forward with keyword-only or variadic parameters: its own
+        # placeholders would not be the graph's. What goes in is flat here already; what comes out gets its form back.
+        output = graph.output_node()
+        output.args = (tree_unflatten(list(output.args[0]), codegen.pytree_info.out_spec),)  # type: ignore[arg-type]
+        graph.set_codegen(CodeGen())
+    return graph

@@ -10,19 +10,22 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 import fxtrace
 from fxtrace import wire
 from fxtrace.api.options import TraceOptions
 from fxtrace.capture import Capture, capture
+from fxtrace.extras import needed_for
 from fxtrace.graph import Graph
 from fxtrace.ir.trace import TracedInput, TraceInfo
 from fxtrace.roles import label
 from fxtrace.service.inputs import seeded, to_numpy
 from fxtrace.store.memory import TraceData
+
+with needed_for("capturing models"):
+    import torch
+    from torch import Tensor, nn
 
 
 def trace_module(
@@ -64,7 +67,7 @@ def trace_module(
     tensors = {name: to_numpy(tensor) for name, tensor in captured.values.items()}
     info = _describe(_name(module), captured, graph, options, seconds)
     info = replace(info, id=_digest(info, graph, tensors))
-    return TraceData(info, graph, snapshots, tensors, graph_module=getattr(captured, "graph_module", None))
+    return TraceData(info, graph, snapshots, tensors, make_graph_module=captured.make_graph_module)
 
 
 def _name(module: object) -> str:

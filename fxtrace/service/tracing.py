@@ -24,6 +24,7 @@ from fxtrace.models.weightless import build_weightless
 from fxtrace.models.weights import load_weights, weights_digest
 from fxtrace.roles import label
 from fxtrace.service.inputs import Input, make_inputs, seeded, to_numpy
+from fxtrace.service.requests import options_of
 from fxtrace.service.witness import find_witness
 from fxtrace.shapes import tensor_spec
 from fxtrace.store.memory import TraceData
@@ -107,7 +108,7 @@ class Tracing:
         trace = self._describe(captured, graph, inputs, seconds)
         self._report(Progress("store"))
         tensors = {name: to_numpy(tensor) for name, tensor in captured.values.items()}
-        return TraceData(trace, graph, snapshots, tensors, graph_module=getattr(captured, "graph_module", None))
+        return TraceData(trace, graph, snapshots, tensors, make_graph_module=captured.make_graph_module)
 
     def _build(self) -> nn.Module:
         return self._model.build(self._config)
@@ -152,27 +153,12 @@ class Tracing:
         )
 
     def _digest(self) -> str:
-        request = self._request
-        symbolic = {name: list(sizes) for name, sizes in request.symbolic.items() if any(sizes)}
         parts = {
+            **options_of(self._request),
             "model": [self._model.name, self._model.digest],
             "configuration": self._fields,
-            "inputs": {
-                name: [given.dtype, given.shape, hashlib.sha256(given.data).hexdigest()]
-                for name, given in request.inputs.items()
-            },
-            "input_shapes": dict(request.input_shapes),
-            "rung": request.rung,
-            "values": request.values,
-            "training": request.training,
-            "unfused": request.unfused,
-            "seed": request.seed,
             "state": self._state_sha256,
-            "weightless": request.weightless,
-            "symbolic": symbolic,
-            "symbolic_timeout": request.symbolic_timeout if symbolic else None,
             "torch": torch.__version__,
-            "fxtrace": fxtrace.__version__,
         }
         return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=16).hexdigest()
 

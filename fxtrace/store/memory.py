@@ -18,11 +18,13 @@ from fxtrace.graph import Graph, Snapshot
 from fxtrace.ir.trace import TraceInfo
 from fxtrace.slices import select
 from fxtrace.store.faults import not_found
+from fxtrace.store.naming import resolve
 from fxtrace.store.stored import check_trace_id
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from fxtrace.store.row import Origin
     from fxtrace.store.store import Store
     from fxtrace.store.tracefile import TraceFile
 
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
 class TraceData:
     """A whole trace: what it is, its graph, its snapshots, and the numbers of its tensors by name.
 
-    `graph_module` runs where the trace was made in this process; None elsewhere.
+    `make_graph_module` gives what runs, where the trace was made in this process.
     """
 
     info: TraceInfo
@@ -39,7 +41,7 @@ class TraceData:
     snapshots: tuple[Snapshot, ...]
     tensors: Mapping[str, NDArray[Any]] = field(repr=False)
     formulas: Formulas | None = None
-    graph_module: GraphModule | None = field(default=None, repr=False)
+    make_graph_module: Callable[[], GraphModule] | None = field(default=None, repr=False)
 
 
 class Hold:
@@ -52,7 +54,8 @@ class Hold:
     @property
     def graph_module(self) -> GraphModule | None:
         """The trace's runnable graph, where it has one."""
-        return self._store.data(self._id).graph_module
+        make = self._store.data(self._id).make_graph_module
+        return None if make is None else make()
 
 
 class MemoryStore:
@@ -66,6 +69,7 @@ class MemoryStore:
 
     def __init__(self, *traces: TraceData, below: Store | None = None) -> None:
         self._traces = {data.info.id: data for data in traces}
+        self._origins: dict[str, Origin] = {}  # by their digests, the last one last
         self._holds: dict[str, int] = {}
         self._lock = threading.RLock()
         self._below = below
@@ -106,6 +110,12 @@ class MemoryStore:
             if self._holds[trace_id] <= 0:
                 del self._holds[trace_id]
                 self._traces.pop(trace_id, None)
+
+    def note_origin(self, origin: Origin) -> None:
+        """Keeps what led to a trace; the trace is now the latest."""
+        with self._lock:
+            self._origins.pop(origin.digest, None)
+            self._origins[origin.digest] = origin
 
     def put_formulas(self, trace_id: str, formulas: Formulas) -> None:
         """Keeps formulas with their trace."""
@@ -148,6 +158,32 @@ class MemoryStore:
         if trace_id in self._traces:
             return self._traces[trace_id].info
         return None if self._below is None else self._below.find(trace_id)
+
+    def resolve(self, text: str) -> str:
+        """The id of the trace that a text means: an id, the beginning of one, or `latest`."""
+        return resolve(self, text)
+
+    def latest(self) -> str | None:
+        """The id of the trace that was last asked for; None where there are no traces."""
+        with self._lock:
+            asked = (origin.trace for origin in reversed(self._origins.values()) if origin.trace in self._traces)
+            here = next(asked, None) or next(reversed(self._traces), None)
+        return here if here or self._below is None else self._below.latest()
+
+    def beginning(self, text: str, limit: int) -> list[str]:
+        """Up to `limit` ids of traces that begin with some digits."""
+        with self._lock:
+            here = [trace_id for trace_id in reversed(self._traces) if trace_id.startswith(text)]
+        below = [] if self._below is None else self._below.beginning(text, limit)
+        return list(dict.fromkeys((*here, *below)))[:limit]
+
+    def origin(self, *, digest: str = "", trace_id: str = "") -> Origin | None:
+        """What led to a trace: the request of this digest, or the last one of this trace; None where none is kept."""
+        with self._lock:
+            for origin in reversed(self._origins.values()):
+                if origin.digest == digest if digest else origin.trace == trace_id:
+                    return origin
+        return None if self._below is None else self._below.origin(digest=digest, trace_id=trace_id)
 
     def trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from."""
