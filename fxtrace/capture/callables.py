@@ -13,6 +13,8 @@ from torch import nn
 
 from fxtrace.errors import OptionInvalid
 
+_COMPILED = "torch.compile was taken off: the model itself is what was run, not its compiled code."
+
 
 class CallableModule(nn.Module):
     """A callable as a module: it has the callable's parameters, and the modules that the callable uses as submodules.
@@ -46,6 +48,10 @@ def as_module(called: Any) -> tuple[nn.Module, tuple[str, ...]]:
             f"the class {called.__name__}: make one of it first" if isinstance(called, type) else type(called).__name__
         )
         raise OptionInvalid(f"model: expected a module, a callable or a model's name; got {got}", field="model")
+    original = _before_compiling(called)
+    if original is not called:
+        module, notes = as_module(original)
+        return module, tuple(dict.fromkeys((*notes, _COMPILED)))
     module = CallableModule(called)
     own = type(module)
     # Named as the callable is, since names are what people see.
@@ -61,10 +67,22 @@ def _unwrapped(module: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             notes.append(f"{type(module).__name__} was taken off: the module inside is what was run.")
             module = module.module
         elif _is_compiled(module):
-            notes.append("torch.compile was taken off: the module itself is what was run, not its compiled code.")
+            notes.append(_COMPILED)
             module = module._orig_mod  # type: ignore[assignment]
         else:
-            return module, tuple(notes)
+            return module, tuple(dict.fromkeys(notes))
+
+
+def _before_compiling(called: Any) -> Any:
+    """What torch.compile made a function of: the module where that was its `forward`; itself where it did not."""
+    if not hasattr(called, "_torchdynamo_orig_callable"):
+        return called
+    original = called
+    while inspect.isfunction(original) and original.__globals__.get("__name__", "").startswith("torch._dynamo."):
+        original = inspect.getclosurevars(original).nonlocals["fn"]  # so both of its wrappers call it
+    owner = getattr(original, "__self__", None)
+    is_forward = isinstance(owner, nn.Module) and original.__name__ in ("forward", "__call__", "_call_impl")
+    return owner if is_forward else original
 
 
 def _is_compiled(module: nn.Module) -> bool:

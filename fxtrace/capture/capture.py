@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,6 @@ from fxtrace.capture.attention import StepByStep
 from fxtrace.capture.callables import as_module
 from fxtrace.capture.calls import bind, check, invoke
 from fxtrace.capture.compare import largest_difference
-from fxtrace.capture.export import export
 from fxtrace.capture.fakes import without_weights
 from fxtrace.capture.record import record
 from fxtrace.capture.restore import as_found
@@ -31,7 +31,14 @@ from fxtrace.ir.trace import RUNGS, SYMBOLIC_TIMEOUT, Progress, Rung
 _LADDER: tuple[Rung, ...] = ("symbolic", "record")
 """The rungs that are tried where none is asked for, in this order."""
 
-_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic_rung, "record": record, "export": export}
+
+def _export(run: Run) -> Taken:
+    from fxtrace.capture.export import export  # with SymPy, which takes longer to import than most models to capture
+
+    return export(run)
+
+
+_RUNGS: Mapping[Rung, Callable[[Run], Taken]] = {"symbolic": symbolic_rung, "record": record, "export": _export}
 
 RUNG_NOTES: Mapping[Rung, tuple[str, ...]] = {
     "symbolic": (
@@ -207,8 +214,18 @@ def _climb(run: Run, rungs: tuple[Rung, ...]) -> tuple[Taken, Rung, list[str]]:
 @contextmanager
 def in_turn(module: nn.Module) -> Iterator[Callable[[], None]]:
     """Within, no other capture runs in this process, and the module may be run and traced; see `as_found`."""
-    with _ALONE, as_found(module) as rewind, _unfused(), torch.no_grad():
+    with _ALONE, as_found(module) as rewind, _unfused(), _uncompiled(), torch.no_grad():
         yield rewind
+
+
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """Runs what torch.compile compiled, wherever in the model, as it was written: compiled code has no calls to see."""
+    if "torch._dynamo.eval_frame" not in sys.modules:  # then nothing is compiled; importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager

@@ -58,15 +58,7 @@ def record(run: Run) -> Taken:
     if not run.values:
         with model_errors("the captured graph raised"):
             known = fold_constants(recorder.root(), recorder.graph, {})
-        return Taken(
-            graph,
-            {},
-            known,
-            None,
-            memory.bases,
-            notes,
-            make_graph_module=maker(recorder.root(), recorder.graph, graph.name),
-        )
+        return Taken(graph, {}, known, None, memory.bases, notes)  # its constants are fake: nothing could be run
     for name in recorder.unused:
         del kept[name]
     difference = _difference(run, recorder, output, kept)

@@ -340,14 +340,15 @@ def _python_code_of(function: Any) -> FunctionType | None:
 
     A wrapper that is no `functools.wraps` has what it wraps in its closure.
     """
-    name, left, seen = functional.multi_head_attention_forward.__name__, [function], []
+    left: list[Any] = [function]
+    seen: list[Any] = []
     while left:
         each = left.pop()
         if any(each is other for other in seen):
             continue
         seen.append(each)
         code = getattr(each, "__code__", None)
-        if code is not None and code.co_name == name and not code.co_freevars:
+        if code is not None and code.co_name == "multi_head_attention_forward" and not code.co_freevars:
             return each if isinstance(each, FunctionType) else None
         left += [value for value in (getattr(each, "__wrapped__", None), getattr(each, "func", None)) if value]
         cells = getattr(each, "__closure__", None) or ()
@@ -388,7 +389,7 @@ def _takes_apart(func: Callable[..., Any]) -> Callable[..., Any] | None:
 def is_attention_forward(func: Callable[..., Any]) -> bool:
     """Whether it is `F.multi_head_attention_forward`, or what another tool has put in its place."""
     return func is functional.multi_head_attention_forward or (
-        func.__name__ == "multi_head_attention_forward" and _python_code_of(func) is not None
+        getattr(func, "__name__", "") == "multi_head_attention_forward" and _python_code_of(func) is not None
     )
 
 
@@ -402,7 +403,7 @@ _READS = frozenset(
 
 @cache
 def _form(func: Callable[..., Any]) -> _Form:
-    name = func.__name__
+    name = getattr(func, "__name__", "")  # other tools wrap functions in what has none
     if name in ("__get__", "__set__"):
         attribute = func.__self__.__name__  # type: ignore[attr-defined]
         target = getattr if name == "__get__" else setattr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
-from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.utils._pytree import tree_map
 
 from fxtrace.capture.source import code_source, user_source
@@ -149,6 +149,14 @@ class ValuesNeeded(CaptureFailed):
     """A model's path or sizes depend on numbers, and there are none."""
 
 
+def _of_fakes() -> tuple[type[Exception], ...]:
+    """The exceptions of fake tensors whose numbers are wanted."""
+    # With SymPy, which takes a while to import: where the module is not there, nothing of it was raised.
+    shapes = sys.modules.get("torch.fx.experimental.symbolic_shapes")
+    of_symbols = () if shapes is None else (shapes.GuardOnDataDependentSymNode,)
+    return DataDependentOutputException, DynamicOutputShapeException, *of_symbols
+
+
 @contextmanager
 def needing_values() -> Iterator[None]:
     """Reports that a model looked at numbers where there are none.
@@ -158,7 +166,9 @@ def needing_values() -> Iterator[None]:
     """
     try:
         yield
-    except (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode) as error:
+    except Exception as error:
+        if not isinstance(error, _of_fakes()):
+            raise
         source = error_source(error)
         raise ValuesNeeded(
             f"the model's path depends on the numbers in a tensor{show_source(source)}, and a capture without values "

@@ -12,7 +12,7 @@ from torch import nn
 from fxtrace.capture.attention import StepByStep
 from fxtrace.capture.capture import capture, in_turn
 from fxtrace.capture.convert import to_graph
-from fxtrace.capture.fakes import Fakes
+from fxtrace.capture.fakes import Fakes, with_fakes
 from fxtrace.capture.recorder import Recorder
 from fxtrace.capture.run import copies, map_tensors
 from fxtrace.capture.symbolic import trace_nodes
@@ -45,7 +45,7 @@ def sketch(
     given = copies(inputs)
     if not values:
         mode = fake = Fakes()
-        given = map_tensors(fake.from_tensor, given)
+        given = with_fakes(module, map_tensors(fake.from_tensor, given))  # the module may be without its weights
     with in_turn(module):
         module.train(training)
         if rung == "record":

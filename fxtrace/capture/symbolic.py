@@ -171,4 +171,9 @@ def trace_nodes(module: nn.Module, inputs: Mapping[str, Any], by_position: int =
         output = graph.output_node()
         output.args = (tree_unflatten(list(output.args[0]), codegen.pytree_info.out_spec),)  # type: ignore[arg-type]
         graph.set_codegen(CodeGen())
+    graph._tracer_cls = fx.Tracer  # what reads a pickled GraphModule again
+    placeholders = {str(node.target): node for node in graph.find_nodes(op="placeholder")}
+    for name in reversed([*inputs]):  # torch.fx puts those that only go by name before those of `*args`
+        if name in placeholders:
+            graph._root.append(placeholders[name])
     return graph

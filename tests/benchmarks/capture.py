@@ -18,7 +18,7 @@ def rows() -> list[Row]:
     reference = Registry.installed().get("reference")
     config = reference.resolve({})
     inputs = reference.example_inputs(config)
-    graph = trace_symbolically(reference.build(config).eval(), tuple(inputs))
+    graph = trace_symbolically(reference.build(config).eval(), inputs)
     given = tuple(inputs.values())
 
     def plain() -> None:
