@@ -10,7 +10,7 @@ FxtraceError
 │   ├── QueryInvalid              a query's condition or pattern cannot be understood
 │   ├── SliceInvalid              a slice is malformed or out of range
 │   └── ModelInvalid              a model file does not keep the model contract
-├── NotFound                      the request is well-formed, the thing it names does not exist
+├── NotFound                      the request is well-formed, the thing it names does not exist; a LookupError, too
 │   ├── ModelNotFound
 │   ├── TraceNotFound
 │   ├── NodeNotFound              ... no such node, module or role in the graph
@@ -138,8 +138,8 @@ class ModelInvalid(InvalidRequest):
     reason = "MODEL_INVALID"
 
 
-class NotFound(FxtraceError):
-    """The request is well-formed, the thing it names does not exist."""
+class NotFound(FxtraceError, LookupError):
+    """The request is well-formed, the thing it names does not exist; a `LookupError`, as Python's own."""
 
     reason = "NOT_FOUND"
 

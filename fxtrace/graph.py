@@ -6,16 +6,44 @@ Order matters: nodes stand in execution order, so a node's inputs come before it
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 
 from fxtrace.errors import NodeNotFound, TensorNotFound, unknown
+from fxtrace.ir.arguments import Arg, Ref, SliceArg, Symbol, refs, show, show_shape, show_sizes
+from fxtrace.ir.roles import Check, Refusal, Role, Snapshot, SnapshotTensor
+from fxtrace.ir.text import MOST_ROWS, Readable, assigned, bytes_text, count_text, facts, listed, table
+
+__all__ = [
+    "Arg",
+    "Check",
+    "Dim",
+    "Graph",
+    "Module",
+    "Node",
+    "Parameter",
+    "Ref",
+    "Refusal",
+    "Role",
+    "SliceArg",
+    "Snapshot",
+    "SnapshotTensor",
+    "Source",
+    "Symbol",
+    "TensorSpec",
+    "Value",
+    "refs",
+    "show",
+    "show_shape",
+    "show_sizes",
+    "tensor_name",
+]
 
 
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
+@dataclass(frozen=True, slots=True, repr=False)
+class TensorSpec(Readable):
     """What is known of a tensor besides its numbers.
 
     `shape` and `stride` are counted in elements, `nbytes` is shape × element size (a view counts its own elements,
@@ -32,9 +60,13 @@ class TensorSpec:
     nbytes: int
     symbolic: tuple[str, ...] = ()
 
+    def _lines(self) -> Iterator[str]:
+        stride = "" if self.contiguous else f", stride {show(self.stride)}"
+        yield f"{show_sizes(self)} {self.dtype}, {bytes_text(self.nbytes)} on {self.device}{stride}"
 
-@dataclass(frozen=True, slots=True)
-class Value:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Value(Readable):
     """One leaf of what a node returns.
 
     A node that returns one tensor has one value with an empty `path`; one that returns a tuple or a dict has a value
@@ -47,36 +79,13 @@ class Value:
     spec: TensorSpec | None = None
     text: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """An argument that is another node's value."""
-
-    node: str
+    def _lines(self) -> Iterator[str]:
+        what = self.text if self.spec is None else f"{show_sizes(self.spec)} {self.spec.dtype}"
+        yield f"{f'{self.path}: ' if self.path else ''}{self.type} {what}".rstrip()
 
 
-@dataclass(frozen=True, slots=True)
-class SliceArg:
-    """A Python slice among the arguments; its parts may be nodes."""
-
-    start: Arg
-    stop: Arg
-    step: Arg
-
-
-@dataclass(frozen=True, slots=True)
-class Symbol:
-    """An argument that is a constant with no plain form, as its text: `torch.float32`, `Ellipsis`, `cpu`."""
-
-    text: str
-
-
-Arg = None | bool | int | float | str | Ref | SliceArg | Symbol | tuple["Arg", ...] | dict[str, "Arg"]
-"""An argument of a call: a constant, a reference to a node, or a nest of them. Lists are kept as tuples."""
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
+@dataclass(frozen=True, slots=True, repr=False)
+class Source(Readable):
     """The line of the user's code that made a node."""
 
     file: str
@@ -84,52 +93,14 @@ class Source:
     code: str = ""
     function: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """An identity tried on the captured values.
-
-    `statement` is the identity as a formula; `held` is None where it could not be tried, with `detail` saying why;
-    otherwise `detail` gives the largest difference found and what was allowed.
-    """
-
-    name: str
-    statement: str
-    held: bool | None
-    detail: str = ""
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.file}:{self.line}" + (f" in {self.function}" if self.function else "")
+        if self.code:
+            yield f"  {self.code}"
 
 
-@dataclass(frozen=True, slots=True)
-class Role:
-    """What a node's value is: a place in the transformer (stack, layer, block) and a part there.
-
-    `layer` is None where a block belongs to no layer (the embedding, the output). `evidence` says in one sentence which
-    dataflow showed it. `str(role)` is the role's name: `decoder.0.cross_attention.scores`, `encoder.embedding.tokens`.
-    """
-
-    stack: str
-    layer: int | None
-    block: str
-    part: str
-    evidence: str = ""
-    checks: tuple[Check, ...] = ()
-
-    def __str__(self) -> str:
-        return ".".join(
-            str(piece) for piece in (self.stack, self.layer, self.block, self.part) if piece not in ("", None)
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A role that was looked for and not given, and why."""
-
-    role: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
+@dataclass(frozen=True, slots=True, repr=False)
+class Node(Readable):
     """One node of the graph.
 
     Attributes:
@@ -172,9 +143,34 @@ class Node:
         """(tensor name, spec) of each tensor the node returns; see `tensor_name`."""
         return tuple((tensor_name(self.name, v.path), v.spec) for v in self.values if v.spec is not None)
 
+    @property
+    def returns(self) -> str:
+        """The shapes and dtypes of what the node returns, as text: `1×4×5×6 float32`; of other values, the values."""
+        sizes = listed(show_sizes(each.spec) if each.spec else each.text or each.type for each in self.values)
+        dtypes = ", ".join(dict.fromkeys(each.spec.dtype for each in self.values if each.spec))
+        return f"{sizes} {dtypes}".strip() or self.op
 
-@dataclass(frozen=True, slots=True)
-class Parameter:
+    @property
+    def _call(self) -> str:
+        arguments = (*map(show, self.args), *(f"{name}={show(arg)}" for name, arg in self.kwargs.items()))
+        return f"{self.target}({', '.join(arguments)})"
+
+    def _lines(self) -> Iterator[str]:
+        role = f", {listed(self.roles, 1)}" if self.roles else ""
+        yield f"{self.name}: {self.returns}{role}"
+        yield from facts(
+            ("op", f"{self.op}, {self.kind}"),
+            ("call", self._call if self.op != "placeholder" else ""),
+            ("returns", "\n".join(map(str, self.values[:MOST_ROWS])) if len(self.values) > 1 else ""),
+            ("module", self.module),
+            ("parameters", "\n".join(self.parameters[:MOST_ROWS])),
+            ("source", self.source or ""),
+            ("roles", "\n".join(f"{role}: {role.evidence}" for role in self.roles)),
+        )
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Parameter(Readable):
     """A parameter or buffer of a module; `name` is qualified from the root, `same_as` the first owner's if shared."""
 
     name: str
@@ -184,9 +180,14 @@ class Parameter:
     buffer: bool = False
     same_as: str = ""
 
+    def _lines(self) -> Iterator[str]:
+        kind = "buffer" if self.buffer else "parameter" if self.trainable else "frozen parameter"
+        same = f", the same as {self.same_as}" if self.same_as else ""
+        yield f"{self.name}: {kind}, {show_shape(self.shape)} {self.dtype}{same}"
 
-@dataclass(frozen=True, slots=True)
-class Module:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Module(Readable):
     """A module of the model: its path from the root (empty for the root), class name, and its own parameters.
 
     `settings` are the constants that the module's class declares: a norm's `eps`, a convolution's `stride`.
@@ -197,58 +198,28 @@ class Module:
     parameters: tuple[Parameter, ...] = ()
     settings: dict[str, Arg] = field(default_factory=dict)
 
+    def _lines(self) -> Iterator[str]:
+        own = ", ".join(each.name.rpartition(".")[2] for each in self.parameters[:4])
+        more = f" and {len(self.parameters) - 4:,} more" if len(self.parameters) > 4 else ""
+        yield f"{self.path or 'the model'}: {self.type}" + (f" with {own}{more}" if own else "")
+        yield from facts(*((name, show(value)) for name, value in self.settings.items()))
+        rows = ((each.name, show_shape(each.shape), each.dtype) for each in self.parameters)
+        yield from table(("parameter", "shape", "dtype"), rows)
 
-@dataclass(frozen=True, slots=True)
-class Dim:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Dim(Readable):
     """A named size."""
 
     name: str
     size: int
 
-
-@dataclass(frozen=True, slots=True)
-class SnapshotTensor:
-    """One tensor of a snapshot: the name it goes by, where it is in the graph, and the role that puts it there.
-
-    `shape` and `symbolic` are its spec's.
-    """
-
-    variable: str
-    tensor: str
-    node: str
-    role: str
-    shape: tuple[int, ...]
-    symbolic: tuple[str, ...] = ()
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.name} = {self.size}"
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One numbered view of an encoder–decoder transformer.
-
-    `dims` is its shape in named dimensions, one expression each (`n_heads`, `min(10,tgt_vocab)`, `1`). `tensors` is
-    empty exactly when the snapshot is not in this graph; `reason` then says why. `explanation` says what the tensor is
-    and why it has that shape, with this graph's sizes put in. `roles` are the role names it is defined by.
-    """
-
-    number: int
-    title: str
-    section: str
-    roles: tuple[str, ...]
-    variables: tuple[str, ...]
-    dims: tuple[str, ...]
-    tensors: tuple[SnapshotTensor, ...] = ()
-    explanation: str = ""
-    checks: tuple[Check, ...] = ()
-    reason: str = ""
-
-    @property
-    def found(self) -> bool:
-        """Whether every tensor of the snapshot was found."""
-        return bool(self.tensors)
-
-
-@dataclass(frozen=True)
-class Graph:
+@dataclass(frozen=True, repr=False)
+class Graph(Readable):
     """A traced graph: nodes in execution order, the modules they ran in, and what labelling found.
 
     `name` is the root module's class name. `dims` are the sizes labelling could name. `refusals` are the roles that
@@ -294,7 +265,7 @@ class Graph:
     @property
     def parameter_count(self) -> int:
         """Number of trainable and frozen parameters' elements, shared ones counted once, buffers not at all."""
-        return sum(_product(p.shape) for m in self.modules for p in m.parameters if not p.buffer and not p.same_as)
+        return sum(prod(p.shape) for m in self.modules for p in m.parameters if not p.buffer and not p.same_as)
 
     def node(self, name: str) -> Node:
         """The node of that name.
@@ -353,6 +324,17 @@ class Graph:
             unknown("tensor or role", name, (*self._tensors, *self.by_role)), field="tensor", tensor=name
         )
 
+    def _lines(self) -> Iterator[str]:
+        labelled = sum(bool(node.roles) for node in self.nodes)
+        yield f"{self.name}: {count_text(len(self.nodes), 'node')}, {labelled:,} with a role"
+        yield from facts(
+            ("parameters", f"{self.parameter_count:,} in {count_text(len(self.modules), 'module')}"),
+            ("sizes", assigned((dim.name, dim.size) for dim in self.dims)),
+            ("refused", f"{count_text(len(self.refusals), 'role')}, with reasons" if self.refusals else ""),
+        )
+        rows = ((each.name, each.kind, each.returns, listed(each.roles, 1)) for each in self.nodes)
+        yield from table(("node", "kind", "returns", "role"), rows)
+
     @cached_property
     def _tensors(self) -> Mapping[str, TensorSpec]:
         return dict(self.tensors())
@@ -365,64 +347,3 @@ def _is_within(path: str, prefix: str) -> bool:
 def tensor_name(node: str, path: str) -> str:
     """The name of a node's tensor: the node's own name, or `node:path` for a leaf of a tuple or a dict."""
     return f"{node}:{path}" if path else node
-
-
-def refs(arg: Arg) -> Iterator[str]:
-    """Names of the nodes an argument refers to, in order, repeats included."""
-    match arg:
-        case Ref(node):
-            yield node
-        case tuple():
-            for item in arg:
-                yield from refs(item)
-        case dict():
-            for item in arg.values():
-                yield from refs(item)
-        case SliceArg(start, stop, step):
-            for item in (start, stop, step):
-                yield from refs(item)
-        case _:
-            return
-
-
-def show(arg: Arg) -> str:
-    """An argument as text, nodes as `%name`."""
-    match arg:
-        case Ref(node):
-            return f"%{node}"
-        case Symbol(text):
-            return text
-        case tuple():
-            return "(" + ", ".join(map(show, arg)) + ("," if len(arg) == 1 else "") + ")"
-        case dict():
-            return "{" + ", ".join(f"{key}: {show(item)}" for key, item in arg.items()) + "}"
-        case SliceArg(start, stop, step):
-            parts = ["" if part is None else show(part) for part in (start, stop)]
-            return ":".join(parts if step is None else [*parts, show(step)])
-        case _:
-            return repr(arg)
-
-
-def show_shape(shape: tuple[int, ...] | tuple[str, ...]) -> str:
-    """A shape as text: `1×4×5×6`, `batch×(length + 1)`, and `scalar` for a tensor of no dimensions."""
-    return "×".join(map(_factor, shape)) or "scalar"
-
-
-def _factor(size: int | str) -> str:
-    """A size as one of several between `×`: a sum, or a division rounded down, in brackets."""
-    text = outside = str(size)
-    while (shorter := re.sub(r"\([^()]*\)", "", outside)) != outside:
-        outside = shorter
-    return f"({text})" if " " in outside or "//" in outside else text
-
-
-def show_sizes(sized: TensorSpec | SnapshotTensor) -> str:
-    """A tensor's shape as text; with its symbols where it has them: `(batch, 32, sequence, 2*sequence)`."""
-    return show(tuple(map(Symbol, sized.symbolic))) if sized.symbolic else show_shape(sized.shape)
-
-
-def _product(sizes: tuple[int, ...]) -> int:
-    total = 1
-    for size in sizes:
-        total *= size
-    return total

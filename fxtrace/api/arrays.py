@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any, Literal
 
 import numpy as np
 
-from fxtrace.errors import DependencyMissing, OptionInvalid
+from fxtrace.errors import OptionInvalid
+from fxtrace.extras import is_installed, require
 
 
 def wants_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:
@@ -19,12 +19,9 @@ def wants_torch(arrays: Literal["auto", "numpy", "torch"]) -> bool:
     """
     if arrays not in ("auto", "numpy", "torch"):
         raise OptionInvalid(f"arrays: expected auto, numpy or torch; got '{arrays}'", field="arrays")
-    installed = importlib.util.find_spec("torch") is not None
-    if arrays == "torch" and not installed:
-        raise DependencyMissing(
-            "arrays: 'torch' needs PyTorch, which is not installed; install it, or ask for 'numpy'", package="torch"
-        )
-    return installed and arrays != "numpy"
+    if arrays == "torch":
+        require("torch", "arrays='torch'")
+    return arrays != "numpy" and is_installed("torch")
 
 
 def as_chosen(array: Any, dtype: str, arrays: Literal["auto", "numpy", "torch"]) -> Any:

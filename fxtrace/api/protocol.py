@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Protocol, Self, TypeVar
 
-from fxtrace.diff import GraphDiff
-from fxtrace.dims import Formulas
-from fxtrace.explain import Explanation
-from fxtrace.graph import Graph, Snapshot, TensorSpec
-from fxtrace.ir.trace import (
-    ImageFormat,
-    ModelInfo,
-    NodeQuery,
-    Progress,
-    QueryResult,
-    RenderOptions,
-    TraceInfo,
-    TraceRequest,
-)
-from fxtrace.sweep import SweepBatch, SweepRequest
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from types import TracebackType
+
+    from fxtrace.diff import GraphDiff
+    from fxtrace.dims import Formulas
+    from fxtrace.explain import Explanation
+    from fxtrace.graph import Graph, Snapshot, TensorSpec
+    from fxtrace.ir.trace import (
+        ImageFormat,
+        ModelInfo,
+        NodeQuery,
+        Progress,
+        QueryResult,
+        RenderOptions,
+        TraceInfo,
+        TraceRequest,
+    )
+    from fxtrace.sweep import SweepBatch, SweepRequest
 
 Array_co = TypeVar("Array_co", covariant=True)
 
@@ -74,7 +76,7 @@ class TraceApi(Protocol[Array_co]):
         """Traces a model, or finds the trace that such a request made before; an error from `progress` stops it."""
 
     def get_trace(self, trace_id: str) -> TraceInfo:
-        """Where a trace came from and how much there is of it."""
+        """Where a trace came from and how much there is of it: by its id, the beginning of one, or `latest`."""
 
     def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from fxtrace.api.text import aligned, html_table
+from fxtrace.api.text import html_table
 from fxtrace.errors import NodeNotFound, unknown
 from fxtrace.graph import Graph, Node, show_sizes
+from fxtrace.ir.text import aligned
 
 _HEADINGS = ("name", "op", "shape", "dtype", "role")
 _MOST_ROWS = 60
@@ -66,6 +67,13 @@ class Roles(Mapping[str, Node]):
             return self._nodes[name]
         except KeyError:
             raise NodeNotFound(unknown("role", name, self._nodes), field="role", role=name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._nodes  # Mapping's own, and its `get`, expect a KeyError
+
+    def get(self, name: str, default: Node | None = None) -> Node | None:  # type: ignore[override]
+        """The node with this role, or the default."""
+        return self._nodes.get(name, default)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)

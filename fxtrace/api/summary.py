@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from math import prod
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.api.selection import shape_text
-from fxtrace.api.text import aligned, html_table
-from fxtrace.graph import Graph, Node, refs, show_shape
+from fxtrace.api.text import html_table
+from fxtrace.graph import Graph, Node, refs, show_sizes
+from fxtrace.ir.text import aligned, bytes_text, count_text, listed
+from fxtrace.ir.text import facts as fact_lines
+from fxtrace.ir.trace import TraceInfo
 
 if TYPE_CHECKING:
     from fxtrace.api.trace import Trace
 
+__all__ = [
+    "HEADINGS",
+    "ModuleRow",
+    "count_text",
+    "facts",
+    "labelled",
+    "module_rows",
+    "summary_html",
+    "summary_table",
+    "summary_text",
+    "title",
+]
+
 _MOST_ROWS = 32
-_MOST_SHOWN = 4
 HEADINGS = ("module", "type", "output", "parameters", "role")
 
 
@@ -44,7 +59,7 @@ class ModuleRow:
 
 def summary_text(trace: Trace) -> str:
     """The summary as plain text."""
-    lines = [title(trace), *(f"  {name:<9} {text}" for name, text in facts(trace))]
+    lines = [title(trace.info, trace.graph), *fact_lines(*facts(trace.info, trace.graph))]
     rows = module_rows(trace.graph)
     return "\n".join((*lines, "", aligned(HEADINGS, (row.cells() for row in rows))) if rows else lines)
 
@@ -56,7 +71,7 @@ def summary_table(trace: Trace) -> Any:
     from rich.text import Text
 
     head = Table.grid(padding=(0, 2))
-    for name, text in facts(trace):
+    for name, text in facts(trace.info, trace.graph):
         head.add_row(Text(f"  {name}", style="dim"), Text(text))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for heading in HEADINGS:
@@ -64,7 +79,7 @@ def summary_table(trace: Trace) -> Any:
     rows = module_rows(trace.graph)
     for row in rows:
         table.add_row(*map(Text, row.cells()))
-    return Group(Text(title(trace), style="bold"), head, *((Text(), table) if rows else ()))
+    return Group(Text(title(trace.info, trace.graph), style="bold"), head, *((Text(), table) if rows else ()))
 
 
 def summary_html(trace: Trace, *, picture: str = "", note: str = "") -> str:
@@ -78,33 +93,32 @@ def summary_html(trace: Trace, *, picture: str = "", note: str = "") -> str:
     head = "".join(
         f"<tr><td style='text-align:left;opacity:.7'>{escape(name)}</td>"
         f"<td style='text-align:left'>{escape(text)}</td></tr>"
-        for name, text in facts(trace)
+        for name, text in facts(trace.info, trace.graph)
     )
     rows = module_rows(trace.graph)
     table = html_table(HEADINGS, (row.cells() for row in rows)) if rows else ""
     drawn = f"<div style='max-height:640px;overflow:auto'>{picture[picture.find('<svg') :]}</div>" if picture else ""
     told = f"<p style='opacity:.7'>No picture: {escape(note)}</p>" if note else ""
-    return f"<div><b>{escape(title(trace))}</b><table>{head}</table>{table}{drawn}{told}</div>"
+    return f"<div><b>{escape(title(trace.info, trace.graph))}</b><table>{head}</table>{table}{drawn}{told}</div>"
 
 
-def title(trace: Trace) -> str:
+def title(info: TraceInfo, graph: Graph) -> str:
     """The first line: model, class, parameters, id."""
-    info, name = trace.info, trace.graph.name
-    of = f" ({name})" if name != info.model else ""
+    of = f" ({graph.name})" if graph.name != info.model else ""
     return f"{info.model}{of} · {info.parameter_count:,} parameters · trace {info.id[:8]}"
 
 
-def facts(trace: Trace) -> Iterator[tuple[str, str]]:
+def facts(info: TraceInfo, graph: Graph) -> Iterator[tuple[str, str]]:
     """What else is known of the run, as (name, text)."""
-    info, graph = trace.info, trace.graph
-    yield "inputs", _listed(_tensor(node) for node in graph.nodes if node.op == "placeholder" and node.tensors)
-    yield "outputs", _listed(_tensor(node) for node in _returned(graph))
+    inputs = (node for node in graph.nodes if node.op == "placeholder" and node.tensors)
+    yield "inputs", listed(map(_tensor, inputs)) or "none"
+    yield "outputs", listed(map(_tensor, _returned(graph))) or "none"
     equal = {True: ", output bit-equal to the model's", False: ", OUTPUT DIFFERS from the model's", None: ""}
     yield "captured", f"{info.rung}{equal[info.output_equal]}{'' if info.values else ', shapes only'}"
-    yield "tensors", f"{info.tensor_count:,} of {_bytes(info.tensor_bytes)} in {info.node_count:,} nodes"
-    yield "labelled", _labelled(graph)
+    yield "tensors", f"{info.tensor_count:,} of {bytes_text(info.tensor_bytes)} in {info.node_count:,} nodes"
+    yield "labelled", labelled(graph)
     if graph.refusals:
-        yield "refused", f"{len(graph.refusals)} roles, with reasons: graph.refusals"
+        yield "refused", f"{count_text(len(graph.refusals), 'role')}, with reasons: graph.refusals"
 
 
 def module_rows(graph: Graph) -> list[ModuleRow]:
@@ -124,7 +138,7 @@ def module_rows(graph: Graph) -> list[ModuleRow]:
     depth = 1
     while True:
         deeper = list(tree.rows("", depth))
-        if rows and (len(deeper) > _MOST_ROWS or len(deeper) == len(rows)):
+        if depth > 1 and (len(deeper) > _MOST_ROWS or len(deeper) == len(rows)):
             return rows
         rows, depth = deeper, depth + 1
 
@@ -212,8 +226,8 @@ def _common_role(nodes: Sequence[Node]) -> str:
     return ".".join(pieces).removesuffix(".*")
 
 
-def _labelled(graph: Graph) -> str:
-    """Which stacks, blocks and layers were shown."""
+def labelled(graph: Graph) -> str:
+    """Which stacks, layers and blocks were shown, in one line; and that no attention was, where none was."""
     with_role = sum(bool(node.roles) for node in graph.nodes)
     stacks: dict[str, tuple[set[int], dict[str, None]]] = {}
     for node in graph.nodes:
@@ -221,15 +235,17 @@ def _labelled(graph: Graph) -> str:
             layers, blocks = stacks.setdefault(role.stack, (set(), {}))
             if role.layer is not None:
                 layers.add(role.layer)
-                blocks.setdefault(role.block)
+            blocks.setdefault(role.block)
     if not stacks:
         return f"none of {len(graph.nodes):,} nodes: no attention, feed-forward or other known block was shown"
-    told = [
-        f"{stack} ×{len(layers)} ({', '.join(name for name in blocks if name)})"
-        for stack, (layers, blocks) in stacks.items()
-        if layers
-    ]
-    return f"{with_role:,} of {len(graph.nodes):,} nodes" + (f": {', '.join(told)}" if told else "")
+    shown = []
+    for stack, (layers, blocks) in stacks.items():
+        named = ", ".join(filter(None, blocks))
+        times = f" ×{len(layers)}" if layers else ""
+        shown.append(f"{stack}{times} ({named})" if stack and named else f"{stack or named}{times}")
+    attention = any("attention" in block for _, blocks in stacks.values() for block in blocks)
+    without = "" if attention else "; no attention was shown"
+    return f"{with_role:,} of {len(graph.nodes):,} nodes: {', '.join(shown)}{without}"
 
 
 def _returned(graph: Graph) -> Iterator[Node]:
@@ -239,18 +255,4 @@ def _returned(graph: Graph) -> Iterator[Node]:
 
 def _tensor(node: Node) -> str:
     dtypes = dict.fromkeys(spec.dtype for _, spec in node.tensors)
-    return f"{node.name} {', '.join(show_shape(spec.shape) for _, spec in node.tensors)} {', '.join(dtypes)}"
-
-
-def _listed(texts: Iterable[str]) -> str:
-    every = list(texts)
-    rest = f" and {len(every) - _MOST_SHOWN} more" if len(every) > _MOST_SHOWN else ""
-    return ", ".join(every[:_MOST_SHOWN]) + rest if every else "none"
-
-
-def _bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    raise AssertionError
+    return f"{node.name} {', '.join(show_sizes(spec) for _, spec in node.tensors)} {', '.join(dtypes)}"

@@ -336,16 +336,29 @@ class Trace:
 
         return to_networkx(self.graph)
 
-    def export(self, path: str | Path, format: str = "") -> Path:
-        """Writes the trace for another tool, by the file's ending: see `fxtrace.export`.
+    def export(self, path: str | Path, format: str = "", *, tensor: str = "") -> Path:
+        """Writes the trace for another tool: Model Explorer, networkx, a table, tensors; see `fxtrace.export`.
+
+        Args:
+            path: the file; its ending says the format, such as `.graphml`, `.model-explorer.json` or `.parquet`.
+            format: the format's name, where the ending does not say it.
+            tensor: for `.npy`, which tensor: its name, or a role's.
+
+        Returns:
+            The file.
 
         Raises:
             OptionInvalid: no format has this ending, or the format cannot hold what there is.
+            TensorNotFound, ValuesAbsent: of formats that hold tensors.
             DependencyMissing: the format's package is not installed.
+
+        Example:
+            >>> t.export("model.model-explorer.json")
+            >>> t.export("weights.npy", tensor="decoder.0.cross_attention.weights")
         """
         from fxtrace.export import export
 
-        return export(self, path, format)
+        return export(self, path, format, tensor=tensor)
 
     def save(self, place: str | Path) -> Path | str:
         """Keeps the trace: in a file of its own (`.safetensors`), or in a store.

@@ -14,19 +14,23 @@ from typing import Literal
 
 from fxtrace.diff.blocks import matched_roles
 from fxtrace.graph import Graph, Node
+from fxtrace.ir.text import Readable
 
 How = Literal["role", "place", "dataflow", "order"]
 """How two nodes were found to be one another: by a common role, by their place among the modules, by doing the same
 with paired values, or by standing between paired nodes in the same order."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
+@dataclass(frozen=True, slots=True, repr=False)
+class Pair(Readable):
     """A node of the first graph and the one of the second that it corresponds to."""
 
     before: str
     after: str
     how: How
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.before} ~ {self.after}, by {self.how}"
 
 
 def align(first: Graph, second: Graph) -> tuple[Pair, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace.errors import InvalidRequest
+from fxtrace.ir.text import Readable
 
 Columns = Mapping[str, "NDArray[np.int64]"]
 """Sizes by name, each with one entry for every configuration."""
@@ -19,8 +20,8 @@ Columns = Mapping[str, "NDArray[np.int64]"]
 _GRAMMAR = "a number, a name, + - * / // **, min(…), max(…)"
 
 
-@dataclass(frozen=True)
-class Formula:
+@dataclass(frozen=True, repr=False)
+class Formula(Readable):
     """A size as an expression of named sizes.
 
     `/` divides without a rest (`d_model/n_heads`), `//` rounds down. A name may lead into a nest, as configurations do:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fxtrace.dims.infer import Finding
+from fxtrace.graph import show_shape
+from fxtrace.ir.text import Readable, assigned, facts, table
 
 
-@dataclass(frozen=True)
-class Formulas:
+@dataclass(frozen=True, repr=False)
+class Formulas(Readable):
     """What each size of a graph is made of.
 
     Attributes:
@@ -54,3 +56,21 @@ class Formulas:
         """Why tensors' dimensions have no formula, each reason with how many; the most frequent first."""
         findings = [finding for each in self.tensors.values() for finding in each if finding.formula is None]
         return Counter(dict(Counter(finding.reason or "none was found" for finding in findings).most_common()))
+
+    def _lines(self) -> Iterator[str]:
+        confirmed, total = self.confirmed
+        yield f"{confirmed:,} of {total:,} sizes have a formula, {self.probes:,} configurations tried"
+        yield from facts(
+            ("sizes", assigned(self.sizes, 24)),
+            ("tried on", self.copy),
+            ("no formula", "\n".join(f"{count:,}: {reason}" for reason, count in self.refused.items())),
+            ("change the graph", "\n".join(f"{name}: {how}" for name, how in self.structural.items())),
+            ("must equal", "\n".join(f"{name} = {other}" for name, other in self.tied.items())),
+            ("cannot change", ", ".join(self.fixed)),
+            ("not tried", ", ".join(self.untried)),
+        )
+        yield from table(("tensor", "made of"), ((name, self._made_of(found)) for name, found in self.tensors.items()))
+
+    @staticmethod
+    def _made_of(findings: tuple[Finding, ...]) -> str:
+        return show_shape(tuple(str(finding.formula or "?") for finding in findings))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace.dims.formula import Columns, Formula
+from fxtrace.ir.text import Readable, assigned, count_text, facts
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
@@ -26,16 +27,20 @@ _MAX_TRIALS = 6000
 _STRIDES = range(2, 33)
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
+@dataclass(frozen=True, slots=True, repr=False)
+class Probe(Readable):
     """A configuration that was tried: every named size, and which one alone differs from the first probe's."""
 
     sizes: Mapping[str, int]
     changed: str = ""
 
+    def _lines(self) -> Iterator[str]:
+        yield assigned(self.sizes)
+        yield from facts(("changed", self.changed))
 
-@dataclass(frozen=True, slots=True)
-class Finding:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Finding(Readable):
     """What was found of one size.
 
     Attributes:
@@ -49,6 +54,13 @@ class Finding:
     depends_on: tuple[str, ...] = ()
     confirmations: int = 0
     reason: str = ""
+
+    def _lines(self) -> Iterator[str]:
+        if self.formula is None:
+            yield f"no formula: {self.reason or 'none was found'}"
+        else:
+            yield f"{self.formula}, confirmed on {count_text(self.confirmations, 'configuration')}"
+        yield from facts(("depends on", ", ".join(self.depends_on)))
 
 
 def find_formulas(probes: Sequence[Probe], observed: Ints, held_out: int) -> list[Finding]:

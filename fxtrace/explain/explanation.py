@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fxtrace.graph import Check, show_shape
+from fxtrace.ir.text import Readable, facts, listed, table
 
 
-@dataclass(frozen=True, slots=True)
-class Sized:
+@dataclass(frozen=True, slots=True, repr=False)
+class Sized(Readable):
     """A tensor in an explanation.
 
     Attributes:
@@ -30,9 +32,12 @@ class Sized:
         made_of = show_shape(self.formula)
         return sizes if made_of == sizes else f"{made_of} = {sizes}"
 
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.name}: {self}"
 
-@dataclass(frozen=True, slots=True)
-class Explanation:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Explanation(Readable):
     """Why something in a trace has its shape.
 
     Attributes:
@@ -54,3 +59,23 @@ class Explanation:
     facts: tuple[str, ...] = ()
     numbers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def _lines(self) -> Iterator[str]:
+        yield self.title
+        for fact in self.facts:
+            yield f"• {fact}"
+        yield from (f"    {row}" for row in self.numbers)
+        for heading, tensors in (("tensor", self.tensors), ("made of", self.inputs), ("read by", self.users)):
+            rows = ((each.name, listed(each.roles, 1), str(each)) for each in tensors)
+            yield from table((heading, "role", "shape"), rows)
+        if any(each.rules for each in self.tensors):
+            yield from ("", "  how its shape is made")
+            yield from facts(*((each.name, "\n".join(each.rules)) for each in self.tensors))
+        if self.checks:
+            yield from ("", "  identities")
+            yield from facts(
+                *((f"{each.name} {each.outcome}", f"{each.statement}; {each.detail}") for each in self.checks)
+            )
+        if self.notes:
+            yield ""
+            yield from self.notes

@@ -35,6 +35,7 @@ from urllib.parse import quote, unquote
 
 from fxtrace.dims import Formula
 from fxtrace.errors import InvalidRequest, nearest
+from fxtrace.ir.text import Readable, assigned, count_text, facts, table
 from fxtrace.ir.trace import Json
 
 FORMAT = 1
@@ -49,8 +50,8 @@ _TENSOR = re.compile(r"(\S+)\s+(\w+)\s+\((.*)\)")
 _SAFE = "._-:[]<>()*/$@!,;=+~'\""  # and letters and digits; of names, the rest is written as in URLs
 
 
-@dataclass(frozen=True, slots=True)
-class Locked:
+@dataclass(frozen=True, slots=True, repr=False)
+class Locked(Readable):
     """A tensor's dtype and sizes: a formula each, or a number and `?` where none was confirmed."""
 
     dtype: str
@@ -74,8 +75,8 @@ class Locked:
         return frozenset(name for formula in self.formulas if formula is not None for name in formula.names)
 
 
-@dataclass(frozen=True)
-class Lock:
+@dataclass(frozen=True, repr=False)
+class Lock(Readable):
     """What a lockfile says.
 
     Attributes:
@@ -93,6 +94,16 @@ class Lock:
     sizes: Mapping[str, int]
     trials: tuple[Mapping[str, int], ...]
     tensors: Mapping[tuple[str, str], Locked]
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.model}({assigned(self.settings)}): {count_text(len(self.tensors), 'tensor')} locked"
+        yield from facts(
+            ("configuration", assigned(self.configuration, 24)),
+            ("sizes", assigned(self.sizes)),
+            ("held on", "\n".join(map(assigned, self.trials))),
+        )
+        rows = ((section, name, each.dtype, ", ".join(each.sizes)) for (section, name), each in self.tensors.items())
+        yield from table(("section", "name", "dtype", "made of"), rows)
 
 
 def dumps(lock: Lock) -> str:

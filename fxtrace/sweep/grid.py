@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
 from fxtrace.errors import OptionInvalid, TooLarge
+from fxtrace.ir.text import Readable, count_text, listed, value_text
 from fxtrace.ir.trace import Json
 
 MAX_CONFIGURATIONS = 1_000_000
@@ -20,8 +21,8 @@ _MAX_LISTED = 100_000
 _FORM = "expected FIELD=VALUE,VALUE,… or FIELD=FIRST..LAST or FIELD=FIRST..LAST:STEP"
 
 
-@dataclass(frozen=True, slots=True)
-class Axis:
+@dataclass(frozen=True, slots=True, repr=False)
+class Axis(Readable):
     """A configuration field and the values that it is to take, each once.
 
     Attributes:
@@ -39,9 +40,16 @@ class Axis:
             return max(0, -(-(self.values.stop - self.values.start) // self.values.step))
         return len(self.values)
 
+    def _lines(self) -> Iterator[str]:
+        if isinstance(self.values, range):
+            step = f":{self.values.step}" if self.values.step != 1 else ""
+            yield f"{self.field}={self.values.start}..{self.values.stop - 1}{step}"
+        else:
+            yield f"{self.field}={listed(map(value_text, self.values), 16)}"
 
-@dataclass(frozen=True)
-class Grid:
+
+@dataclass(frozen=True, repr=False)
+class Grid(Readable):
     """Every combination of the axes' values; the last axis changes fastest.
 
     Raises:
@@ -93,6 +101,14 @@ class Grid:
             values[axis.field] = axis.values[place]
         return {axis.field: values[axis.field] for axis in self.axes}
 
+    def _lines(self) -> Iterator[str]:
+        yield f"{count_text(self.size, 'configuration')}: {self._lengths}"
+        yield from (f"  {axis}" for axis in self.axes)
+
+    @property
+    def _lengths(self) -> str:
+        return " × ".join(f"{axis.count:,} of {axis.field}" for axis in self.axes)
+
     def require_at_most(self, most: int) -> None:
         """Returns where the grid has no more configurations than that.
 
@@ -100,10 +116,9 @@ class Grid:
             TooLarge: it has more; the message has the count.
         """
         if self.size > most:
-            lengths = " × ".join(f"{axis.count:,} of {axis.field}" for axis in self.axes)
             raise TooLarge(
-                f"grid: {self.size:,} configurations ({lengths}), expected at most {most:,}; take fewer values, or "
-                "larger steps as in 64..4096:64",
+                f"grid: {self.size:,} configurations ({self._lengths}), expected at most {most:,}; take fewer values, "
+                "or larger steps as in 64..4096:64",
                 field="grid",
                 count=self.size,
                 maximum=most,

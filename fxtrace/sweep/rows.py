@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from fxtrace.graph import show_shape
+from fxtrace.ir.text import Readable, assigned, bytes_text, count_text, facts, table
 from fxtrace.ir.trace import Json
 from fxtrace.sweep.grid import Grid
 
@@ -17,8 +19,8 @@ SAMPLE = 20
 """How many configurations are propagated to confirm the formulas, where nothing else is asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class SweepRequest:
+@dataclass(frozen=True, slots=True, repr=False)
+class SweepRequest(Readable):
     """What is to be swept.
 
     Attributes:
@@ -37,9 +39,17 @@ class SweepRequest:
     sample: int = SAMPLE
     seed: int = 0
 
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.model}({assigned(self.configuration)}) over {count_text(self.grid.size, 'configuration')}"
+        yield from facts(
+            ("grid", "\n".join(map(str, self.grid.axes))),
+            ("tensors", "\n".join(self.tensors)),
+            ("sample", f"{self.sample:,}, seed {self.seed}"),
+        )
 
-@dataclass(frozen=True, slots=True)
-class SweepRow:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SweepRow(Readable):
     """What one configuration comes to.
 
     Attributes:
@@ -67,9 +77,22 @@ class SweepRow:
     flops: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    def _lines(self) -> Iterator[str]:
+        yield f"#{self.index} {assigned(self.configuration)}: {self.reason or f'{self.parameters:,} parameters'}"
+        if not self.reason:
+            yield from facts(
+                (
+                    "activations",
+                    f"{bytes_text(self.activation_bytes)}, {bytes_text(self.peak_activation_bytes)} at once",
+                ),
+                ("FLOPs", "hidden in some ops" if self.flops is None else f"{self.flops:,}"),
+                ("by", self.how),
+                *((name, show_shape(shape)) for name, shape in self.shapes.items()),
+            )
 
-@dataclass(frozen=True, slots=True)
-class SweepBatch:
+
+@dataclass(frozen=True, slots=True, repr=False)
+class SweepBatch(Readable):
     """Some rows of a sweep, and what they stand on.
 
     Attributes:
@@ -83,3 +106,21 @@ class SweepBatch:
     confirmed: int = 0
     mismatches: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def _lines(self) -> Iterator[str]:
+        confirmed = (
+            f"{self.confirmed:,} confirmed, {len(self.mismatches):,} not" if self.confirmed else "none propagated"
+        )
+        yield f"{count_text(len(self.rows), 'row')}, {confirmed}"
+        yield from facts(("not as computed", "\n".join(self.mismatches)), ("notes", "\n".join(self.notes)))
+        headings = ("#", "configuration", "parameters", "activations", "at once", "FLOPs")
+        accepted = [row for row in self.rows if not row.reason]
+        yield from table(headings, map(_cells, accepted))
+        refused = ((str(row.index), assigned(row.configuration), row.reason) for row in self.rows if row.reason)
+        yield from table(("#", "configuration", "why the model does not accept it"), refused)
+
+
+def _cells(row: SweepRow) -> tuple[str, ...]:
+    sizes = (bytes_text(row.activation_bytes), bytes_text(row.peak_activation_bytes))
+    flops = "" if row.flops is None else f"{row.flops:,}"
+    return str(row.index), assigned(row.configuration), f"{row.parameters:,}", *sizes, flops

@@ -46,7 +46,9 @@ def test_the_same_object_from_everywhere(trace: fxtrace.Trace, made: fxtrace.Tra
     assert trace.configuration["d_model"] == 128
     assert torch.equal(trace[ROLE], made[ROLE])
     assert trace[ROLE].shape == (1, 4, 5, 6)
-    assert trace.roles[ROLE].spec.shape == (1, 4, 5, 6)
+    spec = trace.roles[ROLE].spec
+    assert spec is not None
+    assert spec.shape == (1, 4, 5, 6)
     assert len(trace.snapshots) == 43
     assert trace.explain(ROLE) == made.explain(ROLE)
     assert trace.explain("34").title == made.explain("34").title
