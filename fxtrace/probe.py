@@ -2,7 +2,8 @@
 
 Every integer of the configuration, and every size of an input that no field decides, is changed alone and together
 with others, within what the model accepts; `fxtrace.dims.find_formulas` reads the formulas off what the sizes came to.
-Shapes are propagated on fake tensors; a small model is simply run, which is five times as fast.
+Shapes are propagated on fake tensors; what is small is simply run, which is five times as fast: see
+`fxtrace.probing.budget`.
 """
 
 from __future__ import annotations
@@ -10,33 +11,35 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from fxtrace.capture import capture, sketch
 from fxtrace.dims import Finding, Formula, Formulas, Probe, find_formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest
+from fxtrace.extras import needed_for
 from fxtrace.graph import Graph
 from fxtrace.ir.trace import Json, Progress, Rung
 from fxtrace.models import Model
 from fxtrace.models.weightless import build_weightless
+from fxtrace.probing.budget import LARGEST_PARAMETERS, Budget, counted, parameter_count
 from fxtrace.roles import label
 from fxtrace.transfer import COPY_SHARE, find_copy, transfer
-from fxtrace.trials import HELD_OUT, Inputs, Seen, Trials
+from fxtrace.trials import FITTED, HELD_OUT, Inputs, Seen, Trials
+
+with needed_for("trying a model's variants"):
+    import torch
+    from torch import Tensor, nn
 
 SECONDS = 120.0
 """How long a model is probed, in seconds of computing, where nothing else is said."""
 _CONFIRMATIONS = 2
 """A formula must have been right in so many configurations that had no part in finding it."""
-_SMALL = 20_000_000
-"""Up to so many elements of parameters, running a model is quicker than propagating its shapes on fake tensors."""
 
 
 class Prober:
@@ -50,11 +53,12 @@ class Prober:
         config: a configuration of it, as `Model.resolve` gives it.
         shapes: shapes of inputs that are not the model's own examples, by name.
         rung: the capture rung whose nodes are to get formulas.
-        values: run the model; otherwise shapes are propagated on fake tensors. A large model is never run.
+        values: run the model; otherwise shapes are propagated on fake tensors. A large variant is never run.
         training: whether in training mode.
         weightless: whether the model is built without its weights.
         symbolic: names for sizes of inputs that the graph has as symbols, by input; see `fxtrace.capture.capture`.
         names: which integers of the configuration are changed; all of them where nothing is given.
+        inputs: whether sizes of inputs that no field decides are changed, too.
         seconds: of computing, after which no more is tried: what is not confirmed by then stays a number.
         report: called as the work goes on; what it raises stops the work.
     """
@@ -71,11 +75,12 @@ class Prober:
         weightless: bool = False,
         symbolic: Mapping[str, tuple[str, ...]] | None = None,
         names: Collection[str] | None = None,
+        inputs: bool = True,
         seconds: float = SECONDS,
         report: Callable[[Progress], None] = lambda _: None,
     ) -> None:
         self._model, self._rung, self._training, self._report = model, rung, training, report
-        self._config, self.fields, self._names = config, model.fields(config), names
+        self._config, self.fields, self._names, self._inputs = config, model.fields(config), names, inputs
         self._shapes = dict(shapes or {})
         self._run, self._unfused = values and rung != "export", False
         self._weightless, self._symbolic, self._seconds = weightless, dict(symbolic or {}), seconds
@@ -84,6 +89,7 @@ class Prober:
             {name: tuple(each.shape) for name, each in model.example_inputs(config).items()} if shapes else {}
         )
         self._places: dict[str, tuple[tuple[str, int], ...]] = {}
+        self._budget: Budget | None = None
 
     def formulas(self, graph: Graph | None = None, seed: int = 0) -> Formulas:
         """Probes the model, and finds the formula of each size.
@@ -125,6 +131,7 @@ class Prober:
                     weightless=self._weightless,
                     symbolic=self._symbolic,
                     names=self._names,
+                    inputs=self._inputs,
                     seconds=self._seconds * COPY_SHARE,
                     report=self._report,
                 )
@@ -146,12 +153,14 @@ class Prober:
         trials = Trials(self.propagate, base, first, self._seconds, self._report)
         trials.each(list(base))
         trials.pairs()
-        if not trials.untried:  # else a field may decide them
+        if self._inputs and not trials.untried:  # else a field may decide them
             self._places = input_sizes(trials.inputs, self._symbolic, base)
         given = dict(first.inputs)
         base |= {name: given[places[0][0]][places[0][1]] for name, places in self._places.items()}
+        if self._budget is not None:
+            self._budget.base |= base
         trials.each(list(self._places))
-        together = trials.together(random.Random(seed))
+        together = trials.together(random.Random(seed), FITTED if self._inputs else 2 * len(trials.values))
         self._report(Progress("solve"))
         probes = [Probe({**base, **probe.sizes}, probe.changed) for probe in trials.probes]
         held_out = min(HELD_OUT, together)
@@ -240,15 +249,18 @@ class Prober:
             return made
         module, inputs, values = made
         try:
-            graph = sketch(
-                module,
-                inputs,
-                rung=self._rung,
-                values=values,
-                training=self._training,
-                symbolic=self._followed,
-                unfused=self._unfused,
-            )
+            with counted() if values else nullcontext() as cost:
+                graph = sketch(
+                    module,
+                    inputs,
+                    rung=self._rung,
+                    values=values,
+                    training=self._training,
+                    symbolic=self._followed,
+                    unfused=self._unfused,
+                )
+            if cost is not None and self._budget is not None:
+                self._budget.learn(sizes, module, cost())
         except Exception as error:  # noqa: BLE001 - whatever a model raises at sizes it does not take
             return _said(error)
         return graph, tuple((name, tuple(tensor.shape)) for name, tensor in inputs.items())
@@ -264,18 +276,36 @@ class Prober:
             if any(taken.get(name) != value for name, value in sizes.items() if name not in self._places):
                 return "the model puts another value in its place"
             with torch.random.fork_rng(devices=()):
-                build = partial(self._model.build, config)
-                module = build_weightless(build) if self._weightless else build()
+                module = self._built(config, taken)
                 inputs: dict[str, Tensor] = dict(self._model.example_inputs(config))
             for name, shape in self._shapes.items():
                 inputs[name] = inputs[name].new_ones(_following(shape, self._examples[name], inputs[name]))
             for name in self._places.keys() & sizes.keys():
                 for given, dim in self._places[name]:
                     inputs[given] = resized(inputs[given], dim, sizes[name])
+            run = self._run and self._may_run({**taken, **sizes}, module, inputs)
         except Exception as error:  # noqa: BLE001 - likewise
             return _said(error)
-        small = sum(each.numel() for each in module.parameters()) <= _SMALL
-        return module, inputs, self._run and small
+        return module, inputs, run
+
+    def _built(self, config: Any, sizes: Mapping[str, int]) -> nn.Module:
+        """The model under a configuration; without its weights where there are none, or too many."""
+        build = partial(self._model.build, config)
+        if self._weightless:
+            return build_weightless(build)
+        if self._budget is not None and not self._budget.may_build(sizes):
+            weightless = build_weightless(build)
+            if parameter_count(weightless) > LARGEST_PARAMETERS:
+                return weightless
+        return build()
+
+    def _may_run(self, sizes: Mapping[str, int], module: nn.Module, inputs: Mapping[str, Any]) -> bool:
+        """Whether a variant takes little enough to be run."""
+        if parameter_count(module) > LARGEST_PARAMETERS:
+            return False
+        if self._budget is None:  # the first is the configuration itself
+            self._budget = Budget(dict(integers(self.fields)), module, inputs, unfused=self._unfused)
+        return self._budget.may_run(sizes, module, inputs)
 
 
 @contextmanager

@@ -87,11 +87,16 @@ class Trials:
                 if name in self.values:
                     self.tied[other] = name
 
-    def together(self, chance: random.Random) -> int:
-        """Tries several at once; how many such configurations were accepted."""
+    def together(self, chance: random.Random, fitted: int = FITTED) -> int:
+        """Tries several at once; how many such configurations were accepted.
+
+        Args:
+            chance: chooses their values.
+            fitted: how many are wanted for formulas to be read off, besides those that only confirm them.
+        """
         accepted = 0
-        for _ in range(_TRIES * (FITTED + HELD_OUT)):
-            if accepted == FITTED + HELD_OUT or self._is_late():
+        for _ in range(_TRIES * (fitted + HELD_OUT)):
+            if accepted == fitted + HELD_OUT or self._is_late():
                 break
             chosen = {name: chance.choice(each) for name, each in self.values.items()}
             for _ in range(4):

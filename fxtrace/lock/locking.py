@@ -22,6 +22,8 @@ from fxtrace.trials import candidates
 Report = Callable[[Progress], None]
 Key = tuple[str, str]
 
+_MOST_GROWTH = 3
+"""On trials, how many times a size's own value it has at most."""
 _TRIALS, _VALUES = 2, 6
 """On how many configurations beside its own a lock is held, and how many values of a field are tried for them."""
 
@@ -306,7 +308,7 @@ class _Trial:
     def add(self, names: Sequence[str]) -> None:
         """Changes these sizes, too, as far as the model takes it: all at once, else by halves."""
         for _ in range(1 if len(names) > 1 else _VALUES):
-            more = {name: self._chance.choice(candidates(self._made.sizes[name])) for name in names}
+            more = {name: self._chance.choice(_nearby(self._made.sizes[name])) for name in names}
             if self._holds({**self.chosen, **more}):
                 self.chosen |= more
                 return
@@ -319,6 +321,11 @@ class _Trial:
         seen = {key: spec for key, spec, _ in _tensors(graph)} if graph is not None else {}
         tensors, every = self._lock.tensors, {**self._lock.sizes, **self._made.sizes, **sizes}
         return seen.keys() == tensors.keys() and all(_holds(tensors[key], seen[key], every) for key in seen)
+
+
+def _nearby(size: int) -> tuple[int, ...]:
+    """Values to try a size at along with all others: many fields that each grow much make a huge model."""
+    return tuple(each for each in candidates(size) if each <= _MOST_GROWTH * size) or candidates(size)
 
 
 def flat(fields: Mapping[str, Json], prefix: str = "") -> dict[str, Json]:

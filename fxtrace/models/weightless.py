@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
+from fxtrace.extras import needed_for
+
+with needed_for("models without weights"):
+    import torch
+    from torch import Tensor, nn
+    from torch.overrides import TorchFunctionMode
+
 
 _OPEN = {torch.empty, torch.empty_strided, torch.rand, torch.randn}
 _WRITTEN = {torch.zeros, torch.ones, torch.full, torch.eye}
+
+_DRAWN = {Tensor.bernoulli_, Tensor.exponential_, Tensor.normal_, Tensor.random_, Tensor.uniform_}
+"""Done on a meta tensor, some of these have PyTorch import its compiler, for seconds."""
 
 _LARGEST = 16 << 20
 """Bytes of the largest mask or table that is made for real: one of 2048 × 2048 float32 numbers."""
@@ -27,6 +34,10 @@ class _Weightless(TorchFunctionMode):
         self, function: Callable[..., Any], types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         given = dict(kwargs or {})
+        if function in _DRAWN or getattr(function, "__module__", "") == "torch.nn.init":
+            drawn = next(iter((*args, *given.values())), None)
+            if isinstance(drawn, Tensor) and drawn.is_meta:
+                return drawn
         if function in _OPEN or function in _WRITTEN:
             made = function(*args, **{**given, "device": "meta"})
             if made.nbytes > _LARGEST if function in _WRITTEN else made.is_floating_point():
