@@ -12,6 +12,7 @@ with Client("127.0.0.1:50051") as client:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Literal, Self, TypeVar, cast, overload
 
@@ -69,6 +70,8 @@ class Client(Generic[Array]):
         address: the server's `host:port`.
         timeout: seconds that one call may take as a whole; None waits as long as it takes.
         connect_timeout: seconds to wait for the server to answer at first.
+        wait_for_start: whether this holds where nothing listens at the address, too, as a server may be starting;
+            otherwise that is an error at once.
         tls: whether, or how, calls are encrypted. True trusts the authorities that gRPC brings along.
         token: the key that is shown to the server, as `fxtrace keys new` printed it.
         insecure: whether to send the key unencrypted, also to another machine.
@@ -95,6 +98,7 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        wait_for_start: bool = True,
         tls: Tls | bool = False,
         token: str = "",
         insecure: bool = False,
@@ -108,6 +112,7 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        wait_for_start: bool = True,
         tls: Tls | bool = False,
         token: str = "",
         insecure: bool = False,
@@ -121,6 +126,7 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        wait_for_start: bool = True,
         tls: Tls | bool = False,
         token: str = "",
         insecure: bool = False,
@@ -133,6 +139,7 @@ class Client(Generic[Array]):
         *,
         timeout: float | None = 60,
         connect_timeout: float = 5,
+        wait_for_start: bool = True,
         tls: Tls | bool = False,
         token: str = "",
         insecure: bool = False,
@@ -141,7 +148,13 @@ class Client(Generic[Array]):
         self.address = address
         self._as_torch = wants_torch(arrays)
         self._connection = Connection(
-            address, timeout=timeout, connect_timeout=connect_timeout, tls=tls, token=token, insecure=insecure
+            address,
+            timeout=timeout,
+            connect_timeout=connect_timeout,
+            wait_for_start=wait_for_start,
+            tls=tls,
+            token=token,
+            insecure=insecure,
         )
         self._stub = TraceServiceStub(self._connection.channel)
         # The stream of a tensor's bytes is parsed by hand, see `fxtrace.frames`.
@@ -274,13 +287,16 @@ class Client(Generic[Array]):
         with self._connection.stream(self._stub.CreateTrace, wire.encode_trace_request(request)) as events:
             for event in events:
                 if event.WhichOneof("event") == "trace":
-                    return wire.TRACE.decode(event.trace)
+                    return replace(wire.TRACE.decode(event.trace), reused=event.reused)
                 if progress is not None:
                     progress(wire.PROGRESS.decode(event.progress))
         raise ServerUnavailable(f"the server at {self.address} ended the call without a trace", address=self.address)
 
     def get_trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from and how much there is of it.
+
+        Args:
+            trace_id: its id, the beginning of one, or `latest`: the trace that `create_trace` last gave.
 
         Raises:
             TraceNotFound, NameInvalid

@@ -48,6 +48,7 @@ class Connection:
         *,
         timeout: float | None,
         connect_timeout: float,
+        wait_for_start: bool = True,
         tls: Tls | bool,
         token: str,
         insecure: bool,
@@ -72,34 +73,41 @@ class Connection:
         else:
             self.channel = grpc.insecure_channel(address, options)
         try:
-            self._wait_until_answered(connect_timeout, bool(tls))
+            self._wait_until_answered(connect_timeout, bool(tls), wait_for_start)
         except BaseException:
             self.channel.close()
             raise
 
-    def _wait_until_answered(self, seconds: float, tls: bool) -> None:
+    def _wait_until_answered(self, seconds: float, tls: bool, wait_for_start: bool) -> None:
         health = self._health()
         try:
-            if tls:
+            if tls or not wait_for_start:
                 try:
                     health(b"", timeout=seconds)  # what is wrong with certificates gets no better by waiting
                     return
                 except grpc.RpcError as error:
-                    if problem := _handshake_problem(error):
+                    if tls and (problem := _handshake_problem(error)):
                         raise TlsFailed(
                             f"no encrypted connection to {self.address}: {problem}", address=self.address
                         ) from None
+                    if not wait_for_start and error.code() is grpc.StatusCode.UNAVAILABLE:
+                        raise self._no_answer("", tls) from None
+                    if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                        raise
             # A call is answered as soon as it can be; gRPC's own wait for a channel looks only every 0.2 s.
             health(b"", timeout=seconds, wait_for_ready=True)
         except grpc.RpcError as error:
             if error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
                 return  # some answer; whether it is a server of ours will show
-            raise ServerUnavailable(
-                f"no fxtrace server answers at {self.address} within {seconds:g} s; check the address"
-                + ("" if tls else ", say tls if the server encrypts")
-                + ", or start a server with `fxtrace serve`",
-                address=self.address,
-            ) from None
+            raise self._no_answer(f" within {seconds:g} s", tls) from None
+
+    def _no_answer(self, within: str, tls: bool) -> ServerUnavailable:
+        return ServerUnavailable(
+            f"no fxtrace server answers at {self.address}{within}; check the address"
+            + ("" if tls else ", say tls if the server encrypts")
+            + ", or start a server with `fxtrace serve`",
+            address=self.address,
+        )
 
     def _health(self) -> grpc.UnaryUnaryMultiCallable[bytes, bytes]:
         return self.channel.unary_unary("/grpc.health.v1.Health/Check")

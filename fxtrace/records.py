@@ -37,7 +37,8 @@ class Record(Generic[D, M]):
 
     Args:
         data: the dataclass.
-        message: the message class; fields that the dataclass lacks are left alone.
+        message: the message class; fields that the dataclass lacks are left alone. It has every field of the
+            dataclass but those that are apart, see `fxtrace.ir.trace.APART`.
         by_type: codecs by the full name of a message type, used here and in nested records.
         path: put before field names in errors.
         own: codecs by the dataclass's field name, with the name of the message's field.
@@ -55,6 +56,8 @@ class Record(Generic[D, M]):
         hints = get_type_hints(data)
         self._fields: list[tuple[str, str, Callable[[Any], Any], Callable[[Any], Any]]] = []
         for f in dataclasses.fields(data):  # type: ignore[arg-type]  # a dataclass, as the docstring asks
+            if f.metadata.get("apart"):
+                continue
             name, codec = own.get(f.name, (f.name, None))
             descriptor = cast(FieldDescriptor, message.DESCRIPTOR.fields_by_name[name])
             if codec is None:

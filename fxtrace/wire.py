@@ -46,6 +46,7 @@ from fxtrace.v1 import graph_pb2 as pb
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 _TRACE_NAME = re.compile(r"traces/([0-9a-f]{32})")
+_SOUGHT_TRACE = re.compile(r"traces/([0-9a-f]{1,32}|latest)")
 _MODEL_NAME = re.compile(r"models/([^/\s]+)(?<!\.py)")  # never a path: a server runs no file that a request names
 EXACT = 2**53
 """A double holds every integer up to here."""
@@ -68,6 +69,15 @@ def parse_trace_name(name: str, field: str) -> str:
         NameInvalid: it has another form; the request's `field` is blamed.
     """
     return _parse_name(_TRACE_NAME, name, field, "'traces/' and 32 lowercase hexadecimal digits")
+
+
+def parse_sought_trace(name: str, field: str) -> str:
+    """What stands for {id} in `traces/{id}`: an id, the beginning of one, or `latest`.
+
+    Raises:
+        NameInvalid: it has another form; the request's `field` is blamed.
+    """
+    return _parse_name(_SOUGHT_TRACE, name, field, "'traces/' and 1 to 32 lowercase hexadecimal digits, or 'latest'")
 
 
 def parse_model_name(name: str, field: str) -> str:
@@ -444,6 +454,7 @@ def encode_trace_request(request: TraceRequest) -> rpc.CreateTraceRequest:
         shapes_only=not request.values,
         training=request.training,
         unfused=request.unfused,
+        by_product=request.by_product,
         seed=fit(request.seed, 64, "seed"),
         symbolic=[rpc.SymbolicSizes(input=name, names=names) for name, names in request.symbolic.items()],
         symbolic_timeout=request.symbolic_timeout,
@@ -490,4 +501,5 @@ def decode_trace_request(request: rpc.CreateTraceRequest) -> TraceRequest:
         weightless=request.weightless,
         symbolic=symbolic,
         symbolic_timeout=request.symbolic_timeout or SYMBOLIC_TIMEOUT,
+        by_product=request.by_product,
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -249,8 +250,29 @@ def test_errors_are_the_engine_s(
 
 
 def test_a_malformed_id_is_named_so(client: Client[NDArray[Any]]) -> None:
+    with pytest.raises(NameInvalid, match="1 to 32 lowercase hexadecimal digits, or 'latest'; got 'traces/newest'"):
+        client.get_trace("newest")
     with pytest.raises(NameInvalid, match="32 lowercase hexadecimal digits; got 'traces/latest'"):
-        client.get_trace("latest")
+        client.get_graph("latest")
+
+
+def test_a_trace_is_found_by_its_beginning_or_as_the_latest(client: Client[NDArray[Any]], served: Served) -> None:
+    for request, reused in ((TraceRequest("tiny", seed=501), False), (TraceRequest("tiny", seed=502), False)):
+        made = client.create_trace(request)
+        assert made.reused is reused
+        assert client.get_trace("latest") == made
+    again = client.create_trace(TraceRequest("tiny", seed=501))
+    assert again.reused
+    assert client.get_trace("latest") == again != made
+    by_product = client.create_trace(TraceRequest("tiny", seed=503, by_product=True))
+    assert not by_product.reused
+    assert client.get_trace("latest") == again
+    for api in (client, served.engine):
+        digits = next(n for n in range(1, 33) if sum(t.id[:n] == made.id[:n] for t in api.list_traces()) == 1)
+        assert api.get_trace(made.id[:digits]) == made
+        assert not api.get_trace(made.id[:digits]).reused
+        with pytest.raises(TraceNotFound, match="no trace's id starts with 'ffffffffff'"):
+            api.get_trace("ffffffffff")
 
 
 def test_an_error_with_a_long_text_still_arrives(client: Client[NDArray[Any]], served: Served) -> None:
@@ -318,6 +340,18 @@ def test_no_server() -> None:
         Client("127.0.0.1:1", connect_timeout=0.1)
 
 
+def test_no_server_is_an_error_at_once_where_none_is_starting() -> None:
+    with pytest.raises(ServerUnavailable, match=r"no fxtrace server answers at 127\.0\.0\.1:1; check the address"):
+        Client("127.0.0.1:1", connect_timeout=1e6, wait_for_start=False)
+
+
+def test_an_answer_is_waited_for_where_something_listens() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # accepts, and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(ServerUnavailable, match=f"no fxtrace server answers at {address} within 0.3 s"):
+            Client(address, connect_timeout=0.3, wait_for_start=False)
+
+
 def test_a_server_with_too_many_calls_says_so(served: Served) -> None:
     with (
         serving(served.engine, settings=Settings(concurrent_calls=1)) as address,
@@ -360,7 +394,7 @@ print([name for name in ("sqlalchemy", "networkx", "graphviz") if name in sys.mo
     run = subprocess.run(arguments, capture_output=True, text=True, check=True)
     first, second, third = run.stdout.splitlines()
     assert first == "numpy bfloat16 (2, 3, 4, 5)"
-    assert second.startswith("arrays: 'torch' needs PyTorch, which is not installed")
+    assert second.startswith("PyTorch is needed for arrays='torch' and is not installed")
     assert third == "[]"
 
 

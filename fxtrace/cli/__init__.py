@@ -4,50 +4,180 @@ Each command works on the traces in a folder of this machine, or with `--server 
 for people, and with `--json` JSON for machines (see `fxtrace.cli.output`). Exit codes: 0 done, 1 the request failed
 (the message says why, on stderr), 2 the command was not understood, 130 interrupted.
 
-Nothing here imports PyTorch, and a command imports what it needs when it runs, so that `--help` is quick and
-`--server` works without PyTorch.
+`COMMANDS` lists the commands. The module of one is imported when it runs, so that no command waits for what another
+needs: `fxtrace.cli.common` says what they share.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, cast
 
 import typer
+from typer.core import TyperCommand
 
 import fxtrace
 from fxtrace.cli.common import Commands
-from fxtrace.cli.connection import AskingCommand
-from fxtrace.cli.demo import demo
-from fxtrace.cli.diff import diff, formulas
-from fxtrace.cli.doctor import doctor
-from fxtrace.cli.keys import keys
-from fxtrace.cli.lock import check, lock
-from fxtrace.cli.look import explain, graph, snapshots, tensor
-from fxtrace.cli.models import models
-from fxtrace.cli.query import query
-from fxtrace.cli.render import render
-from fxtrace.cli.serve import ServeCommand, serve
-from fxtrace.cli.store import store_app
-from fxtrace.cli.sweep import sweep
-from fxtrace.cli.trace import delete, trace, traces
 
-__all__ = ["app", "main"]
+if TYPE_CHECKING:
+    from typer.core import TyperGroup
+
+__all__ = ["COMMANDS", "app", "main"]
+
+
+class Entry(NamedTuple):
+    """Where a command is, the first line of its help, and the class of its command."""
+
+    place: str
+    """`module:function`, or `module:app` for a group of commands; the module is in this package."""
+    help: str
+    cls: str = "connection:AskingCommand"
+    """`connection:ReadingCommand` for one that runs no model, `typer.core:TyperCommand` for one that asks no server."""
+
+
+_READS = "connection:ReadingCommand"
+_HERE = "typer.core:TyperCommand"
+
+COMMANDS = {
+    "models": Entry("models:models", "List the models on offer, or show one's configuration."),
+    "trace": Entry("trace:trace", "Trace a model, or find the trace that such a request made before."),
+    "traces": Entry("trace:traces", "List the traces, newest first.", _READS),
+    "delete": Entry("trace:delete", "Remove a trace and its tensors.", _READS),
+    "snapshots": Entry(
+        "look:snapshots",
+        "List the numbered snapshots that a trace has: title, role, shape, node, and the identities that held.",
+        _READS,
+    ),
+    "explain": Entry(
+        "look:explain",
+        "Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape.",
+        _READS,
+    ),
+    "graph": Entry("look:graph", "List the nodes of the labelled graph; with --json, the whole of it.", _READS),
+    "query": Entry(
+        "query:query", "Find nodes, or paths between them. A NODE is given by its name or by a role's.", _READS
+    ),
+    "tensor": Entry("look:tensor", "Print a tensor's numbers, or write them to a file.", _READS),
+    "formulas": Entry(
+        "diff:formulas",
+        "Say which configuration fields each size is made of, found by trying others; kept with the trace.",
+    ),
+    "render": Entry("render:render", "Draw the graph.", _READS),
+    "export": Entry(
+        "export:export",
+        "Write a trace for another tool: networkx, Graphviz, Model Explorer, pandas, NumPy, safetensors.",
+        _READS,
+    ),
+    "diff": Entry(
+        "diff:diff",
+        "Compare two traces or models: what changed, and which configuration fields explain each size.",
+    ),
+    "sweep": Entry(
+        "sweep:sweep",
+        "Say what shapes, parameters, activation bytes and FLOPs come to over a grid of configurations.",
+    ),
+    "doctor": Entry(
+        "doctor:doctor",
+        "Check this installation and its store, and a server; the exit code is 1 if something is broken.",
+    ),
+    "lock": Entry(
+        "lock:lock",
+        "Write what every input, role, output and parameter of a model is made of: dtypes, and sizes as formulas.",
+        _HERE,
+    ),
+    "check": Entry(
+        "lock:check", "Tell what moved since lockfiles were written. Exits with 1 where something did.", _HERE
+    ),
+    "demo": Entry(
+        "demo:demo", "Trace the reference model through a server, check its 43 snapshots, and draw it.", _HERE
+    ),
+    "serve": Entry(
+        "serve:serve", "Serve the traces of a folder over gRPC, until Ctrl-C or SIGTERM.", "serve:ServeCommand"
+    ),
+    "keys": Entry(
+        "keys:keys", "Make, list and revoke the keys of a server's callers. A running server takes notice at once."
+    ),
+    "store": Entry(
+        "store:store_app",
+        "Look after the traces that are kept: how much room they take, whether they are whole, which stay.",
+    ),
+}
+
+
+class LazyCommands(Commands):
+    """The group of all commands; one is imported when it is asked for, and none for the list of them."""
+
+    _listing = False
+
+    def list_commands(self, _: Any) -> list[str]:
+        """The commands' names."""
+        return list(COMMANDS)
+
+    def get_command(self, _: Any, cmd_name: str) -> Any:
+        """The command of that name; while commands are listed, what stands for it there."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        if self._listing:
+            return TyperCommand(cmd_name, help=entry.help)
+        if cmd_name not in self.commands:
+            self.commands[cmd_name] = load(cmd_name, entry)
+        return self.commands[cmd_name]
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that the arguments name; the nearest is suggested where there is none."""
+        if args and args[0] not in COMMANDS:
+            self.commands = {name: TyperCommand(name) for name in COMMANDS}
+        return super().resolve_command(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Writes the help."""
+        with self._only_listed():
+            super().format_help(ctx, formatter)
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> Any:
+        """The commands and options that begin so."""
+        with self._only_listed():
+            return super().shell_complete(ctx, incomplete)
+
+    @contextmanager
+    def _only_listed(self) -> Iterator[None]:
+        self._listing = True
+        try:
+            yield
+        finally:
+            self._listing = False
+
+
+def load(name: str, entry: Entry) -> TyperCommand | TyperGroup:
+    """The command, from its module."""
+    made: Any = _imported(entry.place)
+    loaded: TyperCommand | TyperGroup
+    if isinstance(made, typer.Typer):
+        loaded = typer.main.get_group(made)
+    else:
+        alone = typer.Typer(add_completion=False)
+        alone.command(name, cls=_imported(entry.cls))(made)
+        loaded = cast(TyperCommand, typer.main.get_command(alone))
+    return loaded
+
+
+def _imported(place: str) -> Any:
+    module, _, name = place.partition(":")
+    package = "" if module.startswith("typer") else "fxtrace.cli."
+    return getattr(import_module(package + module), name)
+
 
 app = typer.Typer(
     name="fxtrace",
     help="Traces a PyTorch model into a graph whose every tensor has a shape, a role and a reason.",
-    cls=Commands,
+    cls=LazyCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (models, trace, traces, delete, snapshots, explain, graph, query, tensor, formulas, render, diff, sweep):
-    app.command(cls=AskingCommand)(command)
-app.command(cls=AskingCommand)(doctor)
-for here in (lock, check, demo):
-    app.command()(here)
-app.command(cls=ServeCommand)(serve)
-app.add_typer(keys)
-app.add_typer(store_app)
 
 
 def _version(asked: bool) -> None:

@@ -7,32 +7,26 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 
-from rich.console import RenderableType
-
-from fxtrace.cli.tables import add, facts, table
+from fxtrace.cli.layout import Block, Column, facts, table
 from fxtrace.diff import GraphDiff, Lone, NodePair, ValueChange
 from fxtrace.dims import Formulas
-from fxtrace.graph import Graph, show_shape
+from fxtrace.graph import Graph, Node, show_shape
 
-_MOST_VALUES, _MOST_ROWS, _MOST_ALONE, _MOST_REASONS = 5, 20, 6, 10
+_DISTANCES = ("largest difference", "largest value before")
+_MOST_VALUES, _MOST_ROWS, _MOST_ALONE, _MOST_REASONS, _MOST_NODES = 5, 20, 6, 10, 40
 
 
-def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]:
-    """The formulas of what has a role, a row for each role of a layer; then how far they reach."""
-    grid = table("Sizes", "role", "shape", "made of")
-    rows: dict[tuple[str, str, str], list[int]] = {}
-    for node in graph.nodes:
-        for role in node.roles:
-            if node.spec is not None and node.name in formulas.tensors:
-                name = ".".join(
-                    each for each in (role.stack, "*" if role.layer is not None else "", role.block, role.part) if each
-                )
-                shape = show_shape(tuple(text or "?" for text in formulas.shape(node.name)))
-                layers = rows.setdefault((name, show_shape(node.spec.shape), shape), [])
-                if role.layer is not None:
-                    layers.append(role.layer)
-    for (name, sizes, shape), layers in rows.items():
-        add(grid, name.replace("*", _span(layers)), sizes, shape)
+def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[Block]:
+    """The formulas of what has a role, a row for what is alike in a block; then how far they reach.
+
+    Where nothing has a role, the formulas of the nodes.
+    """
+    rows = list(_role_rows(graph, formulas))
+    heading = "role" if rows else "node"
+    nodes = () if rows else list(_node_rows(graph, formulas))
+    grid = table("Sizes", Column(heading, prose=True), Column("shape", rank=1), Column("made of", below=True))
+    for row in (*rows, *nodes[:_MOST_NODES]):
+        grid.add(*row)
     yield grid
     confirmed, total = formulas.confirmed
     structure = "\n".join(f"{name}: {how}" for name, how in formulas.structural.items())
@@ -40,6 +34,7 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
         f"{confirmed} of {total} sizes have a formula, confirmed on configurations that had no part in finding it",
         ("tried", f"{formulas.probes} configurations"),
         ("found on", formulas.copy and f"{formulas.copy}; every formula gives this graph's own sizes"),
+        ("not shown", f"{len(nodes) - _MOST_NODES:,} nodes more; --json has all" if len(nodes) > _MOST_NODES else ""),
         (
             "no formula",
             "\n".join(f"{count}: {reason}" for reason, count in islice(formulas.refused.items(), _MOST_REASONS)),
@@ -51,7 +46,37 @@ def formula_tables(graph: Graph, formulas: Formulas) -> Iterator[RenderableType]
     )
 
 
-def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
+def _role_rows(graph: Graph, formulas: Formulas) -> Iterator[tuple[str, str, str]]:
+    """What has a role: the block with the parts that have one formula, their sizes, and the formula."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for node in graph.nodes:
+        for role in node.roles:
+            if node.spec is not None and node.name in formulas.tensors:
+                name = ".".join(
+                    each for each in (role.stack, "*" if role.layer is not None else "", role.block, role.part) if each
+                )
+                layers = rows.setdefault((name, show_shape(node.spec.shape), _made_of(formulas, node)), [])
+                if role.layer is not None:
+                    layers.append(role.layer)
+    blocks: dict[tuple[str, str, str], list[str]] = {}
+    for (name, sizes, shape), layers in rows.items():
+        block, _, part = name.replace("*", _span(layers)).rpartition(".")
+        blocks.setdefault((block, sizes, shape), []).append(part)
+    for (block, sizes, shape), parts in blocks.items():
+        yield f"{block}: {', '.join(parts)}", sizes, shape
+
+
+def _node_rows(graph: Graph, formulas: Formulas) -> Iterator[tuple[str, str, str]]:
+    for node in graph.nodes:
+        if node.spec is not None and node.name in formulas.tensors:
+            yield node.name, show_shape(node.spec.shape), _made_of(formulas, node)
+
+
+def _made_of(formulas: Formulas, node: Node) -> str:
+    return show_shape(tuple(text or "?" for text in formulas.shape(node.name)))
+
+
+def diff_tables(diff: GraphDiff) -> Iterator[Block]:
     """What changed: the fields, and for each the nodes it explains; then the rest, what is added and removed."""
     equal = sum(pair.equal for pair in diff.pairs)
     before, after = diff.before, diff.after
@@ -75,22 +100,25 @@ def diff_tables(diff: GraphDiff) -> Iterator[RenderableType]:
     groups: dict[tuple[str, ...], list[NodePair]] = defaultdict(list)
     for pair in diff.changed:
         groups[tuple(sorted(pair.because))].append(pair)
+    columns = (Column("", prose=True), "before", "after", Column("made of", below=True))
     for causes, pairs in sorted(groups.items(), key=lambda item: (not item[0], item[0])):
-        grid = table(f"Because of {', '.join(causes)}" if causes else "Changed", "", "before", "after", "made of")
+        grid = table(f"Because of {', '.join(causes)}" if causes else "Changed", *columns)
         for name, row in _folded(pairs):
-            add(grid, name, *row)
+            grid.add(name, *row)
         yield grid
     for title, nodes in (("Added", diff.added), ("Removed", diff.removed)):
         if nodes:
-            grid = table(title, "nodes", "where", "because of")
+            grid = table(
+                title, Column("nodes", right=True), Column("where", prose=True), Column("because of", prose=True)
+            )
             for row in _lone_rows(nodes):
-                add(grid, *row)
+                grid.add(*row)
             yield grid
     apart = [each for each in diff.values if each.largest != 0]
     if apart:
-        grid = table("Numbers furthest apart", "role", "largest difference", "largest value before")
+        grid = table("Numbers furthest apart", "role", *(Column(each, right=True) for each in _DISTANCES))
         for value in sorted(apart, key=_apart, reverse=True)[:_MOST_VALUES]:
-            add(grid, value.role, f"{value.largest:.3g}", f"{value.scale:.3g}")
+            grid.add(value.role, f"{value.largest:.3g}", f"{value.scale:.3g}")
         yield grid
 
 

@@ -1,4 +1,20 @@
-"""What every command shares: where the traces are, which trace is meant, and how errors are told."""
+"""What commands share: where the traces are, which trace is meant, the options for both, and how errors are printed.
+
+A command is a function with Typer's annotations. What it does with a trace looks everywhere the same:
+
+    def graph(trace: TraceArgument = "latest", server: Server = None, store: StorePlace = None, as_json: Json = False):
+        with connect(server, store) as api:
+            labelled = api.get_graph(resolve_trace(api, trace))
+
+* A parameter `trace` that is a `TraceArgument` can be given by its place or as `-t/--trace`; `AskingCommand` adds the
+  option. A command whose place is taken (`explain WHAT`) has a `TraceOption` instead. Both begin at `latest`.
+* `connect` opens the store only as far as the command needs it: reading a trace imports no SQLAlchemy.
+* What a model prints goes to stderr within `models_print_on_stderr`, and within `fxtrace.cli.output.progress_bar`.
+* A shell completes models (`ModelArgument`), traces, and roles (`autocompletion=complete_roles`).
+* The module of a command is imported when the command runs: add its line to `COMMANDS` in `fxtrace.cli`.
+
+This module is imported by every command: it imports only what is quick.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +22,61 @@ import errno
 import json
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from fxtrace.errors import FxtraceError, NameInvalid, OptionInvalid, TraceNotFound
-from fxtrace.ir.trace import Json as JsonValue
+from fxtrace.errors import FxtraceError, NameInvalid, OptionInvalid
+from fxtrace.extras import needed_for
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from fxtrace.api import TraceApi
+    from fxtrace.ir.trace import Json as JsonValue
     from fxtrace.service.engine import Engine
+    from fxtrace.store import MemoryStore, Store
 
     Api = TraceApi[NDArray[Any]]
 
 _JSON = "fxtrace.json"
+_TRACE_HELP = "A trace's id, the start of one, or 'latest'."
+
+
+def complete_models(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: the models that begin so."""
+    from fxtrace.cli.complete import complete, models
+
+    return complete(models, context, incomplete)
+
+
+def complete_traces(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: the ids of traces that begin so."""
+    from fxtrace.cli.complete import complete, traces
+
+    return complete(traces, context, incomplete)
+
+
+def complete_sides(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: the models and the ids of traces that begin so."""
+    return [*complete_models(context, incomplete), *complete_traces(context, incomplete)]
+
+
+def complete_roles(context: typer.Context, incomplete: str) -> list[str]:
+    """For a shell: the roles and nodes, of the trace that the command names, that begin so."""
+    from fxtrace.cli.complete import complete, roles
+
+    return complete(roles, context, incomplete)
 
 
 def _note_json(context: typer.Context, wanted: bool) -> bool:
-    context.meta[_JSON] = wanted  # for errors, which are told outside the command
+    context.meta[_JSON] = wanted  # for errors, which are printed outside the command
     return wanted
 
 
@@ -47,34 +94,49 @@ StorePlace = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON; errors too, on stderr.", callback=_note_json)]
 TraceArgument = Annotated[
-    str, typer.Argument(metavar="[TRACE]", help="A trace's id, the start of one, or 'latest'.", show_default=False)
+    str, typer.Argument(metavar="TRACE", help=_TRACE_HELP, show_default=False, autocompletion=complete_traces)
 ]
 TraceOption = Annotated[
-    str, typer.Option("--trace", metavar="TRACE", help="A trace's id, the start of one, or 'latest'.")
+    str, typer.Option("--trace", "-t", metavar="TRACE", help=_TRACE_HELP, autocompletion=complete_traces)
+]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A model's name, a model file, package.module:factory, or hf:<architecture>.",
+        autocompletion=complete_models,
+    ),
 ]
 
 
 class Commands(TyperGroup):
-    """The group of all commands: tells errors in one line, or as JSON, and sets the exit code."""
+    """A group of commands: prints errors in one line, or as JSON, and sets the exit code."""
 
     def invoke(self, ctx: Any) -> Any:
         """Runs the command."""
-        from fxtrace.cli.output import echo_json, error_line
-
         try:
-            return super().invoke(ctx)
+            with needed_for():  # whatever a command imports
+                return super().invoke(ctx)
         except FxtraceError as error:
-            if ctx.meta.get(_JSON):
-                told = {"reason": error.reason, "message": error.message, "field": error.field}
-                if error.request_id:
-                    told["request_id"] = error.request_id
-                echo_json({**told, "metadata": error.metadata}, err=True)
-            else:
-                error_line(error.message)
+            _print_error(error, as_json=bool(ctx.meta.get(_JSON)))
             raise typer.Exit(1) from None
         except KeyboardInterrupt:
+            from fxtrace.cli.output import error_line
+
             error_line("interrupted")
             raise typer.Exit(130) from None
+
+
+def _print_error(error: FxtraceError, *, as_json: bool) -> None:
+    from fxtrace.cli.output import echo_json, error_line
+
+    if not as_json:
+        error_line(error.message)
+        return
+    shown = {"reason": error.reason, "message": error.message, "field": error.field}
+    if error.request_id:
+        shown["request_id"] = error.request_id
+    echo_json({**shown, "metadata": error.metadata}, err=True)
 
 
 @contextmanager
@@ -94,43 +156,80 @@ def connect(server: str | None, store: str | None) -> Iterator[Api]:
 
 @contextmanager
 def connect_here(store: str | None) -> Iterator[Engine]:
-    """The engine over this machine's store."""
-    from fxtrace.service.engine import Engine
-
-    with Engine.open(store) as engine:
+    """The engine over this machine's store, which is opened as far as it is needed."""
+    with engine_at(store, lambda store: store) as engine:
         yield engine
 
 
+@contextmanager
+def engine_at(place: str | None, over: Callable[[Store], Store | MemoryStore]) -> Iterator[Engine]:
+    """The engine over what is made of this machine's store."""
+    from fxtrace.models import Registry
+    from fxtrace.service.engine import Engine
+    from fxtrace.store.place import default_place
+    from fxtrace.store.quick import QuickStore
+
+    with Engine(over(QuickStore(place or default_place())), Registry.installed()) as engine:
+        yield engine
+
+
+@contextmanager
+def numpy_without_threads() -> Iterator[None]:
+    """Lets NumPy, where it is imported within, start no thread for matrix products: reading a trace makes none.
+
+    Starting one for each core takes longer than the rest of NumPy's import.
+    """
+    name = "OPENBLAS_NUM_THREADS"
+    mine = name not in os.environ
+    os.environ.setdefault(name, "1")
+    try:
+        yield
+    finally:
+        if mine:
+            os.environ.pop(name, None)
+
+
 def resolve_trace(api: Api, text: str) -> str:
-    """The id that is meant by an id, by the start of one, or by `latest`.
+    """The id that is meant by an id, by the start of one, or by `latest`: the trace last made or asked for by `trace`.
 
     Raises:
         NameInvalid: it is none of these, or the start of several ids.
         TraceNotFound: there is no such trace.
     """
-    if text == "latest":
-        latest = next(api.list_traces(), None)
-        if latest is None:
-            raise TraceNotFound("there are no traces yet; `fxtrace trace reference` makes one", field="trace")
-        return latest.id
-    if not re.fullmatch(r"[0-9a-f]{1,32}", text):
+    if not is_trace(text, least_digits=1):
         raise NameInvalid(
             f"expected a trace's id, the start of one, or 'latest'; got '{text}'", field="trace", trace=text
         )
-    if len(text) == 32:
-        return text
-    ids = [trace.id for trace in api.list_traces() if trace.id.startswith(text)]
-    if not ids:
-        raise TraceNotFound(
-            f"no trace's id starts with '{text}'; `fxtrace traces` lists them", field="trace", trace=text
-        )
-    if len(ids) > 1:
-        raise NameInvalid(
-            f"'{text}' is the start of {len(ids)} traces' ids, such as {ids[0]} and {ids[1]}; give more digits",
-            field="trace",
-            trace=text,
-        )
-    return ids[0]
+    return text if len(text) == 32 else api.get_trace(text).id
+
+
+def is_trace(text: str, *, least_digits: int = 4) -> bool:
+    """Whether a text has the form of a trace's id, of the start of one, or is `latest`."""
+    return text == "latest" or bool(re.fullmatch(rf"[0-9a-f]{{{least_digits},32}}", text))
+
+
+@contextmanager
+def models_print_on_stderr() -> Iterator[None]:
+    """Sends to stderr what is printed meanwhile, by Python or by anything else in this process and its children."""
+    with ExitStack() as restored:
+        restored.enter_context(redirect_stdout(sys.stderr))
+        # Where stdout is the process's own, also for what does not go through Python.
+        if sys.__stdout__ is not None and sys.__stderr__ is not None and _is_open(1) and _is_open(2):
+            sys.__stdout__.flush()
+            own = os.dup(1)
+            restored.callback(os.close, own)
+            os.dup2(2, 1)
+            restored.callback(os.dup2, own, 1)
+            restored.callback(sys.__stdout__.flush)
+        yield
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def pairs(option: str, items: list[str] | None) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import typer
 
 from fxtrace.cli.common import Json, write_file
 from fxtrace.errors import OptionInvalid, ServerUnavailable
+from fxtrace.extras import require
 from fxtrace.graph import Graph
 from fxtrace.ir.trace import ImageFormat, RenderOptions, TraceRequest
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _MODEL = "reference"
 _LAYER = ("encoder.0.self_attention.weights", "encoder.0.feed_forward.hidden")  # two roles in one layer
+_START_SECONDS = 60  # a busy machine takes its time
 _STOP_SECONDS = 10
 
 
@@ -37,9 +38,13 @@ def demo(
     """Trace the reference model through a server, check its 43 snapshots, and draw it."""
     from fxtrace.cli.known import compare, load_known
     from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.steps import program
     from fxtrace.cli.tables import show_on_stdout, snapshot_table, trace_facts
     from fxtrace.client import Client
+    from fxtrace.render import find_graphviz
 
+    require("server", "the demo")
+    find_graphviz()
     known = load_known()
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -48,7 +53,7 @@ def demo(
     with (
         tempfile.TemporaryDirectory(prefix="fxtrace-") as folder,
         _server(Path(folder)) as address,
-        Client(address, timeout=None, arrays="numpy") as client,
+        Client(address, timeout=None, connect_timeout=_START_SECONDS, arrays="numpy") as client,
     ):
         if not as_json:
             typer.echo(f"server at {address}")
@@ -62,19 +67,20 @@ def demo(
             compare(each, found[each.number], lambda tensor, part: client.read_tensor(trace.id, tensor, part))
             for each in known.snapshots
         ]
+        graph = client.get_graph(trace.id)
         files = _write_files(client, trace.id, out)
     passed = sum(result.passed for result in results)
     if as_json:
         rows = [{"snapshot": s, "passed": r.passed, "comparison": r} for s, r in zip(snapshots, results, strict=True)]
         echo_json({"trace": trace, "passed": passed, "snapshots": rows, "files": [str(file) for file in files]})
     else:
-        show_on_stdout(trace_facts(trace), snapshot_table(snapshots, checked=[_verdict(result) for result in results]))
+        show_on_stdout(
+            trace_facts(trace, graph), snapshot_table(snapshots, checked=[_verdict(result) for result in results])
+        )
         typer.echo(f"{passed}/{len(results)} snapshots agree with the known shapes and values\n")
         for file in files:
             typer.echo(f"wrote {file}")
-        here = sys.argv[0] if Path(sys.argv[0]).name == "fxtrace" else "python -m fxtrace"
-        command = "fxtrace" if shutil.which("fxtrace") else here
-        typer.echo(f"\nTry next:\n  {command} trace {_MODEL} --set d_model=64\n  {command} explain 34")
+        typer.echo(f"\nTry next:\n  {program()} trace {_MODEL} --set d_model=64\n  {program()} explain 34")
     if passed < len(results):
         raise typer.Exit(1)
 
@@ -89,7 +95,7 @@ def _verdict(result: Any) -> Any:
 
 def _write_files(client: Client[NDArray[Any]], trace_id: str, folder: Path) -> list[Path]:
     """Pictures of the whole and of one layer, and the labelled graph as JSON."""
-    from fxtrace.cli.output import plain
+    from fxtrace.export.document import plain
 
     graph = client.get_graph(trace_id)
     pictures = {_MODEL: RenderOptions(), f"{_MODEL}-layer": RenderOptions(module=_module_of(graph, _LAYER))}

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import (
-    Json,
-    Server,
-    StorePlace,
-    check_writable,
-    connect,
-    resolve_trace,
-    settings_of,
-    write_file,
-)
-from fxtrace.cli.render import format_of
-from fxtrace.errors import ModelNotFound, OptionInvalid
-from fxtrace.ir.trace import IMAGE_FORMATS, Progress, RenderOptions, Theme, TraceRequest
-
-if TYPE_CHECKING:
-    from fxtrace.cli.common import Api
+from fxtrace.cli.common import Json, Server, StorePlace, check_writable, complete_sides, settings_of, write_file
+from fxtrace.cli.render import drawable, format_of
+from fxtrace.cli.sides import sides
+from fxtrace.ir.trace import IMAGE_FORMATS, RenderOptions, Theme
 
 _SIDE = (
     "A trace's id (or the start of one, or 'latest'), or a model, with settings in quotes: 'reference --set d_ff=512'."
@@ -33,7 +19,9 @@ _SIDE = (
 
 
 def formulas(
-    what: Annotated[str, typer.Argument(metavar="TRACE|MODEL", help=_SIDE)] = "latest",
+    trace: Annotated[
+        str, typer.Argument(metavar="TRACE|MODEL", help=_SIDE, show_default=False, autocompletion=complete_sides)
+    ] = "latest",
     server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
@@ -41,13 +29,14 @@ def formulas(
     """Say which configuration fields each size is made of, found by trying others; kept with the trace."""
     from fxtrace.cli.changes import formula_tables
     from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import show_on_stdout
 
-    with connect(server, store) as api:
+    with sides(server, store) as traces:
         with progress_bar(hidden=as_json) as report:
-            trace_id = trace_meant(api, what, report)
-            found = api.find_formulas(trace_id, progress=report)
-        graph = api.get_graph(trace_id)
+            trace_id = traces.meant(trace, report)
+            found = traces.api.find_formulas(trace_id, progress=report)
+        graph = traces.api.get_graph(trace_id)
     if as_json:
         shapes = {name: found.shape(name) for name in found.tensors}
         changes = {"structural": found.structural, "tied": found.tied, "fixed": found.fixed, "untried": found.untried}
@@ -55,11 +44,29 @@ def formulas(
         echo_json({"trace": trace_id, **told, **changes})
     else:
         show_on_stdout(*formula_tables(graph, found))
+        if traces.made:
+            next_step("trace", *shlex.split(trace), "--formulas", server=server, store=store)
+        else:
+            step = ("explain", next(iter(found.sizes))) if found.sizes else ("graph",)
+            named = trace if trace == "latest" else trace_id[:8]
+            next_step(*step, trace=named, server=server, store=store)
 
 
 def diff(
-    before: Annotated[str, typer.Argument(metavar="BEFORE", help=_SIDE)],
-    after: Annotated[str, typer.Argument(metavar="AFTER", help="The same, of the other side.")],
+    before: Annotated[str, typer.Argument(metavar="BEFORE", help=_SIDE, autocompletion=complete_sides)],
+    after: Annotated[
+        str,
+        typer.Argument(
+            metavar="AFTER",
+            help="The same, of the other side; with --set, it is the first side if left out.",
+            show_default=False,
+            autocompletion=complete_sides,
+        ),
+    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Set a field of the second side. Repeatable."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -79,47 +86,34 @@ def diff(
     """Compare two traces or models: what changed, and which configuration fields explain each size."""
     from fxtrace.cli.changes import diff_tables
     from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import show_on_stdout
 
-    image_format = None if out is None else format_of(out)
+    image_format = None if out is None else format_of(out, server)
     check_writable(out)
-    with connect(server, store) as api, progress_bar(hidden=as_json) as report:
-        ids = trace_meant(api, before, report), trace_meant(api, after, report)
+    if not (after or settings):
+        raise typer.BadParameter("expected two sides, or one and --set FIELD=VALUE", param_hint="AFTER")
+    with sides(server, store) as traces, progress_bar(hidden=as_json) as report:
+        api, changed = traces.api, settings_of(settings)
+        ids = traces.meant(before, report), traces.meant(after or before, report, changed)
         if out is not None and image_format is not None:
             options = RenderOptions(depth=depth, module=module, theme=theme)
             picture = api.render_diff(*ids, image_format, options, progress=report)
         else:
             changes = api.diff_traces(*ids, progress=report)
+    named = [before, *([after] if after else ()), *(word for each in settings or () for word in ("--set", each))]
     if out is not None:
         write_file(out, picture)
         written = {"before": ids[0], "after": ids[1], "file": str(out), "nbytes": len(picture)}
-        echo_json(written) if as_json else typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+        if as_json:
+            echo_json(written)
+        else:
+            typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+            next_step("diff", *named, server=server, store=store)
     elif as_json:
         told = {"explained": changes.explained, "unexplained": changes.unexplained}
         echo_json({"before": ids[0], "after": ids[1], "diff": changes, **told})
     else:
         show_on_stdout(*diff_tables(changes))
-
-
-def trace_meant(api: Api, text: str, report: Callable[[Progress], None]) -> str:
-    """The id of the trace that is meant; a model is traced, with the settings that follow its name."""
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        raise OptionInvalid(f"expected a trace or a model; a quotation is not closed: {text}", field="trace") from None
-    if not words:
-        raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
-    if len(words) == 1 and (text == "latest" or re.fullmatch(r"[0-9a-f]{4,32}", text)):
-        return resolve_trace(api, text)
-    model, *rest = words
-    if any(word != "--set" for word in rest[::2]) or len(rest) % 2:
-        raise OptionInvalid(
-            f"expected a model and settings, as in '{model} --set FIELD=VALUE'; got '{text}'", field="trace"
-        )
-    request = TraceRequest(model, settings_of(rest[1::2]))
-    try:
-        return api.create_trace(request, progress=report).id
-    except ModelNotFound:
-        if not rest and re.fullmatch(r"[0-9a-f]{1,3}", text):  # too short to be taken for a trace's id at once
-            return resolve_trace(api, text)
-        raise
+        picture_file = f"diff.{drawable(server)}"
+        next_step("diff", *named, "-o", picture_file, server=server, store=store)

@@ -27,8 +27,13 @@ def doctor(server: Server = None, store: StorePlace = None, as_json: Json = Fals
         if not as_json:
             mark, colour = _MARKS[check.state]
             typer.secho(f"{mark} ", fg=colour, bold=True, nl=False)
-            typer.echo(f"{check.name:<12} {check.found}" + (f"  →  {check.advice}" if check.advice else ""))
+            typer.echo(f"{check.name:<12} {check.message}")
+            if check.advice:
+                typer.echo(f"{'':<14} → {check.advice}")
     if as_json:
         echo_json([asdict(check) for check in checks])
-    if any(check.state == "broken" for check in checks):
+    broken = [check.name for check in checks if check.state == "broken"]
+    if not as_json:
+        typer.echo(f"broken: {', '.join(broken)}" if broken else "nothing is broken")
+    if broken:
         raise typer.Exit(1)

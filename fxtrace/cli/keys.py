@@ -37,8 +37,12 @@ def new(
     file: KeyFileOption,
     as_json: Json = False,
 ) -> None:
-    """Make a key, and print it. It is shown this once: the file has only a hash of it."""
+    """Make a key, and print it. It is shown this once: the file has only a hash of it.
+
+    Example: `fxtrace keys new alice --scope read --keys keys.json`
+    """
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.keys import new_key
 
     key, text = new_key(file, name, scope.value)
@@ -46,20 +50,29 @@ def new(
         echo_json({"id": key.id, "name": key.name, "scope": key.scope, "key": text})
     else:
         typer.echo(text)
+        next_step("keys", "ls", "--keys", str(file))
 
 
 @keys.command("ls")
 def list_keys(file: KeyFileOption, as_json: Json = False) -> None:
-    """List the keys: id, scope, when they were made, and whose they are."""
+    """List the keys: id, scope, when they were made, and whose they are.
+
+    Example: `fxtrace keys ls --keys keys.json`
+    """
+    from fxtrace.cli.layout import Column, show_on_stdout, table
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.keys import read_keys
 
     listed = read_keys(file)
     if as_json:
         echo_json([{"id": k.id, "name": k.name, "scope": k.scope, "created": k.created} for k in listed])
     else:
+        grid = table(f"Keys in {file}", "id", "scope", Column("created", rank=1), Column("name", prose=True))
         for key in listed:
-            typer.echo(f"{key.id}  {key.scope:<5}  {key.created:%Y-%m-%d %H:%M}  {key.name}")
+            grid.add(key.id, key.scope, f"{key.created:%Y-%m-%d %H:%M}", key.name)
+        show_on_stdout(grid)
+        next_step("serve", "--keys", str(file))
 
 
 @keys.command()
@@ -68,8 +81,12 @@ def revoke(
     file: KeyFileOption,
     as_json: Json = False,
 ) -> None:
-    """Revoke a key: no further call is let in with it."""
+    """Revoke a key: no further call is let in with it.
+
+    Example: `fxtrace keys revoke 7f3a --keys keys.json`
+    """
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.keys import revoke_key
 
     key = revoke_key(file, key_id)
@@ -77,3 +94,4 @@ def revoke(
         echo_json({"id": key.id, "name": key.name})
     else:
         typer.echo(f"revoked {key.id}, the key of {key.name}")
+        next_step("keys", "ls", "--keys", str(file))

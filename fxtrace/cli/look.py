@@ -2,33 +2,69 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, TraceOption, connect, resolve_trace
+from fxtrace.cli.common import (
+    Json,
+    Server,
+    StorePlace,
+    TraceArgument,
+    TraceOption,
+    complete_roles,
+    connect,
+    resolve_trace,
+)
 from fxtrace.errors import OptionInvalid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from fxtrace.cli.common import Api
-    from fxtrace.graph import Snapshot, TensorSpec
+    from fxtrace.cli.layout import Block
+    from fxtrace.graph import Node, Snapshot, TensorSpec
 
 _FIRST_NUMBERS = 8
 
 
 def snapshots(
-    trace: TraceArgument = "latest", server: Server = None, store: StorePlace = None, as_json: Json = False
+    trace: TraceArgument = "latest",
+    everything: Annotated[
+        bool, typer.Option("--all", metavar="", help="Also those that this graph does not have, with the reason.")
+    ] = False,
+    server: Server = None,
+    store: StorePlace = None,
+    as_json: Json = False,
 ) -> None:
-    """List the numbered snapshots: title, role, shape, node, and the identities that held."""
+    """List the numbered snapshots that a trace has: title, role, shape, node, and the identities that held.
+
+    There are 43, each defined by roles of an encoder-decoder transformer. Example: `fxtrace snapshots`
+    """
     from fxtrace.cli.output import echo_json
-    from fxtrace.cli.tables import show_on_stdout, snapshot_table
+    from fxtrace.cli.steps import next_step
+    from fxtrace.cli.tables import show_on_stdout, snapshot_table, snapshots_missing
 
     with connect(server, store) as api:
-        listed = api.list_snapshots(resolve_trace(api, trace))
-    echo_json(listed) if as_json else show_on_stdout(snapshot_table(listed))
+        trace_id = resolve_trace(api, trace)
+        listed = api.list_snapshots(trace_id)
+        here = [snapshot for snapshot in listed if snapshot.found]
+        labelled = None if as_json or len(here) == len(listed) else api.get_graph(trace_id)
+    if as_json:
+        echo_json(listed)
+        return
+    shown = listed if everything else here
+    show_on_stdout(
+        *([snapshot_table(shown)] if shown else []),
+        *([snapshots_missing(listed, labelled)] if labelled is not None else []),
+    )
+    step = ("explain", str(_worth_seeing(here).number)) if here else ("graph",)
+    next_step(*step, trace=trace, server=server, store=store)
 
 
 def explain(
@@ -37,6 +73,7 @@ def explain(
         typer.Argument(
             metavar="N|ROLE|NODE|BLOCK|SIZE",
             help="A snapshot's number, a role, a node, the beginning of roles' names (decoder.0), or a named size.",
+            autocompletion=complete_roles,
         ),
     ],
     trace: TraceOption = "latest",
@@ -44,8 +81,12 @@ def explain(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape."""
+    """Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape.
+
+    Example: `fxtrace explain decoder.0.cross_attention.weights`
+    """
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import show_on_stdout
     from fxtrace.cli.why import explanation_facts
 
@@ -53,34 +94,55 @@ def explain(
         trace_id = resolve_trace(api, trace)
         explanation = api.explain(trace_id, what)
         if what.removeprefix("#").isdecimal():
-            told = _explain_snapshot(api, trace_id, int(what.removeprefix("#")), as_json)
+            shown, blocks, step = _explain_snapshot(api, trace_id, int(what.removeprefix("#")))
         else:
-            told = _explain_node(api, trace_id, what, as_json)
+            shown, blocks, step = _explain_node(api, trace_id, what)
     if as_json:
-        echo_json({**told, "explanation": explanation})
-    else:
-        show_on_stdout(explanation_facts(explanation, whole=not told))
+        echo_json({**shown, "explanation": explanation})
+        return
+    show_on_stdout(*blocks, *explanation_facts(explanation, whole=not shown))
+    next_step(*step, trace=trace, server=server, store=store)
 
 
 def graph(
     trace: TraceArgument = "latest",
     module: Annotated[str, typer.Option(help="Only nodes of this module, and of those inside it.")] = "",
-    role: Annotated[str, typer.Option(help="Only nodes of this role, or of roles that begin with it.")] = "",
+    role: Annotated[
+        str,
+        typer.Option(help="Only nodes of this role, or of roles that begin with it.", autocompletion=complete_roles),
+    ] = "",
+    refused: Annotated[
+        bool,
+        typer.Option("--refused", metavar="", help="List the roles that were looked for and not given, and why."),
+    ] = False,
     server: Server = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """List the nodes of the labelled graph; with --json, the whole of it."""
+    """List the nodes of the labelled graph; with --json, the whole of it.
+
+    Example: `fxtrace graph --role decoder.0.cross_attention`
+    """
     from fxtrace.cli.output import echo_json
-    from fxtrace.cli.tables import graph_table, show_on_stdout
+    from fxtrace.cli.steps import next_step
+    from fxtrace.cli.tables import graph_blocks, refusal_table, show_on_stdout
 
     with connect(server, store) as api:
         labelled = api.get_graph(resolve_trace(api, trace), module=module, role=role)
-    echo_json(labelled) if as_json else show_on_stdout(graph_table(labelled))
+    if as_json:
+        echo_json(labelled.refusals if refused else labelled)
+    elif refused:
+        show_on_stdout(refusal_table(labelled.refusals))
+        next_step("graph", trace=trace, server=server, store=store)
+    else:
+        show_on_stdout(*graph_blocks(labelled, whole=not (module or role)))
+        next_step("explain", worth_explaining(labelled.nodes), trace=trace, server=server, store=store)
 
 
 def tensor(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A tensor's name, or a role's.")],
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="A tensor's name, or a role's.", autocompletion=complete_roles)
+    ],
     part: Annotated[
         str, typer.Option("--slice", metavar="SLICE", help="NumPy's slicing without the brackets: 0,0,:5")
     ] = "",
@@ -92,8 +154,12 @@ def tensor(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Print a tensor's numbers, or write them to a file."""
+    """Print a tensor's numbers, or write them to a file.
+
+    Example: `fxtrace tensor decoder.0.cross_attention.weights --slice 0,0`
+    """
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import facts, show_on_stdout, spec_text
     from fxtrace.graph import show_shape
 
@@ -111,34 +177,62 @@ def tensor(
     rows = [("part", f"{part}  {show_shape(array.shape)}" if part else ""), ("file", str(out or ""))]
     show_on_stdout(facts(spec_text(full_name, spec), *rows))
     if out is None:
-        typer.echo(str(array))
+        typer.echo(_array_text(array))
+    first = ",".join(["0"] * (len(spec.shape) - 2))  # a matrix of it
+    step = ("tensor", name, "--slice", first) if first and not (part or out) else ("explain", name)
+    next_step(*step, trace=trace, server=server, store=store)
 
 
-def _explain_snapshot(api: Api, trace_id: str, number: int, as_json: bool) -> dict[str, Any]:
-    from fxtrace.cli.tables import facts, show_on_stdout, snapshot_facts
+def worth_explaining(nodes: Sequence[Node]) -> str:
+    """What of these nodes a reader likely wants explained: attention weights, else a role, else an op's result."""
+    roles = [role for node in nodes for role in node.roles]
+    weights = [role for role in roles if role.part == "weights"]
+    first = [each for each in weights if (each.stack, each.block) == (weights[-1].stack, weights[-1].block)]
+    ops = [node.name for node in nodes if node.op not in ("placeholder", "output", "get_attr") and node.tensors]
+    return (*map(str, (*first[:1], *roles[-1:])), *ops[:1], *(node.name for node in nodes), "")[0]
+
+
+def _worth_seeing(snapshots: Sequence[Snapshot]) -> Snapshot:
+    """The snapshot that `worth_explaining` would choose."""
+    weights = [each for each in snapshots if any(role.endswith(".weights") for role in each.roles)]
+    return (*weights[-1:], *snapshots)[0]
+
+
+_Answer = tuple[dict[str, Any], list["Block"], tuple[str, ...]]
+"""What is known as JSON, as blocks, and the words of a next step."""
+
+
+def _explain_snapshot(api: Api, trace_id: str, number: int) -> _Answer:
+    from fxtrace.cli.tables import facts, snapshot_facts
 
     (snapshot,) = api.list_snapshots(trace_id, [number])
     firsts = _first_numbers(api, trace_id, snapshot)
-    if not as_json:
-        show_on_stdout(snapshot_facts(snapshot))
-        if firsts:
-            show_on_stdout(facts("First numbers", *((name, str(array)) for name, array in firsts.items())))
-    return {"snapshot": snapshot, "first_numbers": {name: _numbers(array) for name, array in firsts.items()}}
+    blocks = snapshot_facts(snapshot)
+    if firsts:
+        blocks.append(facts("First numbers", *((name, _array_text(array)) for name, array in firsts.items())))
+    shown = {"snapshot": snapshot, "first_numbers": {name: _numbers(array) for name, array in firsts.items()}}
+    if not snapshot.found:
+        return shown, blocks, ("snapshots",)
+    role = snapshot.tensors[0].role
+    return shown, blocks, ("tensor", role) if firsts else ("explain", role)
 
 
-def _explain_node(api: Api, trace_id: str, what: str, as_json: bool) -> dict[str, Any]:
-    """What is told of a node; nothing where a block or a size is meant."""
-    from fxtrace.cli.tables import node_facts, show_on_stdout
+def _explain_node(api: Api, trace_id: str, what: str) -> _Answer:
+    """What is known of a node; nothing where a block or a size is meant."""
+    from fxtrace.cli.tables import node_facts
 
     labelled = api.get_graph(trace_id)
     node = labelled.by_role.get(what) or labelled.by_name.get(what.partition(":")[0])
     if node is None:
-        return {}
+        of_block = any(str(role).startswith(f"{what}.") for each in labelled.nodes for role in each.roles)
+        return {}, [], ("graph", "--role", what) if of_block else ("formulas",)
     listed = api.list_snapshots(trace_id)
-    if not as_json:
-        show_on_stdout(node_facts(labelled, node, listed))
     shown_in = [each.number for each in listed if any(tensor.node == node.name for tensor in each.tensors)]
-    return {"node": node, "users": labelled.users[node.name], "snapshots": shown_in}
+    shown = {"node": node, "users": labelled.users[node.name], "snapshots": shown_in}
+    values = bool(node.tensors) and api.get_trace(trace_id).values
+    around = (*labelled.users[node.name], *node.inputs)
+    step = ("tensor", what) if values else ("explain", around[0]) if around else ("graph",)
+    return shown, node_facts(labelled, node, listed), step
 
 
 def _first_numbers(api: Api, trace_id: str, snapshot: Snapshot) -> dict[str, NDArray[Any]]:
@@ -197,3 +291,11 @@ def _numbers(array: NDArray[Any]) -> Any:
     elif array.dtype.kind == "V" and array.dtype.names is None:  # bfloat16 and the float8s, or raw bytes
         array = array.astype(np.float32) if array.dtype.isbuiltin == 2 else array.view(np.uint8)
     return array.tolist()
+
+
+def _array_text(array: NDArray[Any]) -> str:
+    """An array's numbers as NumPy prints them, folded to the terminal's width; in a pipe, a row a line."""
+    import numpy as np
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else sys.maxsize
+    return np.array2string(array, max_line_width=width) if array.ndim else str(array)

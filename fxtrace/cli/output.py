@@ -1,29 +1,22 @@
-"""What commands print: JSON for machines on stdout, tables for people, progress and errors on stderr.
+"""What commands print: JSON for machines on stdout, progress and errors on stderr.
 
-The keys of the JSON are the attributes of the dataclasses in `fxtrace.graph` and `fxtrace.ir.trace`, where each is
-described. Besides: a role has its `name`; a node has `inputs` and `users`, the names of nodes; a time is text in ISO
-8601. Among a node's arguments, another node is `{"node": name}`, a slice `{"slice": [start, stop, step]}`, a dict
-`{"map": {...}}`, and a constant that JSON lacks is `{"symbol": text}`. Numbers that JSON lacks are the texts
-"Infinity", "-Infinity" and "NaN".
+The keys of the JSON are described in `fxtrace.export.document`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
-from functools import singledispatch
-from typing import Any
 
 import typer
 
-from fxtrace.graph import Arg, Graph, Node, Ref, Role, SliceArg, Symbol
-from fxtrace.ir.trace import Json, Progress
+from fxtrace.cli.common import models_print_on_stderr
+from fxtrace.ir.trace import Progress
 
+_LINE_SECONDS = 5
 _STAGES = {
     "wait": "waiting for other work",
     "build": "building the model",
@@ -48,6 +41,8 @@ _STAGES = {
 
 def echo_json(value: object, *, err: bool = False, indent: int | None = 2) -> None:
     """Prints a value as JSON."""
+    from fxtrace.export.document import plain
+
     typer.echo(json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent), err=err)
 
 
@@ -59,112 +54,70 @@ def error_line(message: str) -> None:
 
 @contextmanager
 def progress_bar(*, hidden: bool = False) -> Iterator[Callable[[Progress], None]]:
-    """A bar on stderr, moved by what is called with each progress; nothing is shown where stderr is no terminal."""
+    """Shows on stderr how far a piece of work is, as it is called with its progress.
+
+    A terminal gets a bar, which goes when the work is done. Anything else gets lines: one when a stage begins, and
+    while it lasts one every few seconds. Meanwhile, what a model prints goes to stderr, too.
+
+    Args:
+        hidden: show nothing, as beside JSON: errors on stderr are to be JSON.
+    """
+    show = _no_progress if hidden else _progress_bar if sys.stderr.isatty() else _progress_lines
+    with show() as report, models_print_on_stderr():
+        yield report
+
+
+@contextmanager
+def _no_progress() -> Iterator[Callable[[Progress], None]]:
+    yield lambda _: None
+
+
+@contextmanager
+def _progress_bar() -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bar
 
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
         BarColumn(),
-        MofNCompleteColumn(),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
     )
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=hidden or not sys.stderr.isatty()) as bar:
-        stage, task = "", bar.add_task("starting", total=None)
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        stage, task = "", bar.add_task("starting", total=None, count="")
 
         def report(progress: Progress) -> None:
             nonlocal stage, task
             if progress.stage != stage:
                 bar.remove_task(task)
-                stage, task = progress.stage, bar.add_task(_STAGES.get(progress.stage, progress.stage), total=None)
-            bar.update(task, completed=progress.done, total=progress.total or None)
+                stage, task = progress.stage, bar.add_task(_stage(progress), total=None, count="")
+            bar.update(task, completed=progress.done, total=progress.total or None, count=_count(progress))
 
         yield report
 
 
-@singledispatch
-def plain(value: object) -> Json:
-    """A value of fxtrace's in JSON's terms; see this module's docstring for the keys."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _fields(value)
-    raise TypeError(f"{type(value).__name__} has no form in JSON")
+@contextmanager
+def _progress_lines() -> Iterator[Callable[[Progress], None]]:
+    stages: set[str] = set()
+    last = time.monotonic()
+
+    def report(progress: Progress) -> None:
+        nonlocal last
+        # Stages may take turns by the hundred: only the first time of one is news.
+        if progress.stage in stages and time.monotonic() - last < _LINE_SECONDS:
+            return
+        stages.add(progress.stage)
+        last = time.monotonic()
+        typer.echo(" ".join(filter(None, (f"{_stage(progress)} ...", _count(progress)))), err=True)
+
+    yield report
 
 
-@plain.register(type(None))
-@plain.register(bool)
-@plain.register(int)
-@plain.register(str)
-def _(value: Any) -> Json:
-    return value  # type: ignore[no-any-return]
+def _stage(progress: Progress) -> str:
+    return _STAGES.get(progress.stage, progress.stage)
 
 
-@plain.register
-def _(value: float) -> Json:
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-@plain.register(tuple)
-@plain.register(list)
-def _(value: Any) -> Json:
-    return [plain(item) for item in value]
-
-
-@plain.register(Mapping)
-def _(value: Mapping[str, Any]) -> Json:
-    return {str(key): plain(item) for key, item in value.items()}
-
-
-@plain.register
-def _(value: datetime) -> Json:
-    return value.isoformat()
-
-
-@plain.register
-def _(value: Role) -> Json:
-    return {"name": str(value), **_fields(value)}
-
-
-@plain.register
-def _(value: Node) -> Json:
-    return _node(value)
-
-
-@plain.register
-def _(value: Graph) -> Json:
-    nodes: list[Json] = [{**_node(node), "users": list(value.users[node.name])} for node in value.nodes]
-    return {**_fields(value, but=("nodes",)), "nodes": nodes}
-
-
-def _node(node: Node) -> dict[str, Json]:
-    return {
-        **_fields(node, but=("args", "kwargs")),
-        "args": [_argument(arg) for arg in node.args],
-        "kwargs": {name: _argument(arg) for name, arg in node.kwargs.items()},
-        "inputs": list(node.inputs),
-    }
-
-
-def _fields(value: Any, but: tuple[str, ...] = ()) -> dict[str, Json]:
-    names = (field.name for field in dataclasses.fields(value) if field.name not in but)
-    return {name: plain(getattr(value, name)) for name in names}
-
-
-def _argument(arg: Arg) -> Json:
-    match arg:
-        case Ref(node):
-            return {"node": node}
-        case Symbol(text):
-            return {"symbol": text}
-        case SliceArg(start, stop, step):
-            return {"slice": [_argument(start), _argument(stop), _argument(step)]}
-        case tuple():
-            return [_argument(item) for item in arg]
-        case dict():
-            return {"map": {key: _argument(item) for key, item in arg.items()}}
-        case _:
-            return plain(arg)
+def _count(progress: Progress) -> str:
+    return f"{progress.done}/{progress.total}" if progress.total else ""

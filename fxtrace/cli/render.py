@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -41,10 +42,14 @@ def render(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Draw the graph."""
-    from fxtrace.cli.output import echo_json, progress_bar
+    """Draw the graph.
 
-    image_format = format_of(out)
+    Example: `fxtrace render -o model.svg --highlight decoder.0.cross_attention`
+    """
+    from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.steps import next_step
+
+    image_format = format_of(out, server)
     check_writable(out)
     options = RenderOptions(
         depth=depth,
@@ -64,17 +69,32 @@ def render(
         echo_json({"file": str(out), "format": image_format, "nbytes": len(picture)})
     else:
         typer.echo(f"wrote {out} ({len(picture):,} bytes)")
+        folded = ("render", "-o", str(out), "--depth", "1")
+        step = folded if depth is None else ("graph", *(("--module", module) if module else ()))
+        next_step(*step, trace=trace, server=server, store=store)
 
 
-def format_of(file: Path) -> ImageFormat:
-    """The picture's format, by the file's ending.
+def drawable(server: str | None) -> ImageFormat:
+    """A picture's format that is sure to work: SVG where this machine draws it and can, else DOT, which is text."""
+    from fxtrace.extras import absent_packages
+
+    return "svg" if server is None and (not absent_packages("images") or shutil.which("dot")) else "dot"
+
+
+def format_of(file: Path, server: str | None) -> ImageFormat:
+    """The picture's format, by the file's ending; a server draws with its own Graphviz.
 
     Raises:
         OptionInvalid: it has none of theirs.
+        DependencyMissing: Graphviz is needed here and is not installed.
     """
     ending = file.suffix.removeprefix(".").lower()
     for known in IMAGE_FORMATS:
         if known == ending:
+            if known != "dot" and server is None:
+                from fxtrace.render import find_graphviz
+
+                find_graphviz()
             return known
     raise OptionInvalid(
         f"expected a file that ends in {', '.join(f'.{known}' for known in IMAGE_FORMATS)}, got '{file.name}'",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
@@ -11,6 +10,7 @@ from typer.core import TyperCommand
 
 from fxtrace.cli.common import Json, StorePlace
 from fxtrace.cli.options import given, make_options, option
+from fxtrace.extras import absent_packages, require
 
 _OWN = ("host", "port", "models", "hf", "store")  # settings that are parameters of `serve` below
 _UNITS: dict[Any, str] = {int: "NUMBER", float: "SECONDS", int | None: "NUMBER", Path | None: "FILE"}
@@ -22,9 +22,17 @@ class ServeCommand(TyperCommand):
     def get_params(self, ctx: Any) -> Any:
         """The parameters of `serve`, and the settings."""
         own = super().get_params(ctx)
-        if find_spec("pydantic_settings") is None:
-            return own  # `serve` will say what is missing
-        return [*own, *_flags()]
+        return own if absent_packages("server") else [*own, *_flags()]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parses the arguments; without what serving needs, only `--help` can be asked for.
+
+        Raises:
+            DependencyMissing: something that serving needs is not installed.
+        """
+        if not {*args} & {*ctx.help_option_names}:
+            require("server")
+        return super().parse_args(ctx, args)
 
 
 def _flags() -> list[Any]:
@@ -82,18 +90,11 @@ def serve(
 ) -> None:
     """Serve the traces of a folder over gRPC, until Ctrl-C or SIGTERM."""
     from fxtrace.cli.output import echo_json
-    from fxtrace.errors import DependencyMissing
     from fxtrace.models import Registry
+    from fxtrace.service import server
     from fxtrace.service.engine import Engine
-
-    try:
-        from fxtrace.service import server
-        from fxtrace.service.logs import set_up_logs
-        from fxtrace.service.settings import Settings
-    except ModuleNotFoundError as error:
-        raise DependencyMissing(
-            f"serving needs {error.name}; install it with: pip install 'fxtrace[server]'", package=error.name
-        ) from error
+    from fxtrace.service.logs import set_up_logs
+    from fxtrace.service.settings import Settings
 
     own = {"host": host, "port": port, "models": models or None, "hf": hf or None, "store": store}
     settings = Settings.load(config, **own, **given(context))

@@ -14,33 +14,46 @@ store_app = typer.Typer(
     no_args_is_help=True,
 )
 
-Traces = Annotated[
-    list[str], typer.Argument(metavar="TRACE...", help="Ids of traces, the starts of them, or 'latest'.")
-]
+Traces = Annotated[list[str], typer.Argument(metavar="TRACE", help="Ids of traces, the starts of them, or 'latest'.")]
 
 
 @store_app.command("ls")
 def list_stored(store: StorePlace = None, as_json: Json = False) -> None:
-    """List the traces with their size, last use and pin, newest first."""
+    """List the traces with their size, last use and pin, newest first.
+
+    Example: `fxtrace store ls`
+    """
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import show_on_stdout, stored_table
     from fxtrace.service.engine import Engine
 
     with Engine.open(store) as engine:
         stored = engine.store.stored()
-    echo_json(stored) if as_json else show_on_stdout(stored_table(stored))
+    if as_json:
+        echo_json(stored)
+        return
+    show_on_stdout(stored_table(stored)) if stored else typer.echo("there are no traces yet")
+    damaged = next((each.trace.id for each in stored if each.damaged), None)
+    next_step(
+        *(("delete", damaged) if damaged else ("store", "verify") if stored else ("trace", "reference")), store=store
+    )
 
 
 @store_app.command()
 def verify(
     traces: Annotated[
-        list[str] | None, typer.Argument(metavar="[TRACE]...", help="Only these; all where none is given.")
+        list[str] | None, typer.Argument(metavar="TRACE", help="Only these; all where none is given.")
     ] = None,
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Compare every byte with its checksum; exit with 1 where something is damaged."""
+    """Compare every byte with its checksum; exit with 1 where something is damaged.
+
+    Example: `fxtrace store verify latest`
+    """
     from fxtrace.cli.output import echo_json, error_line, progress_bar
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.engine import Engine
 
     with Engine.open(store) as engine, progress_bar(hidden=as_json) as report:
@@ -52,6 +65,7 @@ def verify(
         for name, problem in problems.items():
             error_line(problem if name in problem else f"{name}: {problem}")
         typer.echo(f"{len(problems)} damaged" if problems else "every byte is as it was written")
+        next_step("store", "ls", store=store)
     if problems:
         raise typer.Exit(1)
 
@@ -65,10 +79,14 @@ def gc(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed processes left, and with --quota traces that are not pinned."""
+    """Remove what killed processes left, and with --quota traces that are not pinned.
+
+    Example: `fxtrace store gc --quota 20GiB`
+    """
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.engine import Engine
 
     try:
@@ -82,23 +100,32 @@ def gc(
     if as_json:
         echo_json(collected)
     else:
-        typer.echo(f"removed {len(collected.evicted)} traces, {collected.nbytes:,} bytes in all")
+        traces = "1 trace" if len(collected.evicted) == 1 else f"{len(collected.evicted)} traces"
+        typer.echo(f"removed {traces}, {collected.nbytes:,} bytes in all")
+        next_step("store", "ls", store=store)
 
 
 @store_app.command()
 def pin(traces: Traces, store: StorePlace = None, as_json: Json = False) -> None:
-    """Keep traces when room is made."""
+    """Keep traces when room is made.
+
+    Example: `fxtrace store pin latest`
+    """
     _set_pinned(traces, store, as_json, pinned=True)
 
 
 @store_app.command()
 def unpin(traces: Traces, store: StorePlace = None, as_json: Json = False) -> None:
-    """Let traces go again when room is made."""
+    """Let traces go again when room is made.
+
+    Example: `fxtrace store unpin latest`
+    """
     _set_pinned(traces, store, as_json, pinned=False)
 
 
 def _set_pinned(traces: list[str], store: str | None, as_json: bool, *, pinned: bool) -> None:
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
     from fxtrace.service.engine import Engine
 
     word = "pinned" if pinned else "unpinned"
@@ -110,3 +137,5 @@ def _set_pinned(traces: list[str], store: str | None, as_json: bool, *, pinned: 
                 typer.echo(f"{word} {trace_id}")
     if as_json:
         echo_json({word: ids})
+    else:
+        next_step("store", "ls", store=store)

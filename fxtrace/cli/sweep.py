@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, connect, settings_of
+from fxtrace.cli.common import Json, ModelArgument, Server, StorePlace, connect, settings_of
 from fxtrace.sweep import SAMPLE, SweepBatch, SweepRequest, SweepRow, parse_grid
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
+    from fxtrace.cli.layout import Block
 
 _SHOWN = 20
 
@@ -40,12 +40,7 @@ class Swept:
 
 
 def sweep(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A model's name, a model file, package.module:factory, or hf:<architecture>."
-        ),
-    ],
+    model: ModelArgument,
     grid: Annotated[
         list[str],
         typer.Option(
@@ -86,6 +81,7 @@ def sweep(
     By formulas where a sample confirms them, else by propagation; nothing is computed, and nothing is kept.
     """
     from fxtrace.cli.output import echo_json, error_line, progress_bar
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.sweep_files import check_output, document, write_sweep
     from fxtrace.cli.tables import show_on_stdout
 
@@ -113,19 +109,27 @@ def sweep(
         show_on_stdout(*_tables(swept, request))
         if out is not None:
             typer.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+        sets = [word for item in settings or () for word in ("--set", item)]
+        grids = [word for item in grid for word in ("--grid", item)]
+        step = ("trace", model, *sets) if out is not None else ("sweep", model, *grids, *sets, "-o", "sweep.csv")
+        next_step(*step, server=server, store=store)
 
 
-def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
-    from fxtrace.cli.tables import add, facts, table
+def _tables(swept: Swept, request: SweepRequest) -> Iterator[Block]:
+    from fxtrace.cli.layout import Column, facts, table
     from fxtrace.graph import show_shape
 
     valid = [row for row in swept.rows if not row.reason]
-    grid = table("Sweep", *swept.fields, "parameters", "activations", "their peak", "FLOPs", *swept.tensors)
-    for column in grid.columns[: len(swept.fields) + 4]:
-        column.justify = "right"
+    numbers = ("parameters", "activations", "their peak", "FLOPs")
+    ranks = (0, 1, 2, 3)  # the last are left out first where room lacks
+    grid = table(
+        "Sweep",
+        *(Column(name, right=True) for name in swept.fields),
+        *(Column(name, rank, right=True) for name, rank in zip(numbers, ranks, strict=True)),
+        *(Column(name, 4 + place) for place, name in enumerate(swept.tensors)),
+    )
     for row in valid[:_SHOWN]:
-        add(
-            grid,
+        grid.add(
             *(str(row.configuration[name]) for name in swept.fields),
             f"{row.parameters:,}",
             f"{row.activation_bytes:,} B",
@@ -140,9 +144,9 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[RenderableType]:
         if row.reason:
             reasons.setdefault(re.sub(r"[\d.]+", "#", row.reason), []).append(row.reason)
     if reasons:
-        refused = table("Not accepted", "how many", "why, of the first")
+        refused = table("Not accepted", Column("how many", right=True), Column("why, of the first", prose=True))
         for told in sorted(reasons.values(), key=len, reverse=True)[:_SHOWN]:
-            add(refused, f"{len(told):,}", told[0].partition("\n")[0])
+            refused.add(f"{len(told):,}", told[0].partition("\n")[0])
         yield refused
     how = Counter(row.how for row in valid)
     more = f"; the first {_SHOWN} are shown" if len(valid) > _SHOWN else ""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxtrace.errors import DependencyMissing, OptionInvalid, unknown
+from fxtrace.errors import OptionInvalid, unknown
+from fxtrace.export.whole import whole
+from fxtrace.extras import require
 from fxtrace.ir.trace import Json
 
 if TYPE_CHECKING:
@@ -46,7 +45,7 @@ def check_output(swept: Swept, out: Path | None, x: str, y: str) -> None:
     if out.suffix.lower() == ".parquet":
         _pyarrow()
     elif out.suffix.lower() in _PLOTS:
-        _require("matplotlib", "plots")
+        require("plots")
 
 
 def write_sweep(swept: Swept, out: Path, x: str, y: str) -> None:
@@ -63,7 +62,7 @@ def write_sweep(swept: Swept, out: Path, x: str, y: str) -> None:
     else:
         data = _WRITERS[ending](swept)
     try:
-        with _whole(out) as file:
+        with whole(out) as file:
             file.write(data)
     except OSError as error:
         raise OptionInvalid(f"cannot write {out}: {error.strerror}", field="out", out=out) from error
@@ -138,38 +137,9 @@ def _parquet(swept: Swept) -> bytes:
 _WRITERS: Mapping[str, Callable[[Any], bytes]] = {".csv": _csv, ".json": _json, ".parquet": _parquet}
 
 
-@contextmanager
-def _whole(path: Path) -> Iterator[io.BufferedWriter]:
-    """A file that takes the path's place when it is whole; what was there stays if anything goes wrong."""
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def _pyarrow() -> Any:
-    _require("pyarrow", "tables")
+    require("tables")
     import pyarrow
     import pyarrow.parquet
 
     return pyarrow, pyarrow.parquet
-
-
-def _require(package: str, extra: str) -> None:
-    from importlib.util import find_spec
-
-    if find_spec(package) is None:
-        raise DependencyMissing(
-            f"writing this needs {package}, which is not installed: pip install 'fxtrace[{extra}]'", package=package
-        )

@@ -8,18 +8,23 @@ from typing import Annotated
 
 import typer
 
-from fxtrace.cli.common import Json, Server, StorePlace, TraceArgument, connect, pairs, resolve_trace, settings_of
+from fxtrace.cli.common import (
+    Json,
+    ModelArgument,
+    Server,
+    StorePlace,
+    TraceArgument,
+    connect,
+    pairs,
+    resolve_trace,
+    settings_of,
+)
 from fxtrace.errors import InputError
 from fxtrace.ir.trace import SYMBOLIC_TIMEOUT, Rung, TensorData, TraceRequest
 
 
 def trace(
-    model: Annotated[
-        str,
-        typer.Argument(
-            metavar="MODEL", help="A model's name, a model file, package.module:factory, or hf:<architecture>."
-        ),
-    ],
+    model: ModelArgument,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,8 +72,11 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Trace a model, or find the trace that such a request made before."""
+    from fxtrace.cli.look import worth_explaining
     from fxtrace.cli.output import echo_json, progress_bar
+    from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import show_on_stdout, trace_facts
+    from fxtrace.export.document import fields_of
 
     request = TraceRequest(
         model,
@@ -90,27 +98,48 @@ def trace(
             made = api.create_trace(request, progress=report)
             if formulas:
                 api.find_formulas(made.id, progress=report)
-        echo_json(made) if as_json else show_on_stdout(trace_facts(made))
+        graph = None if as_json else api.get_graph(made.id)
+    if graph is None:
+        echo_json({**fields_of(made), "reused": made.reused})
+        return
+    show_on_stdout(trace_facts(made, graph))
+    # Others may use the server in the meantime, and then it has a later trace.
+    next_step(
+        "explain", worth_explaining(graph.nodes), trace=made.id[:8] if server else "latest", server=server, store=store
+    )
 
 
 def traces(server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """List the traces, newest first."""
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step, short_ids
     from fxtrace.cli.tables import show_on_stdout, trace_table
 
     with connect(server, store) as api:
         listed = list(api.list_traces())
-    echo_json(listed) if as_json else show_on_stdout(trace_table(listed))
+    if as_json:
+        echo_json(listed)
+    elif listed:
+        show_on_stdout(trace_table(listed))
+        next_step("graph", short_ids(each.id for each in listed)[listed[0].id], server=server, store=store)
+    else:
+        typer.echo("there are no traces yet")
+        next_step("trace", "reference", server=server, store=store)
 
 
 def delete(trace: TraceArgument, server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
     """Remove a trace and its tensors."""
     from fxtrace.cli.output import echo_json
+    from fxtrace.cli.steps import next_step
 
     with connect(server, store) as api:
         trace_id = resolve_trace(api, trace)
         api.delete_trace(trace_id)
-    echo_json({"deleted": trace_id}) if as_json else typer.echo(f"deleted {trace_id}")
+    if as_json:
+        echo_json({"deleted": trace_id})
+    else:
+        typer.echo(f"deleted {trace_id}")
+        next_step("traces", server=server, store=store)
 
 
 def _shape(name: str, text: str) -> tuple[int, ...]:

@@ -36,8 +36,21 @@ In this process a model can also be named by where it comes from:
 A server runs only those of them that its operator named when starting it.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from fxtrace.models.base import Model
-from fxtrace.models.contract import CONTRACT, ContractModel
 from fxtrace.models.registry import GROUP, Registry
 
+if TYPE_CHECKING:
+    from fxtrace.models.contract import CONTRACT, ContractModel
+
 __all__ = ["CONTRACT", "GROUP", "ContractModel", "Model", "Registry"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("CONTRACT", "ContractModel"):  # not before it is needed: pydantic takes a while to import
+        raise AttributeError(f"module 'fxtrace.models' has no attribute '{name}'")
+    return getattr(import_module("fxtrace.models.contract"), name)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from weakref import WeakKeyDictionary
 
 import pydantic
 
@@ -17,11 +17,13 @@ from fxtrace.errors import ConfigurationError, ModelInvalid, unknown
 from fxtrace.ir.trace import ConfigField, Json, ModelInfo
 from fxtrace.models.base import Model
 from fxtrace.models.shrink import smaller_size
+from fxtrace.models.sources import sources_of_module
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 CONTRACT = ("Config", "build", "example_inputs")
+_digests: WeakKeyDictionary[ModuleType, str] = WeakKeyDictionary()
 
 
 class ContractModel(Model):
@@ -29,15 +31,15 @@ class ContractModel(Model):
 
     Args:
         name: what it is called in requests.
-        module: the Python module it is written in. `digest` is of its source: of the file, or of every Python file of
-            the package.
+        module: the Python module it is written in.
         contract: what has the contract's three names, where it is not the module itself.
+        digest: of the module's sources, where they are known already; see `fxtrace.models.sources`.
 
     Raises:
         ModelInvalid: the module does not keep the contract; the message says where.
     """
 
-    def __init__(self, name: str, module: ModuleType, contract: Any = None) -> None:
+    def __init__(self, name: str, module: ModuleType, contract: Any = None, digest: str = "") -> None:
         contract = module if contract is None else contract
         self.name = name
         self._config = _config_class(name, contract)
@@ -45,7 +47,7 @@ class ContractModel(Model):
         self._example_inputs: Callable[[Any], Mapping[str, Tensor]] = contract.example_inputs
         self._adapter: pydantic.TypeAdapter[Any] = pydantic.TypeAdapter(self._config)
         self._summary = (inspect.getdoc(contract) or inspect.getdoc(self._config) or "").strip().split("\n\n")[0]
-        self.digest = _digest(module)
+        self.digest = digest or _digest(module)
 
     def info(self) -> ModelInfo:
         hints = get_type_hints(self._config, include_extras=True)
@@ -145,14 +147,10 @@ def _config_class(name: str, contract: Any) -> type[Any]:
 
 
 def _digest(module: ModuleType) -> str:
-    """Digest of the module's source: of its file, or of every Python file of its package."""
-    file = Path(module.__file__ or "")
-    files = sorted(file.parent.rglob("*.py")) if file.name == "__init__.py" else [file]
-    digest = hashlib.sha256()
-    for each in files:
-        source = each.read_bytes()
-        digest.update(f"{each.relative_to(file.parent).as_posix()}\0{len(source)}\0".encode() + source)
-    return digest.hexdigest()
+    """Digest of the module's sources, as they were when it was first asked for: what is imported stays as it was."""
+    if module not in _digests:
+        _digests[module] = sources_of_module(module.__name__, Path(module.__file__ or "")).digest
+    return _digests[module]
 
 
 def _notes(hint: Any) -> tuple[Any, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fxtrace.errors import ConfigurationError, DependencyMissing, FxtraceError, ModelInvalid, ModelNotFound, unknown
+from fxtrace.extras import needed_for
 from fxtrace.ir.trace import ConfigField, Json, ModelInfo
 from fxtrace.models.base import Model
 from fxtrace.models.shrink import AS_IT_IS, arguments, is_configuration, own_fields, shrunk
@@ -230,18 +231,12 @@ def _build(kind: type[PreTrainedModel], config: PreTrainedConfig, attention: str
 
 
 def _import_transformers() -> None:
-    try:
+    with needed_for("models named hf:...", "hf"):
         import torch  # noqa: F401
         import transformers
 
         logging: Any = transformers.logging
-        logging.set_verbosity_error()  # advice on training and generating
-    except ModuleNotFoundError as error:
-        raise DependencyMissing(
-            f"models named hf:... need {error.name}, which is not installed here; install it with: "
-            "pip install 'fxtrace[hf]'",
-            package=error.name,
-        ) from error
+    logging.set_verbosity_error()  # advice on training and generating
 
 
 @contextmanager

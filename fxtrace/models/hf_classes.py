@@ -8,9 +8,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from fxtrace.errors import ModelNotFound, unknown
+from fxtrace.extras import needed_for
+
+with needed_for("models named hf:...", "hf"):
+    from torch import nn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

@@ -8,8 +8,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from fxtrace.extras import needed_for
+
+with needed_for("models named hf:...", "hf"):
+    import torch
+    from torch import Tensor
+
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-import torch
-
+from fxtrace.extras import needed_for
 from fxtrace.models.hf_examples import Layout, Sizes
 from fxtrace.models.hf_inputs import MEDIA, Shapes, example_inputs, layouts, missing_inputs, repaired, shapes
 from fxtrace.models.shrink import SHRINKS, Shrink, arguments
+
+with needed_for("models named hf:...", "hf"):
+    import torch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

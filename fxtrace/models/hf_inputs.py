@@ -9,10 +9,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from fxtrace.extras import needed_for
 from fxtrace.models.hf_examples import IMAGES, SOUNDS, WORDS, Layout, Maker, Sizes
+
+with needed_for("models named hf:...", "hf"):
+    import torch
+    from torch import Tensor
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

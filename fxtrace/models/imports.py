@@ -15,12 +15,19 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, get_type_hints
+from weakref import WeakSet
 
-from fxtrace.errors import DependencyMissing, FxtraceError, ModelInvalid, unknown
+from fxtrace.errors import FxtraceError, ModelInvalid, unknown
+from fxtrace.extras import missing
 from fxtrace.models.contract import CONTRACT, ContractModel
+from fxtrace.models.references import split_import_path
+from fxtrace.models.sources import sources_of_file
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+_neighbours: WeakSet[ModuleType] = WeakSet()
+"""Modules that model files have imported from their own folders."""
 
 
 def from_entry_point(point: EntryPoint) -> ContractModel:
@@ -36,7 +43,9 @@ def from_entry_point(point: EntryPoint) -> ContractModel:
 
 
 def from_file(path: Path) -> ContractModel:
-    """The model in a Python file, under the file's name without its ending. The file is run, each time anew.
+    """The model in a Python file, under the file's name without its ending.
+
+    The file is run, each time anew, and so are the neighbours that it imports.
 
     Raises:
         ModelInvalid: there is no such file, it raises, or it does not keep the contract.
@@ -55,26 +64,14 @@ def from_file(path: Path) -> ContractModel:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their module up
     try:
-        with _importing(f"model file {path.name}"), _on_path(path.parent):  # so that it can import its neighbours
+        # Read first: where a file is changed meanwhile, the model is taken for the older one, and made again.
+        sources = sources_of_file(path)
+        with _importing(f"model file {path.name}"), _on_path(path.parent), _anew(sources.modules()):
             spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[name]
         raise
-    return ContractModel(path.stem, module)
-
-
-def split_import_path(reference: str) -> tuple[str, str]:
-    """The module and the name that `package.module:factory` consists of.
-
-    Raises:
-        ModelInvalid: the reference is malformed.
-    """
-    match = re.fullmatch(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<name>[^\W\d]\w*)", reference)
-    if match is None:
-        raise ModelInvalid(
-            f"expected a model's import path as package.module:factory, came '{reference}'", field="model"
-        )
-    return match["module"], match["name"]
+    return ContractModel(path.stem, module, digest=sources.digest)
 
 
 def from_import_path(reference: str) -> ContractModel:
@@ -159,6 +156,33 @@ def _on_path(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
+def _anew(neighbours: Mapping[str, Path]) -> Iterator[None]:
+    """Lets a model file import its neighbours anew, even where modules of their names were imported before.
+
+    What the caller has imported itself stays as it is for the caller.
+    """
+    callers = {}
+    for name, file in neighbours.items():
+        there = sys.modules.get(name)
+        if there is not None and (there in _neighbours or _file_of(there) == file):
+            del sys.modules[name]
+            if there not in _neighbours:
+                callers[name] = there
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        loaded = {name: module for name in neighbours if (module := sys.modules.get(name)) is not None}
+        _neighbours.update(module for name, module in loaded.items() if _file_of(module) == neighbours[name])
+        sys.modules.update(callers)
+
+
+def _file_of(module: ModuleType | None) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if file else None
+
+
+@contextmanager
 def _importing(what: str) -> Iterator[None]:
     """Reports what a model's import raises.
 
@@ -171,10 +195,6 @@ def _importing(what: str) -> Iterator[None]:
     except FxtraceError:
         raise
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "torch":
-            raise DependencyMissing(
-                "models need PyTorch, which is not installed here; install it with: pip install 'fxtrace[torch]', or "
-                "ask a server that has it",
-                package="torch",
-            ) from error
+        if isinstance(error, ModuleNotFoundError) and (line := missing(error, what)):
+            raise line from error
         raise ModelInvalid(f"{what} cannot be imported: {type(error).__name__}: {error}") from error

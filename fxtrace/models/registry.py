@@ -8,10 +8,9 @@ from pathlib import Path
 
 from fxtrace.errors import ModelInvalid, ModelNotFound, unknown
 from fxtrace.models.base import Model
-from fxtrace.models.imports import from_entry_point, from_file, from_import_path, split_import_path
+from fxtrace.models.references import HUGGING_FACE, digest_unloaded, split_import_path
 
 GROUP = "fxtrace.models"
-_HUGGING_FACE = "hf:"
 
 
 class Registry:
@@ -64,7 +63,7 @@ class Registry:
             ModelInvalid: there is no such file, or the reference is malformed.
         """
         name = reference
-        if reference.startswith(_HUGGING_FACE):
+        if reference.startswith(HUGGING_FACE):
             pass
         elif reference.endswith(".py"):
             path = Path(reference).resolve()
@@ -80,6 +79,13 @@ class Registry:
     def add_families(self) -> None:
         """Offers every architecture of transformers, as `hf:<model type>`. There are hundreds: `names` lists none."""
         self._every_family = True
+
+    def offer_all(self, other: Registry) -> None:
+        """Offers what another registry offers, too; a name that both have stays this one's."""
+        self._models = other._models | self._models
+        self._references = other._references | self._references
+        self._entry_points = other._entry_points | self._entry_points
+        self._every_family |= other._every_family
 
     def __reduce__(self) -> tuple[Callable[..., Registry], tuple[object, ...]]:
         return _restored, (bool(self._entry_points), tuple(self._references.values()), self._every_family)
@@ -104,6 +110,8 @@ class Registry:
         self.require(name)
         if name not in self._entry_points:
             return _family(name)
+        from fxtrace.models.imports import from_entry_point
+
         self._models[name] = from_entry_point(self._entry_points[name])
         return self._models[name]
 
@@ -113,7 +121,7 @@ class Registry:
         Raises:
             ModelNotFound: no such model; the nearest name is suggested.
         """
-        family = self._every_family and name.startswith(_HUGGING_FACE)
+        family = self._every_family and name.startswith(HUGGING_FACE)
         if not family and name not in self._references and name not in self._entry_points:
             raise ModelNotFound(unknown("model", name, self.names()), field="model", model=name)
 
@@ -125,8 +133,39 @@ class Registry:
             ModelInvalid: the file or module does not keep the contract.
             DependencyMissing: PyTorch or transformers is not installed.
         """
-        leads = reference.endswith(".py") or (":" in reference and reference not in self._models)
-        return self.add(reference) if leads else self.get(reference)
+        return self.add(reference) if self._leads(reference) else self.get(reference)
+
+    def note(self, reference: str) -> None:
+        """Offers the model that `load` would give, without running any of it; one that is on offer already stays.
+
+        Raises:
+            ModelInvalid: there is no such file.
+        """
+        if self._leads(reference) and self._references.get(self.name_of(reference)) != self.whereabouts(reference):
+            self.offer(reference)
+
+    def name_of(self, reference: str) -> str:
+        """The name that `load` gives the model: a file's without the ending, else the reference itself."""
+        return Path(reference).resolve().stem if reference.endswith(".py") else reference
+
+    def whereabouts(self, reference: str) -> str:
+        """Where the model is that `load` gives, as another process can load it: a file's absolute path, or a name."""
+        if self._leads(reference):
+            return str(Path(reference).resolve()) if reference.endswith(".py") else reference
+        return self._references.get(reference, reference)
+
+    def digest_unloaded(self, reference: str) -> str:
+        """What changes whenever the model that `load` gives may be another, without running any of it.
+
+        Empty where that is not known, or there is no such model.
+        """
+        where = self.whereabouts(reference)
+        if where in self._entry_points:
+            where = self._entry_points[where].value
+        return digest_unloaded(where)
+
+    def _leads(self, reference: str) -> bool:
+        return reference.endswith(".py") or (":" in reference and reference not in self._models)
 
 
 def _restored(installed: bool, references: tuple[str, ...], every_family: bool) -> Registry:
@@ -138,11 +177,11 @@ def _restored(installed: bool, references: tuple[str, ...], every_family: bool) 
 
 
 def _load(reference: str) -> Model:
-    if reference.startswith(_HUGGING_FACE):
+    if reference.startswith(HUGGING_FACE):
         return _family(reference)
-    if Path(reference).is_absolute():
-        return from_file(Path(reference))
-    return from_import_path(reference)
+    from fxtrace.models.imports import from_file, from_import_path
+
+    return from_file(Path(reference)) if Path(reference).is_absolute() else from_import_path(reference)
 
 
 def _family(reference: str) -> Model:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-
-import networkx as nx
+from typing import TYPE_CHECKING
 
 from fxtrace.errors import NodeNotFound, QueryInvalid, unknown
 from fxtrace.graph import Graph, Node
 from fxtrace.ir.trace import NodeQuery, QueryResult
 from fxtrace.query.expressions import matching
 from fxtrace.query.patterns import Pattern
+
+if TYPE_CHECKING:
+    import networkx as nx  # imported where paths are looked for: it takes longer than most queries
 
 __all__ = ["MAX_PATHS", "MAX_PATH_NODES", "find"]
 
@@ -55,20 +57,30 @@ def _chosen(graph: Graph, query: NodeQuery) -> Mapping[str, Node]:
     for name, field in ((query.ancestors_of, "ancestors_of"), (query.descendants_of, "descendants_of")):
         if name:
             start = _named(graph, name, field).name
-            flow = _flow(graph, graph.by_name)
-            flow = flow.reverse(copy=False) if field == "ancestors_of" else flow
-            near = nx.single_source_shortest_path_length(flow, start, query.max_depth)
+            near = _near(graph, start, query.max_depth, backwards=field == "ancestors_of")
             nodes = [node for node in nodes if node.name in near and node.name != start]
     return {node.name: node for node in nodes}
 
 
+def _near(graph: Graph, start: str, most: int | None, *, backwards: bool) -> Mapping[str, int]:
+    """How many edges away nodes are that a node's value flows into, or backwards those that flow into it."""
+    import networkx as nx
+
+    flow = _flow(graph, graph.by_name)
+    return nx.single_source_shortest_path_length(flow.reverse(copy=False) if backwards else flow, start, most)
+
+
 def _shortest_paths(graph: Graph, through: Iterable[str], source: str, target: str) -> Iterable[list[str]]:
+    import networkx as nx
+
     flow = _flow(graph, through)
     return nx.all_shortest_paths(flow, source, target) if nx.has_path(flow, source, target) else ()
 
 
 def _flow(graph: Graph, names: Iterable[str]) -> nx.DiGraph[str]:
     """The dataflow between nodes of these names: an edge from each to those that read its value."""
+    import networkx as nx
+
     kept = set(names)
     flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_nodes_from(kept)

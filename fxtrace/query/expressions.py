@@ -23,7 +23,8 @@ from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
-from fxtrace.errors import DependencyMissing, QueryInvalid, TooLarge, unknown
+from fxtrace.errors import QueryInvalid, TooLarge, unknown
+from fxtrace.extras import needed_for
 from fxtrace.graph import Graph, Node, Role, TensorSpec
 from fxtrace.ops import KINDS
 
@@ -183,13 +184,8 @@ def _compile(expression: str, dims: Mapping[str, int]) -> Any:
     needs no other package. An evaluation takes 4 µs (cel-python, in pure Python: 205; common-expression-language, in
     Rust: 4, without the checks). It is large (16 MB to fetch, 50 MB installed), hence an extra.
     """
-    try:
+    with needed_for("conditions in queries"):
         from cel_expr_python import cel
-    except ImportError:
-        raise DependencyMissing(
-            "expressions need cel-expr-python, which is not installed; `pip install 'fxtrace[query]'`",
-            package="cel-expr-python",
-        ) from None
     types = dict.fromkeys(dims, "int") | {name: field.type for name, field in _ALL_FIELDS.items()}
     types["dims"] = "map<string, int>"
     environment = cel.NewEnv(

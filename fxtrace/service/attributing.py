@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import cache
+from fractions import Fraction
+from functools import cache, cached_property
 
 from fxtrace.diff import FieldChange, GraphDiff, common_formulas, explain_by_trial, explain_sizes, put_field
 from fxtrace.dims import Formulas, integers
-from fxtrace.errors import Cancelled, FxtraceError
+from fxtrace.errors import Cancelled, CaptureFailed, FormulasAbsent, FxtraceError
 from fxtrace.graph import Graph
-from fxtrace.service.comparing import Report, Traced
+from fxtrace.service.comparing import Report, Traced, find_formulas_of
 
 
 def attribute(
-    found: GraphDiff, before: Traced, after: Traced, find_formulas: Callable[[str], Formulas], report: Report
+    found: GraphDiff,
+    before: Traced,
+    after: Traced,
+    get_formulas: Callable[[str], Formulas],
+    find_formulas: Callable[[str], Formulas],
+    report: Report,
 ) -> GraphDiff:
     """The comparison of two traces, with what changed attributed to the fields that changed.
 
-    A size is attributed by its formula. What has none, and what is there on one side only, is attributed by trial: the
+    A size is attributed by its formula: in the fields that changed, or where that leaves something open, in all of
+    them, which takes longer to find. What has none, and what is there on one side only, is attributed by trial: the
     model is captured with one changed field at a time as the other trace has it. Of two models, a size is attributed
     where both have the same formula for it, and nothing else is.
 
@@ -26,10 +34,11 @@ def attribute(
         found: the comparison.
         before: the first trace.
         after: the second one.
+        get_formulas: gives the formulas that are kept with a trace, or raises FormulasAbsent.
         find_formulas: gives a trace's formulas, or raises an FxtraceError.
         report: called as the work goes on.
     """
-    return _Attribution(found, (before, after), find_formulas, report).made()
+    return _Attribution(found, (before, after), get_formulas, find_formulas, report).made()
 
 
 class _Attribution:
@@ -37,10 +46,13 @@ class _Attribution:
         self,
         found: GraphDiff,
         sides: tuple[Traced, Traced],
+        get_formulas: Callable[[str], Formulas],
         find_formulas: Callable[[str], Formulas],
         report: Report,
     ) -> None:
-        self._found, self._sides, self._find_formulas, self._report = found, sides, find_formulas, report
+        self._found, self._sides, self._report = found, sides, report
+        self._get_formulas, self._find_formulas = get_formulas, find_formulas
+        self._formulas_of_changed = cache(self._formulas_of_changed_fields)
         self._formulas = cache(self._formulas_of)  # where there are none, looking for them takes as long again
         self._notes: dict[str, None] = dict.fromkeys(found.notes)
 
@@ -62,13 +74,45 @@ class _Attribution:
         return before, after
 
     def _by_formulas(self, *, tied: bool) -> None:
-        """By the formulas of one graph; by those of the other one where they leave something open.
+        """By the formulas of one graph in what changed; by all, or those of the other one, where that is not enough.
 
         Which of two fields that must be equal a size is made of no formula tells: that is tried first.
         """
-        for side in range(2):
-            if self._found.unexplained and (formulas := self._formulas(side)):
+        for side, find in ((0, self._formulas_of_changed), (0, self._formulas), (1, self._formulas)):
+            if self._found.unexplained and (formulas := find(side)):
                 self._found = explain_sizes(self._found, self._sizes, formulas, side, tied=tied)
+
+    @cached_property
+    def _changed(self) -> set[str]:
+        """The integers that changed, and those that sizes were multiplied or divided by; none where inputs changed.
+
+        Of a head's size, which changed by d_model, the rest is n_heads: its value is d_model divided by the size.
+        """
+        before, after = self._sizes
+        changed = {name for name in before.keys() & after.keys() if before[name] != after[name]}
+        if not changed or any(each.name.endswith(".shape") for each in self._found.fields):
+            return set()
+        ratios = {
+            Fraction(before[name], each.before)
+            for name in changed
+            for each in self._found.sizes
+            if each.before and each.after and before[name] * each.after == after[name] * each.before
+        }
+        factors = {
+            whole for ratio in ratios for whole in (ratio.numerator, ratio.denominator) if 1 in ratio.as_integer_ratio()
+        }
+        return changed | {name for name, size in before.items() if size in factors - {1}}
+
+    def _formulas_of_changed_fields(self, side: int) -> Formulas | None:
+        """A side's formulas in the fields that changed: those kept with its trace, where there are any."""
+        if not self._changed:
+            return None
+        traced = self._sides[side]
+        with suppress(FormulasAbsent):
+            return self._get_formulas(traced.trace.id)
+        with suppress(CaptureFailed):  # `_formulas` says why
+            return find_formulas_of(traced, self._changed, self._report)
+        return None
 
     def _by_common_formulas(self) -> None:
         first = self._formulas(0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from fxtrace.dims import Formulas
@@ -27,8 +27,13 @@ class Traced:
         """Shapes of the inputs that are not the model's own examples, by name."""
         return {each.name: each.spec.shape for each in self.trace.inputs if each.fill != "example"}
 
-    def prober(self, report: Report, shapes: Mapping[str, tuple[int, ...]] | None = None) -> Prober:
-        """Tries configurations around the trace's own, perhaps with inputs of other shapes."""
+    def prober(
+        self,
+        report: Report,
+        shapes: Mapping[str, tuple[int, ...]] | None = None,
+        names: Collection[str] | None = None,
+    ) -> Prober:
+        """Tries configurations around the trace's own, perhaps with inputs of other shapes, or only of these fields."""
         trace = self.trace
         return Prober(
             self.model,
@@ -39,6 +44,8 @@ class Traced:
             training=trace.training,
             weightless=trace.weightless,
             symbolic={each.name: _symbols(each.spec) for each in trace.inputs if each.spec.symbolic},
+            names=names,
+            inputs=names is None,
             report=report,
         )
 
@@ -46,6 +53,17 @@ class Traced:
 def _symbols(spec: TensorSpec) -> tuple[str, ...]:
     """The names of an input's sizes, empty for those that are numbers."""
     return tuple(size if size.isidentifier() else "" for size in spec.symbolic)
+
+
+def find_formulas_of(traced: Traced, fields: Collection[str], report: Report = lambda _: None) -> Formulas:
+    """The formulas of a trace's sizes in these configuration fields, the others staying as they are.
+
+    That takes a fraction of the configurations that all formulas take.
+
+    Raises:
+        CaptureFailed: the model does not give that graph any more.
+    """
+    return traced.prober(report, names=fields).formulas(traced.graph)
 
 
 def find_formulas(traced: Traced, report: Report = lambda _: None) -> Formulas:

@@ -44,19 +44,17 @@ def diff_traces(engine: Engine, ids: tuple[str, str], report: Report) -> GraphDi
 
 
 def _attributed(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, TraceInfo], report: Report) -> GraphDiff:
-    for trace in traces:
-        try:
-            engine.get_model(trace.model)
-        except FxtraceError as error:
-            return _by_kept_formulas(found, engine, traces, error.message)
+    try:
+        sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
+    except FxtraceError as error:
+        return _by_kept_formulas(found, engine, traces, error.message)
     from fxtrace.service.attributing import attribute
 
-    sides = engine.traced(traces[0].id), engine.traced(traces[1].id)
-    return attribute(found, *sides, partial(engine.find_formulas, progress=report), report)
+    return attribute(found, *sides, engine.get_formulas, partial(engine.find_formulas, progress=report), report)
 
 
 def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, TraceInfo], problem: str) -> GraphDiff:
-    """The comparison where a model is not at hand: attributed only by formulas that were found before."""
+    """The comparison where a model is not here: attributed only by formulas that were found before."""
     kept = False
     sizes = dict(integers(traces[0].configuration)), dict(integers(traces[1].configuration))
     for side, trace in enumerate(traces):
@@ -65,9 +63,7 @@ def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo,
                 formulas = engine.get_formulas(trace.id)
                 found, kept = explain_sizes(found, sizes, formulas, side), True
     how = "attributed only by formulas kept with the traces" if kept else "not attributed"
-    return _noted(
-        found, f"{how}: {problem} Name the model by its file or import path in place of a trace, or have it offered."
-    )
+    return _noted(found, f"{how}: {problem}")
 
 
 def _noted(found: GraphDiff, note: str) -> GraphDiff:

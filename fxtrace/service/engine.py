@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from copy import copy
+from dataclasses import replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from numpy.typing import NDArray
-
-from fxtrace.api import Trace
-from fxtrace.api.options import split_options
 from fxtrace.errors import (
     FormulasAbsent,
     FxtraceError,
     InputError,
+    ModelInvalid,
     ModelNotFound,
     OptionInvalid,
     SnapshotNotFound,
@@ -37,17 +36,25 @@ from fxtrace.ir.trace import (
     TraceRequest,
 )
 from fxtrace.models import Model, Registry
+from fxtrace.models.references import is_of
 from fxtrace.service import paging
 from fxtrace.service.reading import TensorReader, stored_part
-from fxtrace.store import MemoryStore, Store, TraceData, TraceFile, default_place
-from fxtrace.store.memory import MemoryFile
-from fxtrace.sweep import SweepBatch, SweepRequest
+from fxtrace.service.requests import request_digest
+from fxtrace.store.memory import MemoryFile, MemoryStore, TraceData
+from fxtrace.store.place import default_place
+from fxtrace.store.row import Origin
+from fxtrace.store.store import Store
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fxtrace.api import Trace
     from fxtrace.diff import GraphDiff
     from fxtrace.dims import Formulas
     from fxtrace.explain import Explanation
     from fxtrace.service.comparing import Traced
+    from fxtrace.store.tracefile import TraceFile
+    from fxtrace.sweep import SweepBatch, SweepRequest
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -77,6 +84,7 @@ class Engine:
         self._models = models
         self._render_seconds = render_seconds
         self._model: Callable[[str], Model] = models.load
+        self._restricted = False
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
@@ -126,7 +134,7 @@ class Engine:
     def restricted(self) -> Engine:
         """The same engine for callers who may name only models that are on offer: nothing else is imported or run."""
         engine = copy(self)
-        engine._model = self._models.get
+        engine._model, engine._restricted = self._models.get, True
         return engine
 
     # ---------------------------------------------------------------------------------------------------- objects
@@ -140,6 +148,8 @@ class Engine:
             >>> with Engine.open("runs") as engine:
             ...     print(engine.trace("reference", d_model=64))
         """
+        from fxtrace.api.options import split_options
+
         options = split_options(kwargs)
         if isinstance(model, str | Path):
             if args:
@@ -191,6 +201,8 @@ class Engine:
         return info
 
     def _object(self, info: TraceInfo) -> Trace:
+        from fxtrace.api import Trace
+
         hold = self._store.hold(info.id) if isinstance(self._store, MemoryStore) else None
         return Trace(self, info, data=hold)
 
@@ -231,18 +243,44 @@ class Engine:
             CaptureFailed: the model raised, or cannot be captured.
             Unmet: the store cannot be written to.
         """
+        if self._restricted:
+            self._models.require(request.model)
+        digest, model_digest = request_digest(self._models, request)
+        if digest and (reused := self._asked_before(digest, request)) is not None:
+            return reused
         model = self._model(request.model)
         from fxtrace.service.tracing import Tracing  # not before the model: reading a store needs no PyTorch
 
         tracing = Tracing(model, request, progress or (lambda _: None))
         found = self._store.find(tracing.trace_id)
+        reused = found
         if found is None:
             if begin is not None:
                 begin(tracing.trace_id)
             with tracing.alone():
                 # Another thread may have made it while this one waited.
-                found = self._store.find(tracing.trace_id) or self._keep(tracing.run())
-        return found
+                reused = self._store.find(tracing.trace_id)
+                found = reused or self._keep(tracing.run())
+        known = digest if is_of(model_digest, model.digest) else ""
+        self._note(Origin(known or found.id, found.id, self._models.whereabouts(request.model), model.digest), request)
+        return replace(found, reused=reused is not None)
+
+    def _asked_before(self, digest: str, request: TraceRequest) -> TraceInfo | None:
+        """The trace that the same request led to before, where it is there as a whole."""
+        origin = self._store.origin(digest=digest)
+        found = None if origin is None else self._store.find(origin.trace)
+        if origin is None or found is None:
+            return None
+        if not self._restricted:
+            self._models.note(request.model)  # as loading it would
+        self._note(replace(origin, model=self._models.whereabouts(request.model), at=time.time()), request)
+        return replace(found, reused=True)
+
+    def _note(self, origin: Origin, request: TraceRequest) -> None:
+        """Keeps what led to a trace. Where it cannot be kept, the trace is there all the same."""
+        if not request.by_product:
+            with suppress(FxtraceError):
+                self._store.note_origin(origin)
 
     def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
         """Which configuration fields each size of a trace's graph is made of, found by trying other configurations.
@@ -251,7 +289,7 @@ class Engine:
 
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
-            ModelNotFound: the trace's model is not at hand.
+            ModelNotFound: the trace's model is not here.
             CaptureFailed: the model does not give that graph any more.
             TooLarge, Unmet: they cannot be kept.
         """
@@ -315,28 +353,61 @@ class Engine:
 
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
-            ModelNotFound, ModelInvalid: the trace's model is not at hand.
+            ModelNotFound, ModelInvalid: the trace's model is not here, or has changed.
         """
-        from fxtrace.service.comparing import Traced
-
         trace = self._store.trace(trace_id)
-        try:
-            model = self._model(trace.model)
-        except ModelNotFound as error:
-            raise ModelNotFound(
-                f"trace {trace_id[:8]} is of a model that is not at hand: {error.message} Name the model by its file "
-                "or import path in place of the trace, or have it offered.",
-                **error.metadata,
-            ) from error
+        model = self._model_of(trace)
+        from fxtrace.service.comparing import Traced  # not before the model: it needs PyTorch
+
         return Traced(trace, self._graph(trace_id), model)
 
-    def get_trace(self, trace_id: str) -> TraceInfo:
-        """Where a trace came from.
+    def _model_of(self, trace: TraceInfo) -> Model:
+        origin = None if self._restricted else self._store.origin(trace_id=trace.id)
+        if origin is not None and origin.is_local:
+            return self._remembered(origin)
+        try:
+            return self._model(trace.model)
+        except ModelNotFound as error:
+            raise ModelNotFound(
+                f"trace {trace.id[:8]} is of a model that is not here: {error.message} Name the model by its file or "
+                "import path in place of the trace, or have it offered.",
+                **error.metadata,
+            ) from error
+
+    def whereabouts(self, trace_id: str) -> str:
+        """Where the model of a trace is: a path, an import path or a name, by which `create_trace` finds it.
 
         Raises:
             NameInvalid, TraceNotFound, StoreDamaged
         """
-        return self._store.trace(trace_id)
+        origin = None if self._restricted else self._store.origin(trace_id=trace_id)
+        return self._store.trace(trace_id).model if origin is None else origin.model
+
+    def _remembered(self, origin: Origin) -> Model:
+        """The model that a trace was made of, from where it was.
+
+        Raises:
+            ModelNotFound: it is not there any more.
+            ModelInvalid: it is another one now, or cannot be loaded.
+        """
+        name, again = f"trace {origin.trace[:8]} was made of {origin.model}", f"`fxtrace trace {origin.model}`"
+        if origin.model.endswith(".py") and not Path(origin.model).is_file():
+            raise ModelNotFound(f"{name}, which is not there any more", field="model", model=origin.model)
+        model = self._models.load(origin.model)
+        if model.digest != origin.model_digest:
+            raise ModelInvalid(f"{name}, which has changed since; trace it again with {again}", model=origin.model)
+        return model
+
+    def get_trace(self, trace_id: str) -> TraceInfo:
+        """Where a trace came from.
+
+        Args:
+            trace_id: its id, the beginning of one, or `latest`: the trace that `create_trace` last gave.
+
+        Raises:
+            NameInvalid, TraceNotFound, StoreDamaged
+        """
+        return self._store.trace(self._store.resolve(trace_id))
 
     def list_traces(self) -> Iterator[TraceInfo]:
         """Every trace, newest first."""
@@ -524,8 +595,10 @@ class Engine:
         return self._drawn(lambda: diff_to_dot(*graphs, diff, options or RenderOptions()), format, progress)
 
     def _drawn(self, dot: Callable[[], str], format: ImageFormat, progress: Report | None) -> bytes:
-        from fxtrace.render import to_image
+        from fxtrace.render import find_graphviz, to_image
 
+        if format != "dot":
+            find_graphviz()  # before the work
         report = progress or (lambda _: None)
         report(Progress("draw"))
         text = dot()

@@ -10,15 +10,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import InputError, TooLarge, unknown
+from fxtrace.extras import needed_for
 from fxtrace.graph import show_shape
 from fxtrace.ir.trace import Fill, TensorData, TraceRequest
 from fxtrace.shapes import tensor_spec
+
+with needed_for("capturing models"):
+    import torch
+    from torch import Tensor
 
 MAX_DRAWN_BYTES = 1 << 30
 """The largest input that is drawn for a shape: a slip of a zero must not fill the memory."""

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -208,7 +208,8 @@ class IsolatedEngine:
             claim=lambda trace_id: self._claim(shared, trace_id),
         )
         shared = _Shared(("trace", request.state, hashlib.blake2b(asked).digest()), job, self._captures)
-        return wire.TRACE.decode(rpc.Trace.FromString(self._follow(shared, progress or (lambda _: None))))
+        answer = rpc.CreateTraceResponse.FromString(self._follow(shared, progress or (lambda _: None)))
+        return replace(wire.TRACE.decode(answer.trace), reused=answer.reused)
 
     def find_formulas(self, trace_id: str, *, progress: Report | None = None) -> Formulas:
         """Which configuration fields each size of a trace's graph is made of; kept with the trace.

@@ -5,14 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 
-from fxtrace.errors import DependencyMissing, Unmet
+from fxtrace.errors import Unmet
+from fxtrace.extras import needed_for
 
-try:
+with needed_for("metrics"):
     from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
-except ModuleNotFoundError as error:
-    raise DependencyMissing(
-        "metrics need prometheus-client; install it with: pip install 'fxtrace[metrics]'", package="prometheus-client"
-    ) from error
 
 _HOST = "127.0.0.1"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 600)

@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-
-from fxtrace.capture import ValuesNeeded, capture
+from fxtrace.capture import Capture, ValuesNeeded, capture
 from fxtrace.dims import Finding, Formulas
 from fxtrace.errors import FxtraceError
+from fxtrace.extras import needed_for
 from fxtrace.graph import Graph, show_shape
 from fxtrace.ir.trace import Json, Rung
 from fxtrace.models import Model
-from fxtrace.roles import label
 from fxtrace.sweep import Cost, Costs, How, SweepRow
+
+with needed_for("propagating shapes"):
+    import torch
+    from torch import nn
 
 _SMALL = 20_000_000
 """Up to so many elements of parameters, a model is run where its roles are wanted, some of which show in values only;
@@ -104,7 +106,7 @@ class Propagator:
             # Every graph in the same way: a model may leave out a mask whose numbers it can look at.
             if how == "run" or (self._asked and small):
                 taken = capture(module, inputs, rung=rung)
-            graph = label(taken.graph, taken.known, module.state_dict())[0] if labelled else taken.graph
+            graph = _labelled(taken, module) if labelled else taken.graph
             return Propagated(graph, taken.bases, taken.rung, how)
         except FxtraceError as error:
             return error.message
@@ -114,6 +116,12 @@ class Propagator:
             if "can't allocate memory" in str(error):  # PyTorch's way to say MemoryError
                 raise
             return f"{type(error).__name__}: {error}"
+
+
+def _labelled(taken: Capture, module: nn.Module) -> Graph:
+    from fxtrace.roles import label  # not before roles are asked for: it takes a while to import
+
+    return label(taken.graph, taken.known, module.state_dict())[0]
 
 
 def difference(graph: Graph, formulas: Formulas, sizes: Mapping[str, int], seen: Graph) -> str:

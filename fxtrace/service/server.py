@@ -11,9 +11,8 @@ from concurrent.futures import Future
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 
+from fxtrace.extras import needed_for
 from fxtrace.service.access import Gate
 from fxtrace.service.address import check_exposure, check_free, split_address
 from fxtrace.service.engine import Engine
@@ -23,6 +22,10 @@ from fxtrace.service.keys import KeyFile
 from fxtrace.service.servicer import SERVICE, ServedApi, TraceServicer
 from fxtrace.service.settings import Settings
 from fxtrace.service.tls import certificates
+
+with needed_for("running a server"):
+    from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection
 
 _TELLING_SECONDS = 1.0  # that calls have to hear that the server stops
 _log = logging.getLogger("fxtrace.service")

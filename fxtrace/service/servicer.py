@@ -121,10 +121,10 @@ class TraceServicer:
                 if isinstance(event, Progress):
                     yield rpc.CreateTraceResponse(progress=wire.PROGRESS.encode(event))
                 else:
-                    yield rpc.CreateTraceResponse(trace=_told_of(event))
+                    yield rpc.CreateTraceResponse(trace=_told_of(event), reused=event.reused)
 
     async def GetTrace(self, request: rpc.GetTraceRequest, _: Context) -> rpc.GetTraceResponse:
-        trace_id = wire.parse_trace_name(request.name, "name")
+        trace_id = wire.parse_sought_trace(request.name, "name")
         return rpc.GetTraceResponse(trace=_told_of(await self._read(self._engine.get_trace, trace_id)))
 
     async def ListTraces(self, request: rpc.ListTracesRequest, _: Context) -> rpc.ListTracesResponse:
@@ -163,7 +163,7 @@ class TraceServicer:
         view = _VIEW.decode(request.view)
         query = wire.NODE_QUERY.decode(request.query)
         size = self._page_size(request.page_size, 1000, self._settings.page_nodes)
-        key = (trace_id, view, repr(query))
+        key = (trace_id, view, request.query.SerializeToString(deterministic=True).hex())
         start = page_start(request.page_token, *key)
 
         def make() -> rpc.QueryNodesResponse:

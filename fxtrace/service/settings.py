@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError
-from pydantic_settings import BaseSettings, InitSettingsSource, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from fxtrace.errors import OptionInvalid, unknown
+from fxtrace.extras import needed_for
 from fxtrace.sweep import MAX_CONFIGURATIONS
+
+with needed_for("a server's settings"):
+    from pydantic_settings import (
+        BaseSettings,
+        InitSettingsSource,
+        NoDecode,
+        PydanticBaseSettingsSource,
+        SettingsConfigDict,
+    )
 
 PREFIX = "FXTRACE_"
 FILE_VARIABLE = "FXTRACE_CONFIG"

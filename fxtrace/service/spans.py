@@ -6,17 +6,14 @@ import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 
-from fxtrace.errors import DependencyMissing, OptionInvalid, unknown
+from fxtrace.errors import OptionInvalid, unknown
+from fxtrace.extras import needed_for
 from fxtrace.service.interceptors import stages
 
-try:
+with needed_for("spans", "otel"):
     from opentelemetry import context, propagate, trace
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-except ModuleNotFoundError as error:
-    raise DependencyMissing(
-        f"spans need {error.name}; install it with: pip install 'fxtrace[otel]'", package="opentelemetry-sdk"
-    ) from error
 
 _EXPORTERS = "opentelemetry_traces_exporter"  # the entry points of every exporter that is installed
 _FAULTS = {"INTERNAL", "DATA_LOSS", "UNAVAILABLE", "UNKNOWN", "UNIMPLEMENTED"}  # the server's, not the caller's

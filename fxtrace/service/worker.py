@@ -31,6 +31,7 @@ from fxtrace.status import with_stack
 from fxtrace.store import Store
 from fxtrace.sweep import SweepRequest
 from fxtrace.sweep.messages import SWEEP_BATCH
+from fxtrace.v1 import trace_service_pb2 as rpc
 
 READY = b"R"
 BEGUN = b"B"  # the call arrived
@@ -97,12 +98,12 @@ class _Caller:
 
 
 def create_trace(engine: Engine, caller: _Caller, request: TraceRequest) -> bytes:
-    """A Trace message; nothing where another worker makes that trace."""
+    """A CreateTraceResponse message; nothing where another worker makes that trace."""
     try:
         trace = engine.create_trace(request, progress=caller.report, begin=caller.claim)
     except _Joined:
         return b""
-    return wire.TRACE.encode(trace).SerializeToString()
+    return rpc.CreateTraceResponse(trace=wire.TRACE.encode(trace), reused=trace.reused).SerializeToString()
 
 
 def get_model(engine: Engine, _: _Caller, name: str) -> bytes:

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -20,9 +20,12 @@ from fxtrace.graph import Graph, Snapshot
 from fxtrace.ir.trace import TraceInfo
 from fxtrace.store.blobs import NAME, Blobs, Source, Written
 from fxtrace.store.faults import damaged_trace, not_found, reported
-from fxtrace.store.index import Index, Row
+from fxtrace.store.row import Row
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
 from fxtrace.v1 import graph_pb2, trace_service_pb2
+
+if TYPE_CHECKING:
+    from fxtrace.store.index import Index
 
 _HEADS_KEPT = 64
 
@@ -33,13 +36,21 @@ class Files:
     """The files of a store's traces.
 
     Args:
-        blobs: where they are.
-        index: where a damaged one is noted, so that its trace is made again.
+        blobs: gives where they are.
+        index: gives the index, where a damaged one is noted, so that its trace is made again.
     """
 
-    def __init__(self, blobs: Blobs, index: Index) -> None:
-        self._blobs, self._index = blobs, index
+    def __init__(self, blobs: Callable[[], Blobs], index: Callable[[], Index]) -> None:
+        self._get_blobs, self._get_index = blobs, index
         self._heads: OrderedDict[str, Head] = OrderedDict()
+
+    @property
+    def _blobs(self) -> Blobs:
+        return self._get_blobs()
+
+    @property
+    def _index(self) -> Index:
+        return self._get_index()
 
     def open(self, trace_id: str, blob: str) -> TraceFile:
         """A trace's file.

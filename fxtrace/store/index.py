@@ -1,4 +1,4 @@
-"""The index: a row per trace, in SQLite or PostgreSQL."""
+"""The index: a row per trace, and one per request that led to it, in SQLite or PostgreSQL."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import (
     URL,
@@ -35,10 +35,11 @@ from sqlalchemy import (
 )
 from zlib_ng.zlib_ng import crc32
 
-from fxtrace.errors import DependencyMissing, StoreDamaged
-from fxtrace.store.faults import damaged_index, damaged_row, reported_of_index
-
-SCHEMA_VERSION = 2
+from fxtrace.errors import StoreDamaged
+from fxtrace.extras import needed_for
+from fxtrace.store.faults import damaged_index, damaged_row
+from fxtrace.store.refusals import reported_of_index
+from fxtrace.store.row import SCHEMA_VERSION, Origin, Row, State
 
 _LOCK_WAIT_SECONDS = 30
 _CONNECTION = {  # for libpq: it would wait for minutes or hours for a server that is out of reach
@@ -47,9 +48,6 @@ _CONNECTION = {  # for libpq: it would wait for minutes or hours for a server th
     "keepalives_idle": "30",
 }
 _ADVISORY_LOCK = crc32(b"fxtrace")  # PostgreSQL's lock of the writers; any number that others do not use
-
-State = Literal["live", "damaged", "deleted"]
-"""Damaged: a read found it so, and it is to be made again. Deleted: its file is about to go, and then its row."""
 
 _metadata = MetaData()
 _schema = Table("schema_version", _metadata, Column("version", Integer, primary_key=True))
@@ -68,35 +66,15 @@ _rows = Table(
     Column("checksum", BigInteger, nullable=False),
     sqlite_autoincrement=True,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """What the index knows of a trace.
-
-    Attributes:
-        id: the trace's.
-        blob: the name of its file.
-        trace: the serialised v1 message of where it came from.
-        nbytes: of its file.
-        last_used: seconds since 1970; a minute late, at most.
-        sequence: its place in the order, once it has one.
-        whole: whether the index gives it as it was written.
-    """
-
-    id: str
-    blob: str
-    trace: bytes
-    nbytes: int
-    state: State = "live"
-    pinned: bool = False
-    last_used: float = 0.0
-    sequence: int | None = None
-    whole: bool = True
-
-    def checksum(self) -> int:
-        """Of what must come back as it was written."""
-        return crc32(repr((self.id, self.blob, self.trace, self.nbytes, self.state, self.pinned)).encode())
+_origins = Table(
+    "origins",
+    _metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("trace", String(32), nullable=False, index=True),
+    Column("model", String, nullable=False),
+    Column("model_digest", String, nullable=False),
+    Column("at", Float, nullable=False, index=True),
+)
 
 
 class Index:
@@ -136,7 +114,7 @@ class Index:
         """Makes the tables where there are none, and brings those of an older schema up to date.
 
         Args:
-            migrate: called where the tables are of schema 1.
+            migrate: called where the tables are of schema 1; those of schema 2 lack only one.
 
         Raises:
             StoreDamaged: the database is damaged, or of a schema that this version does not know.
@@ -151,9 +129,14 @@ class Index:
                     _metadata.create_all(connection)
                     connection.execute(_schema.insert().values(version=SCHEMA_VERSION))
                     version = SCHEMA_VERSION
-        if version == 1:
+        if version in (1, 2):
             with self.locked() as connection:
-                _rows.create(connection, checkfirst=True)
+                _metadata.create_all(connection)
+                version = self.version(connection)  # another process may have been first
+                if version == 2:
+                    self.set_version(connection)
+                    version = SCHEMA_VERSION
+        if version == 1:
             migrate(self)
         elif version != SCHEMA_VERSION:
             raise StoreDamaged(
@@ -187,6 +170,33 @@ class Index:
         if before is not None:
             query = query.where(_rows.c.sequence < before)
         return [_row(found, check=False) for found in connection.execute(query).mappings()]
+
+    def beginning(self, connection: Connection, text: str, limit: int) -> list[str]:
+        """Up to `limit` ids of traces that begin with some digits, newest first."""
+        query = select(_rows.c.id).where(_rows.c.state != "deleted", _rows.c.id.startswith(text, autoescape=True))
+        return list(connection.scalars(query.order_by(_rows.c.sequence.desc()).limit(limit)))
+
+    def latest(self, connection: Connection) -> str | None:
+        """The id of the trace that was last asked for, of those that are there; else of the newest."""
+        there = select(_rows.c.id).where(_rows.c.state != "deleted")
+        asked = there.join(_origins, _origins.c.trace == _rows.c.id).order_by(_origins.c.at.desc())
+        for query in (asked, there.order_by(_rows.c.sequence.desc())):
+            found: str | None = connection.scalar(query.limit(1))
+            if found is not None:
+                return found
+        return None
+
+    def origin(self, connection: Connection, *, digest: str = "", trace_id: str = "") -> Origin | None:
+        """What led to a trace: the request of this digest, or the last one of this trace."""
+        one = _origins.c.digest == digest if digest else _origins.c.trace == trace_id
+        query = select(_origins).where(one).order_by(_origins.c.at.desc()).limit(1)
+        found = connection.execute(query).mappings().one_or_none()
+        return None if found is None else Origin(**found)
+
+    def note_origin(self, connection: Connection, origin: Origin) -> None:
+        """Keeps what led to a trace, in place of what the same request led to before."""
+        connection.execute(_origins.delete().where(_origins.c.digest == origin.digest))
+        connection.execute(_origins.insert().values(asdict(origin)))
 
     def blobs(self, connection: Connection) -> set[str]:
         """The names of the files of all rows, damaged or not."""
@@ -251,6 +261,7 @@ class Index:
         if not condition(row):
             return None
         self.update(connection, replace(row, state="deleted"))
+        connection.execute(_origins.delete().where(_origins.c.trace == trace_id))
         return row
 
     def remove(self, connection: Connection, blob: str) -> None:
@@ -283,17 +294,12 @@ def _row(found: RowMapping, *, check: bool = True) -> Row:
 
 
 def _connect_postgresql(url: URL) -> Engine:
-    try:
+    with needed_for("an index in PostgreSQL", "postgres"):
         engine = create_engine(
             url.set(query={**_CONNECTION, **url.query}),
             pool_pre_ping=True,
             isolation_level="READ COMMITTED",  # whoever waited for the writers' lock sees what they wrote
         )
-    except ModuleNotFoundError as error:
-        raise DependencyMissing(
-            f"an index in PostgreSQL needs {error.name}; install it with: pip install 'fxtrace[postgres]'",
-            package=error.name,
-        ) from error
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:

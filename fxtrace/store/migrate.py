@@ -17,7 +17,8 @@ from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, RowMa
 
 from fxtrace.store.blobs import SUFFIX, Blobs, new_name
 from fxtrace.store.faults import reported
-from fxtrace.store.index import Index, Row
+from fxtrace.store.index import Index
+from fxtrace.store.row import Row
 from fxtrace.store.tracefile import GRAPH, SNAPSHOTS, TRACE, Encoded
 from fxtrace.tensorfile import TensorFile
 from fxtrace.v1.trace_service_pb2 import Trace

@@ -15,22 +15,15 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-from fxtrace.errors import DependencyMissing, OptionInvalid
+from fxtrace.errors import OptionInvalid
+from fxtrace.extras import needed_for
 from fxtrace.store.blobs import SUFFIX, Source, Written
 
-try:
+with needed_for("an object store"):
     import obstore
     from obstore.exceptions import BaseError
     from obstore.store import ObjectStore, from_url
-except ModuleNotFoundError as error:
-    raise DependencyMissing(
-        f"an object store needs {error.name}; install it with: pip install 'fxtrace[s3]'", package=error.name
-    ) from error
-
-if TYPE_CHECKING:
-    pass
 
 PART_BYTES = 32 << 20  # part of the format: it tells which object has a byte
 _MORE = ".more"

@@ -11,13 +11,19 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import platformdirs
-from sqlalchemy import URL, exc, make_url
 
 from fxtrace.errors import OptionInvalid
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
+
 PLACE_VARIABLE = "FXTRACE_STORE"
+
+INDEX_FILE, TENSORS_FOLDER = "index.sqlite3", "tensors"
+"""In a store that is a folder."""
 
 _INDEXES = {"sqlite": "sqlite", "postgresql": "postgresql+psycopg", "postgresql+psycopg": "postgresql+psycopg"}
 
@@ -42,7 +48,12 @@ def default_place() -> str:
 
 def is_store(folder: Path) -> bool:
     """Whether there is a store in a folder."""
-    return (folder / "index.sqlite3").is_file()
+    return (folder / INDEX_FILE).is_file()
+
+
+def folder_of(text: str) -> Path | None:
+    """The folder that a store's place is; None where it is an index and a place for the files."""
+    return None if "://" in text else Path(text)
 
 
 def parse_place(text: str) -> Place:
@@ -51,9 +62,10 @@ def parse_place(text: str) -> Place:
     Raises:
         OptionInvalid: it is neither a folder nor of the form INDEX#FILES.
     """
-    if "://" not in text:
-        folder = Path(text)
-        return Place(URL.create("sqlite", database=str(folder / "index.sqlite3")), str(folder / "tensors"))
+    from sqlalchemy import URL, exc, make_url
+
+    if (folder := folder_of(text)) is not None:
+        return Place(URL.create("sqlite", database=str(folder / INDEX_FILE)), str(folder / TENSORS_FOLDER))
     index, _, files = text.partition("#")
     try:
         url = make_url(index)

@@ -11,10 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-from numpy.typing import NDArray
-from sqlalchemy import Connection
+from typing import TYPE_CHECKING, Any
 
 from fxtrace import wire
 from fxtrace.dims import Formulas
@@ -22,15 +19,21 @@ from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
 from fxtrace.ir.trace import Progress, TraceInfo
-from fxtrace.store.blobs import new_name, open_blobs
+from fxtrace.store.blobs import Blobs, new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
 from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
-from fxtrace.store.index import Index, Row, State
-from fxtrace.store.migrate import migrate
+from fxtrace.store.naming import resolve
 from fxtrace.store.place import parse_place
+from fxtrace.store.row import Origin, Row, State
 from fxtrace.store.stored import Collected, StoredTrace, check_trace_id
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
 from fxtrace.v1 import trace_service_pb2
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sqlalchemy import Connection
+
+    from fxtrace.store.index import Index
 
 _log = logging.getLogger("fxtrace.store")
 _SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
@@ -56,25 +59,40 @@ class Store:
 
     def __init__(self, place: str | Path, *, quota_bytes: int | None = None) -> None:
         self.place = str(place)
-        parsed = parse_place(self.place)
         self._quota_bytes = quota_bytes
         self._told: set[str] = set()  # damaged rows that the log has
         self._used: dict[str, float] = {}
         self._used_lock = threading.Lock()
         self._used_noted = time.monotonic()
+        self._blobs: Blobs
+        self._opened: Index | None = None
+        self._files = Files(lambda: self._blobs, lambda: self._index)
+        self._open()
+
+    def _open(self) -> None:
+        from fxtrace.store.index import Index
+        from fxtrace.store.migrate import migrate
+
+        parsed = parse_place(self.place)
         try:
             with reported():
                 self._blobs = open_blobs(parsed.files)
-            self._index = Index(parsed.index)
-            self._files = Files(self._blobs, self._index)
+            index = Index(parsed.index)
             try:
-                self._index.prepare(partial(migrate, blobs=self._blobs, files=Path(parsed.files)))
+                index.prepare(partial(migrate, blobs=self._blobs, files=Path(parsed.files)))
+                self._opened = index
                 self.sweep()
             except BaseException:
-                self._index.close()
+                self._opened = None
+                index.close()
                 raise
         except (Unmet, StoreDamaged) as error:
             raise type(error)(f"{error.message} (opening {parsed})", field=error.field, **error.metadata) from error
+
+    @property
+    def _index(self) -> Index:
+        assert self._opened is not None
+        return self._opened
 
     def close(self) -> None:
         """Closes the index. Files that are open stay readable."""
@@ -168,6 +186,11 @@ class Store:
         with self._index.locked():
             pass
 
+    def note_origin(self, origin: Origin) -> None:
+        """Keeps what led to a trace; the trace is now the latest."""
+        with self._index.locked() as connection:
+            self._index.note_origin(connection, origin)
+
     def pin(self, trace_id: str, pinned: bool = True) -> None:
         """Keeps a trace from being pushed out, or no longer.
 
@@ -243,6 +266,29 @@ class Store:
             NameInvalid, TraceNotFound, StoreDamaged
         """
         self._row(trace_id)
+
+    def resolve(self, text: str) -> str:
+        """The id of the trace that a text means: an id, the beginning of one, or `latest`.
+
+        Raises:
+            NameInvalid, TraceNotFound
+        """
+        return resolve(self, text)
+
+    def latest(self) -> str | None:
+        """The id of the trace that was last asked for; None where there are no traces."""
+        with self._index.reading() as connection:
+            return self._index.latest(connection)
+
+    def beginning(self, text: str, limit: int) -> list[str]:
+        """Up to `limit` ids of traces that begin with some digits."""
+        with self._index.reading() as connection:
+            return self._index.beginning(connection, text, limit)
+
+    def origin(self, *, digest: str = "", trace_id: str = "") -> Origin | None:
+        """What led to a trace: the request of this digest, or the last one of this trace; None where none is kept."""
+        with self._index.reading() as connection:
+            return self._index.origin(connection, digest=digest, trace_id=trace_id)
 
     def trace(self, trace_id: str) -> TraceInfo:
         """Where a trace came from.

@@ -626,6 +626,7 @@ class CreateTraceRequest(message.Message):
     SYMBOLIC_TIMEOUT_FIELD_NUMBER: builtins.int
     WEIGHTLESS_FIELD_NUMBER: builtins.int
     UNFUSED_FIELD_NUMBER: builtins.int
+    BY_PRODUCT_FIELD_NUMBER: builtins.int
     model: builtins.str
     """Resource name of the model: "models/reference"."""
     rung: Rung.ValueType
@@ -644,6 +645,8 @@ class CreateTraceRequest(message.Message):
     """Build the model without allocating its weights, and capture it on the rung EXPORT: shapes and roles, no values."""
     unfused: builtins.bool
     """Compute fused attention step by step, so that its scores and weights are tensors of the graph."""
+    by_product: builtins.bool
+    """The trace is a means to something else: it does not become "traces/latest"."""
     @builtins.property
     def configuration(self) -> struct_pb2.Struct:
         """Configuration fields to override; the rest keep the model's defaults."""
@@ -670,10 +673,11 @@ class CreateTraceRequest(message.Message):
         symbolic_timeout: builtins.float = ...,
         weightless: builtins.bool = ...,
         unfused: builtins.bool = ...,
+        by_product: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "symbolic", b"symbolic", "symbolic_timeout", b"symbolic_timeout", "training", b"training", "unfused", b"unfused", "weightless", b"weightless"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["by_product", b"by_product", "configuration", b"configuration", "inputs", b"inputs", "model", b"model", "rung", b"rung", "seed", b"seed", "shapes_only", b"shapes_only", "symbolic", b"symbolic", "symbolic_timeout", b"symbolic_timeout", "training", b"training", "unfused", b"unfused", "weightless", b"weightless"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -716,6 +720,9 @@ class CreateTraceResponse(message.Message):
 
     PROGRESS_FIELD_NUMBER: builtins.int
     TRACE_FIELD_NUMBER: builtins.int
+    REUSED_FIELD_NUMBER: builtins.int
+    reused: builtins.bool
+    """With the trace: whether it was there already, rather than made now."""
     @builtins.property
     def progress(self) -> Progress:
         """How far it is."""
@@ -729,10 +736,11 @@ class CreateTraceResponse(message.Message):
         *,
         progress: Progress | None = ...,
         trace: Trace | None = ...,
+        reused: builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = typing.Literal["event", b"event", "progress", b"progress", "trace", b"trace"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = typing.Literal["event", b"event", "progress", b"progress", "trace", b"trace"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = typing.Literal["event", b"event", "progress", b"progress", "reused", b"reused", "trace", b"trace"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = typing.Literal["progress", "trace"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = typing.Literal["event", b"event"]  # noqa: Y015
@@ -890,7 +898,9 @@ class GetTraceRequest(message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """Resource name: "traces/{trace}"."""
+    """Resource name: "traces/{trace}". The beginning of a trace's id names it, too, where no other's begins so; and
+    "traces/latest" is the trace that CreateTrace last gave.
+    """
     def __init__(
         self,
         *,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import tomllib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -11,6 +12,7 @@ import trustme
 
 import fxtrace
 from fxtrace import doctor
+from fxtrace.extras import EXTRAS
 from fxtrace.ir.trace import TraceRequest
 from fxtrace.service.engine import Engine
 from fxtrace.service.keys import new_key
@@ -23,9 +25,8 @@ from tests.service.certificates import write_authority, write_pair
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PyTorch is not imported once more in each of these tests, but in the first."""
-    found = doctor.Check("torch", "ok", "2.x")
-    monkeypatch.setattr(doctor, "_torch", lambda: found)
+    """PyTorch and all modules are not imported once more in each of these tests, but in those that are about it."""
+    monkeypatch.setattr(doctor, "_IMPORTS", "print('[\"2.x\", 0]'); print('[1, []]')")
 
 
 def checks(run: Run, *args: object) -> tuple[dict[str, dict[str, str]], int]:
@@ -39,19 +40,37 @@ def test_a_good_installation(run: Run, tmp_path: Path) -> None:
     found, code = checks(run)
     assert code == 0
     assert {check["state"] for check in found.values()} == {"ok"}
-    assert found["store"]["found"] == f"{tmp_path / 'store'}, writable, 1 traces"
-    assert found["traces"]["found"] == "the latest 1 are as they were written"
+    assert found["store"]["message"] == f"{tmp_path / 'store'}, writable, traces: 1"
+    assert found["traces"]["message"] == "as they were written: the latest 1 of 1"
     said = run("doctor").stdout
     assert re.search(r"✓ disk +\d+\.\d GiB free", said)
     assert "✗" not in said
 
 
-def test_torch_is_tried_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_imported_in_a_process(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     monkeypatch.undo()
-    assert doctor._torch().state == "ok"
-    monkeypatch.setattr(doctor, "_TORCH", "import os; os.abort()")
-    broken = doctor._torch()
-    assert (broken.state, broken.advice) == ("broken", "pip install --force-reinstall torch")
+    found, code = checks(run)
+    assert (code, found["torch"]["state"], found["modules"]["state"]) == (0, "ok", "ok")
+    assert int(re.findall(r"all (\d+) of", found["modules"]["message"])[0]) > 100
+
+
+@pytest.mark.parametrize(
+    ("code", "broken", "advice"),
+    [
+        ("import os; os.abort()", {"torch", "modules"}, "pip install --force-reinstall torch"),
+        ("print('[\"2.x\", 0]', flush=True); import os; os.abort()", {"modules"}, doctor._REINSTALL),
+        ("print('[\"2.x\", 0]'); print('[9, [\"fxtrace.x: no module y\"]]')", {"modules"}, doctor._REINSTALL),
+    ],
+    ids=["PyTorch aborts", "a module aborts", "a module cannot be imported"],
+)
+def test_what_cannot_be_imported_is_broken(
+    monkeypatch: pytest.MonkeyPatch, run: Run, code: str, broken: set[str], advice: str
+) -> None:
+    monkeypatch.setattr(doctor, "_IMPORTS", code)
+    found, exit_code = checks(run)
+    assert exit_code == 1
+    assert {name for name, check in found.items() if check["state"] == "broken"} == broken
+    assert {found[name]["advice"] for name in broken} == {advice}
 
 
 def test_what_is_broken_is_told_with_what_to_do(run: Run, tmp_path: Path) -> None:
@@ -63,15 +82,14 @@ def test_what_is_broken_is_told_with_what_to_do(run: Run, tmp_path: Path) -> Non
     file.write_bytes(data)
     found, code = checks(run)
     assert (code, found["traces"]["state"]) == (1, "broken")
-    assert trace.id in found["traces"]["found"]
+    assert trace.id in found["traces"]["message"]
     (tmp_path / "file").write_text("in the way")
     found, code = checks(run, "--store", tmp_path / "file" / "store")
     assert (code, found["store"]["state"]) == (1, "broken")
 
 
 def test_what_is_not_installed_is_no_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = doctor._is_there
-    monkeypatch.setattr(doctor, "_is_there", lambda module: module != "transformers" and there(module))
+    monkeypatch.setitem(sys.modules, "transformers", None)  # as Python marks a module that cannot be imported
     found, code = checks(run)
     assert (code, found["hf"]["state"], found["hf"]["advice"]) == (0, "absent", "pip install 'fxtrace[hf]'")
 
@@ -79,7 +97,7 @@ def test_what_is_not_installed_is_no_fault(run: Run, monkeypatch: pytest.MonkeyP
 def test_every_extra_is_looked_at() -> None:
     project = tomllib.loads((Path(fxtrace.__file__).parents[1] / "pyproject.toml").read_text())
     extras = set(project["project"]["optional-dependencies"])
-    assert {*doctor.EXTRAS, "torch", "images"} == extras - {"dev", "coverage"}
+    assert {*EXTRAS} == extras - {"all", "dev", "coverage"}
 
 
 def test_a_server_with_tls_and_keys(run: Run, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,10 +111,10 @@ def test_a_server_with_tls_and_keys(run: Run, served: Served, tmp_path: Path, mo
     with serving(served.engine, "localhost:0", settings=settings) as address:
         found, code = checks(run, "--server", address, "--ca", ca)
         assert code == 0
-        assert found["server"]["found"] == f"answers at {address}, encrypted"
-        assert found["certificate"]["found"].endswith("UTC, 39 days")
-        assert (found["health"]["found"], found["version"]["found"]) == ("serving", fxtrace.__version__)
-        assert found["key"]["found"] == f"{key.split('_')[1]}, may read"
+        assert found["server"]["message"] == f"answers at {address}, encrypted"
+        assert found["certificate"]["message"].endswith("UTC, 39 days")
+        assert (found["health"]["message"], found["version"]["message"]) == ("serving", fxtrace.__version__)
+        assert found["key"]["message"] == f"{key.split('_')[1]}, may read"
         assert run("traces", "--server", address, "--ca", ca, "--json").exit_code == 0
         refused = run("delete", served.reference.id, "--server", address, "--ca", ca, "--json")
         assert json.loads(refused.stderr)["reason"] == "PERMISSION_DENIED"
@@ -109,14 +127,14 @@ def test_a_server_with_tls_and_keys(run: Run, served: Served, tmp_path: Path, mo
         assert (code, found["certificate"]["advice"]) == (1, "renew it")
         found, code = checks(run, "--server", address, "--tls")
         assert code == 1
-        assert "the server's certificate is not accepted" in found["server"]["found"]
+        assert "the server's certificate is not accepted" in found["server"]["message"]
 
 
 def test_a_server_of_another_version(run: Run, served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "__version__", "9.9.9")
     found, code = checks(run, "--server", served.address)
-    assert (code, found["version"]["found"]) == (1, f"the server runs {fxtrace.__version__}, this is 9.9.9")
-    assert found["key"]["found"] == "none wanted; may read and write"
+    assert (code, found["version"]["message"]) == (1, f"the server runs {fxtrace.__version__}, this is 9.9.9")
+    assert found["key"]["message"] == "none wanted; may read and write"
 
 
 def test_no_server(run: Run) -> None:

@@ -59,7 +59,7 @@ def test_gc_and_pins(run: Run, folder: Path) -> None:
     assert not (folder / "tensors" / "left.tmp").exists()
     collected = json.loads(run("store", "gc", "--quota", f"{2 * one + 100}B", "--json").stdout)
     assert collected["evicted"] == [trace_id(10)]
-    assert run("store", "gc", "--quota", "1KB").stdout.startswith("removed 1 traces")
+    assert run("store", "gc", "--quota", "1KB").stdout.startswith("removed 1 trace,")
     assert [each["trace"]["id"] for each in json.loads(run("store", "ls", "--json").stdout)] == [trace_id(5)]
 
 

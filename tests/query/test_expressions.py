@@ -226,4 +226,4 @@ def test_without_cel_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(DependencyMissing, match=r"pip install 'fxtrace\[query\]'") as e:
         names("rank == 4")
     assert isinstance(e.value, FxtraceError)
-    assert e.value.metadata == {"package": "cel-expr-python"}
+    assert e.value.metadata == {"package": "cel_expr_python"}

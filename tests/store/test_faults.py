@@ -198,7 +198,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "index.sqlite3") as connection:
         connection.execute("UPDATE schema_version SET version = 99")
     connection.close()
-    with pytest.raises(StoreDamaged, match=r"has schema 99, this fxtrace reads schema 2\. Update fxtrace"):
+    with pytest.raises(StoreDamaged, match=r"has schema 99, this fxtrace reads schema 3\. Update fxtrace"):
         Store(tmp_path)
 
 

@@ -15,8 +15,10 @@ import safetensors.numpy
 from fxtrace import wire
 from fxtrace.errors import StoreDamaged
 from fxtrace.store import Store
+from fxtrace.store.quick import QuickStore
+from fxtrace.store.row import Origin
 from fxtrace.v1 import trace_service_pb2
-from tests.store.traces import SNAPSHOTS, check_whole, files_of, make_graph, make_tensors, make_trace, trace_id
+from tests.store.traces import SNAPSHOTS, check_whole, files_of, make_graph, make_tensors, make_trace, put, trace_id
 
 
 def write_schema_1(folder: Path, numbers: range) -> None:
@@ -120,3 +122,22 @@ def test_killed_on_the_way(tmp_path: Path, step: int) -> None:
     store = Store(tmp_path)
     check_migrated(store, range(1, 5))
     store.close()
+
+
+def test_schema_2_is_given_what_it_lacks_and_keeps_the_rest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    put(store, 1)
+    store.close()
+    with sqlite3.connect(tmp_path / "index.sqlite3") as connection:
+        connection.executescript("DROP TABLE origins; UPDATE schema_version SET version = 2;")
+    for kind in (QuickStore, Store):
+        again = kind(tmp_path)
+        check_whole(again, 1)
+        assert again.latest() == trace_id(1)
+        assert again.origin(trace_id=trace_id(1)) is None
+        again.close()
+    again = Store(tmp_path)
+    origin = Origin("d" * 64, trace_id(1), "/models/mine.py", "m", 1.0)
+    again.note_origin(origin)
+    assert again.origin(digest="d" * 64) == again.origin(trace_id=trace_id(1)) == origin
+    again.close()

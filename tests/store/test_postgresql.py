@@ -15,8 +15,9 @@ from fxtrace.errors import FxtraceError, StoreDamaged, TraceNotFound, Unmet
 from fxtrace.service.engine import Engine
 from fxtrace.service.server import serving
 from fxtrace.store import Store
-from fxtrace.store.faults import DiskFull, reported
+from fxtrace.store.faults import DiskFull
 from fxtrace.store.place import parse_place
+from fxtrace.store.refusals import reported_of_index
 from tests.store.conftest import NewPlace, PostgreSQL
 from tests.store.traces import check_whole, put, trace_id
 
@@ -175,7 +176,7 @@ def test_what_is_damage_and_what_is_not(store: Store, statement: str, kind: type
     with store._index._engine.connect() as connection:
         for each in ("CREATE ROLE guest", "SET ROLE guest", "SET TRANSACTION READ ONLY"):
             connection.exec_driver_sql(each)
-        with pytest.raises(FxtraceError) as told, reported():
+        with pytest.raises(FxtraceError) as told, reported_of_index():
             connection.exec_driver_sql(statement)
     assert type(told.value) is kind
     assert "index.sqlite3" not in told.value.message
@@ -184,7 +185,7 @@ def test_what_is_damage_and_what_is_not(store: Store, statement: str, kind: type
 def test_a_full_disk_is_told_as_such() -> None:
     from sqlalchemy.exc import OperationalError
 
-    with pytest.raises(DiskFull, match="No space left"), reported():
+    with pytest.raises(DiskFull, match="No space left"), reported_of_index():
         raise OperationalError("INSERT", {}, psycopg.errors.DiskFull("could not extend file: No space left on device"))
 
 

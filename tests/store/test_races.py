@@ -11,7 +11,7 @@ from fxtrace.dims import Formulas
 from fxtrace.errors import StoreDamaged, TraceNotFound, Unmet
 from fxtrace.store import Store
 from fxtrace.store.blobs import Blobs, Source
-from fxtrace.store.index import Row
+from fxtrace.store.row import Row
 from tests.store.traces import check_whole, make_tensors, put, trace_id
 
 
@@ -36,7 +36,7 @@ class Interrupted:
 
 def interrupt(store: Store, method: str, first: Callable[[], object]) -> None:
     blobs: object = Interrupted(store._blobs, method, first)
-    store._blobs = store._files._blobs = blobs  # type: ignore[assignment]
+    store._blobs = blobs  # type: ignore[assignment]
 
 
 def copy_of(store: Store, number: int) -> str:
