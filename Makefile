@@ -3,22 +3,24 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+DEMO_READY := $(VENV)/.demo-ready
 NODE_READY := examples/node/node_modules/.ready
 BUF_READY := $(VENV)/buf/.ready
 
 .PHONY: demo test lint types stubs stubs-check pytest bench coverage goldens clean
 
-demo: $(READY)
+demo: $(DEMO_READY)
 	$(BIN)/fxtrace demo --out out
 
 test: lint types stubs-check pytest
 
-# One install, redone only when what is installed changes.
+# One environment: the demo installs what it needs, everything else adds the rest. An install is redone only when what is
+# installed changes, and two at once wait for each other.
+$(DEMO_READY): pyproject.toml constraints.txt
+	@$(PYTHON) .ci/install server,images $@
+
 $(READY): pyproject.toml constraints.txt
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	touch $(READY)
+	@$(PYTHON) .ci/install dev $@ $(DEMO_READY)
 
 lint: $(READY)
 	$(BIN)/ruff check .

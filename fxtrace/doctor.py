@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
 import ssl
@@ -12,12 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from importlib.metadata import PackageNotFoundError, requires, version
-from importlib.util import find_spec
+from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import fxtrace
 from fxtrace import __version__
-from fxtrace.errors import FxtraceError, Unauthenticated
+from fxtrace.errors import DependencyMissing, FxtraceError, Unauthenticated
+from fxtrace.extras import EXTRAS, absent_packages, is_installed
 
 if TYPE_CHECKING:
     from fxtrace.client import Client
@@ -25,25 +28,30 @@ if TYPE_CHECKING:
 
 State = Literal["ok", "absent", "broken"]
 
-# What each extra is for, and the packages it brings that are imported.
-EXTRAS = {
-    "server": ("running a server", ("grpc_health", "grpc_reflection", "pydantic_settings")),
-    "query": ("conditions in queries", ("cel_expr_python",)),
-    "hf": ("models of transformers", ("transformers",)),
-    "postgres": ("a store's index in PostgreSQL", ("psycopg",)),
-    "s3": ("a store's files in S3", ("obstore",)),
-    "metrics": ("metrics for Prometheus", ("prometheus_client",)),
-    "otel": ("spans of OpenTelemetry", ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")),
-    "tables": ("Parquet files of sweeps", ("pyarrow",)),
-    "plots": ("plots of sweeps", ("matplotlib",)),
-}
-
-_TORCH = """
-import json, torch
-assert torch.ones(2).sum().item() == 2
-print(json.dumps([torch.__version__, torch.cuda.device_count()]))
+# Run in a process of its own, which a broken PyTorch may end. It prints a line about PyTorch where that is wanted, and
+# one about fxtrace's modules: how many there are, and which cannot be imported though what they need is installed.
+_IMPORTS = """
+import importlib, json, pkgutil, sys
+if sys.argv[1:]:
+    import torch
+    assert torch.ones(2).sum().item() == 2
+    print(json.dumps([torch.__version__, torch.cuda.device_count()]), flush=True)
+import fxtrace
+from fxtrace.errors import DependencyMissing
+names = [m.name for m in pkgutil.walk_packages(fxtrace.__path__, "fxtrace.", onerror=lambda _: None)]
+names = [name for name in names if not name.endswith("__main__") and not name.startswith("fxtrace.reference")]
+problems = []
+for name in names:
+    try:
+        importlib.import_module(name)
+    except DependencyMissing:
+        pass
+    except Exception as error:
+        problems.append(f"{name}: {error}")
+print(json.dumps([len(names), problems]))
 """
-_TORCH_SECONDS = 300
+_IMPORT_SECONDS = 300
+_REINSTALL = "pip install --force-reinstall --no-deps fxtrace"
 _QUICK_BYTES = 64 << 20  # of traces that are verified
 _LITTLE_DISK = 1 << 30
 _SHORT = timedelta(days=7)
@@ -51,34 +59,38 @@ _SHORT = timedelta(days=7)
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, how it is, what was found, and what to do about it.
+    """What was looked at, how it is, what it says, and what to do about it.
 
     `absent` is what need not be there.
     """
 
     name: str
     state: State
-    found: str
+    message: str
     advice: str = ""
 
 
 def check_installation(place: str | None) -> Iterator[Check]:
-    """Checks Python, packages, pictures and a store.
+    """Checks fxtrace itself, Python, packages, extras, pictures and a store.
 
     Args:
         place: the store's; by default `fxtrace.store.default_place()`.
     """
-    yield Check("fxtrace", "ok", f"{__version__} with Python {sys.version.split()[0]}")
-    yield _packages()
-    yield _torch()
-    for extra, (what, modules) in EXTRAS.items():
-        missing = [module for module in modules if not _is_there(module)]
-        if missing:
-            yield Check(extra, "absent", f"no {what}", f"pip install 'fxtrace[{extra}]'")
-        else:
-            yield Check(extra, "ok", what)
-    yield _pictures()
-    yield from _store(place)
+    with _Imports(torch=is_installed("torch")) as imports:  # the slowest, so it is begun first
+        yield Check(
+            "fxtrace", "ok", f"{__version__} in {Path(fxtrace.__file__).parent}, Python {sys.version.split()[0]}"
+        )
+        yield _files()
+        packages = _packages()
+        yield packages
+        pictures = _pictures()
+        torch, modules = imports.checks()
+    yield modules
+    yield torch
+    yield from (_extra(name) for name in EXTRAS if name not in ("torch", "images"))
+    yield pictures
+    if packages.state == modules.state == "ok":
+        yield from _store(place)
 
 
 def check_server(address: str, tls: Tls | None, connect: Callable[[], Client[Any]]) -> Iterator[Check]:
@@ -111,48 +123,119 @@ def check_server(address: str, tls: Tls | None, connect: Callable[[], Client[Any
         if server.version == __version__:
             yield Check("version", "ok", server.version)
         else:
-            found = f"the server runs {server.version}, this is {__version__}"
-            yield Check("version", "broken", found, f"pip install 'fxtrace=={server.version}', or update the server")
+            message = f"the server runs {server.version}, this is {__version__}"
+            yield Check("version", "broken", message, f"pip install 'fxtrace=={server.version}', or update the server")
         whose = f"{server.key_id}, " if server.key_id else "none wanted; "
         yield Check("key", "ok", f"{whose}may {'read and write' if server.scope == 'write' else 'read'}")
 
 
+def _files() -> Check:
+    """Whether every file of the package is as it was installed. A checkout has no list of its files."""
+    distribution = _distribution()
+    if distribution is None:
+        return Check("files", "ok", f"used from the checkout {Path(fxtrace.__file__).parents[1]}")
+    files = distribution.files or []
+    damaged = [file for file in files if file.size is not None and not _is_whole(Path(str(file.locate())), file.size)]
+    if damaged:
+        message = f"{len(damaged)} of {len(files)} are missing or changed, such as {damaged[0]}"
+        return Check("files", "broken", message, _REINSTALL)
+    return Check("files", "ok", f"all {len(files)} are as they were installed")
+
+
+def _distribution() -> Distribution | None:
+    """The installed distribution that this very package is of; None for a checkout."""
+    for found in distributions(name="fxtrace"):
+        installed = Path(str(found.locate_file("fxtrace/__init__.py")))
+        if found.read_text("RECORD") and installed.is_file() and installed.samefile(fxtrace.__file__):
+            return found
+    return None
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    return path.is_file() and path.stat().st_size == size
+
+
 def _packages() -> Check:
-    """Whether what fxtrace always needs is installed."""
-    needed = [line for line in requires("fxtrace") or () if "extra ==" not in line]
-    names = [line.replace(">", " ").replace("=", " ").replace("<", " ").replace(";", " ").split()[0] for line in needed]
-    missing = [name for name in names if not _installed(name)]
+    """Whether the packages that fxtrace always needs are installed."""
+    lines = next((found.requires or [] for found in distributions(name="fxtrace")), [])
+    names = [re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line]
+    missing = [name for name in names if not _is_installed_distribution(name)]
     if missing:
-        return Check("packages", "broken", f"missing: {', '.join(missing)}", "pip install --force-reinstall fxtrace")
-    return Check("packages", "ok", f"all {len(names)} are there")
+        return Check("packages", "broken", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
+    if not names:
+        return Check(
+            "packages", "broken", "fxtrace is not installed, only imported", "pip install -e . in its checkout"
+        )
+    return Check("packages", "ok", f"all {len(names)} that fxtrace always needs are installed")
 
 
-def _torch() -> Check:
-    if not _is_there("torch"):
-        return Check("torch", "absent", "no captures in this process", "pip install 'fxtrace[torch]'")
-    command = [sys.executable, "-c", _TORCH]  # a broken one may end its process
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TORCH_SECONDS, check=True)
-        number, devices = json.loads(done.stdout)
-    except (subprocess.SubprocessError, ValueError) as error:
-        said = str(getattr(error, "stderr", "") or error).strip().rpartition("\n")[2]
+class _Imports:
+    """Imports PyTorch and all of fxtrace in a process that runs meanwhile."""
+
+    def __init__(self, *, torch: bool) -> None:
+        self._torch = torch
+        command = [sys.executable, "-P", "-c", _IMPORTS, *(["torch"] if torch else [])]
+        self._process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> _Imports:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+    def checks(self) -> tuple[Check, Check]:
+        """Returns how PyTorch is, and how fxtrace's modules are."""
+        try:
+            output, errors = self._process.communicate(timeout=_IMPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+            output, errors = "", f"no answer within {_IMPORT_SECONDS} s"
+        said = errors.strip().rpartition("\n")[2] or f"the process ended with code {self._process.returncode}"
+        lines = [json.loads(line) for line in output.splitlines() if line.startswith("[")]
+        torch = _torch(lines.pop(0) if lines else None, said) if self._torch else _extra("torch")
+        return torch, _modules(lines[0] if lines else None, said, torch)
+
+
+def _torch(answer: list[Any] | None, said: str) -> Check:
+    if answer is None:
         return Check("torch", "broken", f"cannot be used: {said}", "pip install --force-reinstall torch")
-    return Check("torch", "ok", f"{number}, {devices} GPUs" if devices else number)
+    number, devices = answer
+    return Check("torch", "ok", f"{EXTRAS['torch'].gives}: {number}" + (f", {devices} GPUs" if devices else ""))
+
+
+def _modules(answer: list[Any] | None, said: str, torch: Check) -> Check:
+    if answer is None:
+        if torch.state == "broken":
+            return Check("modules", "broken", "not tried, for PyTorch cannot be used", torch.advice)
+        return Check("modules", "broken", f"importing them ended the process: {said}", _REINSTALL)
+    count, problems = answer
+    if problems:
+        return Check("modules", "broken", f"{len(problems)} of {count} cannot be imported: {problems[0]}", _REINSTALL)
+    return Check("modules", "ok", f"all {count} of fxtrace can be imported")
+
+
+def _extra(name: str) -> Check:
+    """Whether an extra is installed."""
+    absent = absent_packages(name)
+    if absent:
+        message = f"not installed: {EXTRAS[name].gives} (needs {', '.join(absent)})"
+        return Check(name, "absent", message, f"pip install 'fxtrace[{name}]'")
+    return Check(name, "ok", EXTRAS[name].gives)
 
 
 def _pictures() -> Check:
-    from fxtrace.errors import DependencyMissing
-    from fxtrace.render import to_image
+    from fxtrace.render import find_graphviz, to_image
 
-    by = "dot" if shutil.which("dot") else "pygraphviz"
+    try:
+        by = "dot on PATH" if len(find_graphviz()) == 1 else "the bundled Graphviz"
+    except DependencyMissing:
+        return _extra("images")
     try:
         for image_format in ("svg", "png", "pdf"):
             to_image('digraph { graph [fontname="Arimo"]; a [label="×" fontname="Arimo"]; a -> b }', image_format, 60)
-    except DependencyMissing:
-        return Check("images", "absent", "DOT text only", "pip install 'fxtrace[images]'")
     except (FxtraceError, OSError) as error:
         return Check("images", "broken", f"{by} fails: {error}", "pip install --force-reinstall 'fxtrace[images]'")
-    return Check("images", "ok", f"SVG, PNG and PDF by {by}, in the font that fxtrace brings along")
+    return Check("images", "ok", f"{EXTRAS['images'].gives}, by {by}, in fxtrace's own font")
 
 
 def _store(place: str | None) -> Iterator[Check]:
@@ -174,22 +257,22 @@ def _store(place: str | None) -> Iterator[Check]:
     except FxtraceError as error:
         yield Check("store", "broken", error.message)
         return
-    yield Check("store", "ok", f"{shown}, writable, {len(kept)} traces")
+    yield Check("store", "ok", f"{shown}, writable, traces: {len(kept)}")
     if problems:
-        yield Check("traces", "broken", next(iter(problems.values())), "fxtrace store verify tells of all")
-    else:
-        yield Check("traces", "ok", f"the latest {len(chosen)} are as they were written")
+        yield Check("traces", "broken", next(iter(problems.values())), "fxtrace store verify lists all")
+    elif kept:
+        yield Check("traces", "ok", f"as they were written: the latest {len(chosen)} of {len(kept)}")
     if "://" not in place:
         free = shutil.disk_usage(place).free
-        found = f"{free / (1 << 30):.1f} GiB free"
+        message = f"{free / (1 << 30):.1f} GiB free"
         if free < _LITTLE_DISK:
-            yield Check("disk", "broken", found, "make room, or fxtrace store gc --quota SIZE")
+            yield Check("disk", "broken", message, "make room, or fxtrace store gc --quota SIZE")
         else:
-            yield Check("disk", "ok", found)
+            yield Check("disk", "ok", message)
 
 
 def _certificate(address: str, tls: Tls) -> Check:
-    """Until when the server's certificate is valid; that it is, gRPC has found."""
+    """Until when the server's certificate is valid; that it is valid now, gRPC has checked."""
     host, _, port = address.rpartition(":")
     context = ssl.create_default_context(cafile=str(tls.ca) if tls.ca else None)
     context.set_alpn_protocols(["h2"])
@@ -208,18 +291,11 @@ def _certificate(address: str, tls: Tls) -> Check:
             "certificate", "broken", f"cannot be read: {error}", "openssl s_client -alpn h2 -connect " + address
         )
     left = until - datetime.now(UTC)
-    found = f"valid until {until:%Y-%m-%d %H:%M} UTC, {left.days} days"
-    return Check("certificate", "broken" if left < _SHORT else "ok", found, "renew it" if left < _SHORT else "")
+    message = f"valid until {until:%Y-%m-%d %H:%M} UTC, {left.days} days"
+    return Check("certificate", "broken" if left < _SHORT else "ok", message, "renew it" if left < _SHORT else "")
 
 
-def _is_there(module: str) -> bool:
-    try:
-        return find_spec(module) is not None
-    except ImportError:
-        return False
-
-
-def _installed(name: str) -> bool:
+def _is_installed_distribution(name: str) -> bool:
     try:
         return bool(version(name))
     except PackageNotFoundError:

@@ -9,11 +9,13 @@ from functools import cache, lru_cache
 from types import NoneType
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor, fx, nn
-from torch.fx.node import map_arg
-
+from fxtrace.extras import needed_for
 from fxtrace.graph import TensorSpec, Value, tensor_name
+
+with needed_for("propagating shapes"):
+    import torch
+    from torch import Tensor, fx, nn
+    from torch.fx.node import map_arg
 
 Sink = Callable[[str, Tensor], None]
 """Takes a tensor's name and the live tensor. What is kept must be copied: a later in-place op may change it."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 from numpy.typing import NDArray
 
 from fxtrace.dtypes import DTYPES, dtype_name
@@ -54,6 +53,8 @@ def write_tensors(path: Path, tensors: Mapping[str, NDArray[Any]], metadata: Map
         name: array if dtype_name(array.dtype) in storable else array.reshape(-1).view(np.uint8)
         for name, array in ((name, np.asarray(tensor, order="C")) for name, tensor in tensors.items())
     }
+    import safetensors.numpy  # to read takes none of it
+
     try:
         safetensors.numpy.save_file(arrays, path, dict(metadata))
     except safetensors.SafetensorError as error:  # its word for an OSError

@@ -81,9 +81,12 @@ def load(place: str | Path = "latest", trace: str = "latest") -> Trace:
     if not path.exists() and re.fullmatch(r"latest|[0-9a-f]{1,32}", text):
         return Engine.open().load(text)
     if "://" not in text and not is_store(path):
+        what = (
+            "a folder without a store" if path.is_dir() else "a file of another kind" if path.exists() else "not there"
+        )
         raise OptionInvalid(
-            f"expected a trace's file (.safetensors), a store's folder or URL, or a trace's id; got '{text}', which is "
-            f"{'a folder without a store' if path.is_dir() else 'a file of another kind' if path.exists() else 'not there'}",
+            "expected a trace's file (.safetensors), a store's folder or URL, or a trace's id; "
+            f"got '{text}', which is {what}",
             field="place",
             place=text,
         )

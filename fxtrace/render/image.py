@@ -1,8 +1,11 @@
-"""Images of DOT text, by a Graphviz in a process of its own: `dot` on PATH, else the one in pygraphviz's wheels."""
+"""Images of DOT text, by a Graphviz in a process of its own.
+
+It is the one in pygraphviz's wheels, so that a picture is the same on every machine; where that is not installed, `dot`
+on PATH.
+"""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import shutil
@@ -12,6 +15,7 @@ import tempfile
 from base64 import b64encode
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from math import sqrt
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -25,6 +29,7 @@ from fxtrace.errors import (
     TimeLimit,
     unknown,
 )
+from fxtrace.extras import is_installed
 from fxtrace.ir.trace import IMAGE_FORMATS, ImageFormat
 
 DPI = 144
@@ -42,12 +47,12 @@ _FONTS = Path(__file__).parent / "fonts"
 _FONT_CONFIG = """<?xml version="1.0"?>
 <!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 <fontconfig>
-  <dir>{fonts}</dir>
+  <dir>{folder}</dir>
   <dir>/usr/share/fonts</dir>
   <dir>/usr/local/share/fonts</dir>
   <dir prefix="xdg">fonts</dir>
   <cachedir prefix="xdg">fontconfig</cachedir>
-  <cachedir>{cache}</cachedir>
+  <cachedir>{folder}</cachedir>
   <match target="font"><edit name="hinting" mode="assign"><bool>false</bool></edit></match>
   <alias binding="same"><family>sans-serif</family><prefer><family>Arimo</family></prefer></alias>
 </fontconfig>
@@ -65,7 +70,7 @@ def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> byt
     Raises:
         OptionInvalid: an unknown format.
         InvalidRequest: the text is not DOT.
-        DependencyMissing: neither `dot` nor pygraphviz is installed.
+        DependencyMissing: neither pygraphviz nor `dot` is installed.
         TimeLimit: the layout takes longer than that.
         MemoryLimit: it takes more memory than there is.
         InternalError: Graphviz failed.
@@ -74,10 +79,12 @@ def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> byt
         raise OptionInvalid(unknown("image format", format, IMAGE_FORMATS), field="format", format=format)
     if format == "dot":
         return dot.encode()
-    command = _command()
+    command = find_graphviz()
     with tempfile.TemporaryDirectory(prefix="fxtrace-") as folder:
+        for font in _FONTS.glob("*.ttf"):
+            shutil.copy(font, folder)  # fontconfig writes a `.uuid` beside the fonts that it reads
         config = Path(folder, "fonts.conf")
-        config.write_text(_FONT_CONFIG.format(fonts=escape(str(_FONTS)), cache=escape(folder)), encoding="utf-8")
+        config.write_text(_FONT_CONFIG.format(folder=escape(folder)), encoding="utf-8")
         environment = {**os.environ, "FONTCONFIG_FILE": str(config)}
         if format == "svg":
             return _with_font(_run(command, ("dot", "svg", "72"), dot.encode(), environment, seconds))
@@ -88,18 +95,30 @@ def to_image(dot: str, format: ImageFormat, seconds: float | None = None) -> byt
         return _run(command, ("nop2", "png", f"{_resolution(laid_out):.0f}"), laid_out, environment, seconds)
 
 
-def _command() -> list[str]:
-    """The program to run, before its engine, format and resolution."""
+def find_graphviz() -> list[str]:
+    """Returns the command that runs Graphviz, before its engine, format and resolution.
+
+    Raises:
+        DependencyMissing: neither pygraphviz nor `dot` is installed.
+    """
+    if _is_bundled():
+        return [sys.executable, "-P", str(Path(__file__).with_name("bundled.py"))]
     if dot := shutil.which("dot"):
         return [dot]
-    if importlib.util.find_spec("pygraphviz") is None:
-        raise DependencyMissing(
-            "drawing an image needs Graphviz: expected `dot` on PATH or the pygraphviz package, found neither; "
-            "install one with pip install 'fxtrace[images]', or ask for format 'dot', which needs neither",
-            field="format",
-            package="pygraphviz",
-        )
-    return [sys.executable, "-P", str(Path(__file__).with_name("bundled.py"))]
+    raise DependencyMissing(
+        "Graphviz is needed for pictures and is not installed (format 'dot' needs none); install it with: "
+        "pip install 'fxtrace[images]'",
+        field="format",
+        package="pygraphviz",
+    )
+
+
+def _is_bundled() -> bool:
+    """Whether pygraphviz is there and brings Graphviz along, which its first versions did not."""
+    try:
+        return is_installed("pygraphviz") and int(version("pygraphviz").partition(".")[0]) >= 2
+    except (PackageNotFoundError, ValueError):
+        return False
 
 
 def _run(

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from functools import partial
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from fxtrace.extras import needed_for
 from fxtrace.graph import Check, Node, Ref
 from fxtrace.roles.experts import Mixture
 from fxtrace.roles.identities import Unavailable, Values, compare, weight_and_bias
 from fxtrace.roles.products import product_operands
 from fxtrace.roles.router import name_of
+
+with needed_for("checking identities"):
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
 
 
 def probabilities(value: Values, mixture: Mixture) -> Check:

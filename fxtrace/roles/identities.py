@@ -11,15 +11,17 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
+from fxtrace.extras import needed_for
 from fxtrace.graph import Check, Node, Ref
 from fxtrace.roles.attention import Attention
 from fxtrace.roles.products import Order, product_operands
 from fxtrace.roles.scores import Factor, applies
 from fxtrace.roles.stacks import Head
+
+with needed_for("checking identities"):
+    import torch
+    from torch import Tensor
+    from torch.nn import functional
 
 # Rounding steps of the coarsest dtype involved, at the size of the largest number compared.
 _STEPS = 64

@@ -184,15 +184,18 @@ def test_loading_what_is_no_trace_says_so(name: str, what: str, tmp_path: Path) 
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def read_all(file: Path) -> list[torch.Tensor]:
+    loaded = fxtrace.load(file)
+    return [loaded.read(name) for name in loaded]
+
+
 def test_a_flipped_byte_is_found(tmp_path: Path) -> None:
     file = Path(fxtrace.trace(nn.Linear(4, 2), X).save(tmp_path / "made.safetensors"))
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with pytest.raises(fxtrace.StoreDamaged):
-        loaded = fxtrace.load(file)
-        for name in loaded:
-            loaded.read(name)
+        read_all(file)
 
 
 def test_bad_calls_say_what_was_expected() -> None:

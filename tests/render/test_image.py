@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fxtrace.errors import DependencyMissing, InvalidRequest, OptionInvalid, TimeLimit
+from fxtrace.errors import DependencyMissing, InternalError, InvalidRequest, OptionInvalid, TimeLimit
 from fxtrace.ir.trace import ImageFormat, RenderOptions
 from fxtrace.render import image, to_dot, to_image
 from fxtrace.render.style import FONT
@@ -148,10 +148,13 @@ def test_without_any_graphviz_it_says_what_to_install(monkeypatch: pytest.Monkey
     assert to_image("digraph {}", "dot") == b"digraph {}"
 
 
-def test_dot_on_path_comes_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_dot_on_path_draws_only_where_no_graphviz_is_bundled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     program = tmp_path / "dot"
     program.write_text('#!/bin/sh\necho "$@" >&2\nexit 3\n', encoding="utf-8")
     program.chmod(0o755)
+    before = to_image("digraph { a -> b }", "svg")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    with pytest.raises(Exception, match="exit code 3: -Kdot -Tsvg -Gdpi=72"):
+    assert to_image("digraph { a -> b }", "svg") == before
+    monkeypatch.setitem(sys.modules, "pygraphviz", None)
+    with pytest.raises(InternalError, match="exit code 3: -Kdot -Tsvg -Gdpi=72"):
         to_image("digraph {}", "svg")
