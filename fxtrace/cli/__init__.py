@@ -42,66 +42,56 @@ _HERE = "typer.core:TyperCommand"
 
 COMMANDS = {
     "models": Entry("models:models", "List the models on offer, or show one's configuration."),
-    "trace": Entry("trace:trace", "Trace a model, or find the trace that such a request made before."),
+    "trace": Entry("trace:trace", "Trace a model, or give back the trace made of it before."),
     "traces": Entry("trace:traces", "List the traces, newest first.", _READS),
     "delete": Entry("trace:delete", "Remove a trace and its tensors.", _READS),
     "snapshots": Entry(
         "look:snapshots",
-        "List the numbered snapshots that a trace has: title, role, shape, node, and the identities that held.",
+        "List the numbered snapshots that a trace has.",
         _READS,
     ),
     "explain": Entry(
         "look:explain",
-        "Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape.",
+        "Explain a snapshot, a tensor, a block or a named size.",
         _READS,
     ),
-    "graph": Entry("look:graph", "List the nodes of the labelled graph; with --json, the whole of it.", _READS),
-    "query": Entry(
-        "query:query", "Find nodes, or paths between them. A NODE is given by its name or by a role's.", _READS
-    ),
+    "graph": Entry("look:graph", "List the nodes of the labelled graph.", _READS),
+    "query": Entry("query:query", "Find nodes, or paths between them.", _READS),
     "tensor": Entry("look:tensor", "Print a tensor's numbers, or write them to a file.", _READS),
     "formulas": Entry(
         "diff:formulas",
-        "Say which configuration fields each size is made of, found by trying others; kept with the trace.",
+        "Say which configuration fields every size is made of.",
     ),
     "render": Entry("render:render", "Draw the graph.", _READS),
     "export": Entry(
         "export:export",
-        "Write a trace for another tool: networkx, Graphviz, Model Explorer, pandas, NumPy, safetensors.",
+        "Write a trace for another tool, by the file's ending.",
         _READS,
     ),
     "diff": Entry(
         "diff:diff",
-        "Compare two traces or models: what changed, and which configuration fields explain each size.",
+        "Compare two traces or models: what changed, and why.",
     ),
     "sweep": Entry(
         "sweep:sweep",
-        "Say what shapes, parameters, activation bytes and FLOPs come to over a grid of configurations.",
+        "Count parameters, bytes and FLOPs over configurations.",
     ),
     "doctor": Entry(
         "doctor:doctor",
-        "Check this installation and its store, and a server; the exit code is 1 if something is broken.",
+        "Check this installation and its store, or a server.",
     ),
     "lock": Entry(
         "lock:lock",
-        "Write what every input, role, output and parameter of a model is made of: dtypes, and sizes as formulas.",
+        "Write what every tensor of a model is made of to a file.",
         _HERE,
     ),
-    "check": Entry(
-        "lock:check", "Tell what moved since lockfiles were written. Exits with 1 where something did.", _HERE
-    ),
-    "demo": Entry(
-        "demo:demo", "Trace the reference model through a server, check its 43 snapshots, and draw it.", _HERE
-    ),
-    "serve": Entry(
-        "serve:serve", "Serve the traces of a folder over gRPC, until Ctrl-C or SIGTERM.", "serve:ServeCommand"
-    ),
-    "keys": Entry(
-        "keys:keys", "Make, list and revoke the keys of a server's callers. A running server takes notice at once."
-    ),
+    "check": Entry("lock:check", "Say what moved since lockfiles were written.", _HERE),
+    "demo": Entry("demo:demo", "Trace the reference model through a server, and check it.", _HERE),
+    "serve": Entry("serve:serve", "Serve the traces of a folder over gRPC.", "serve:ServeCommand"),
+    "keys": Entry("keys:keys", "Make, list and revoke the keys of a server's callers."),
     "store": Entry(
         "store:store_app",
-        "Look after the traces that are kept: how much room they take, whether they are whole, which stay.",
+        "Look after the traces that are kept.",
     ),
 }
 
@@ -121,7 +111,7 @@ class LazyCommands(Commands):
         if entry is None:
             return None
         if self._listing:
-            return TyperCommand(cmd_name, help=entry.help)
+            return TyperCommand(cmd_name, help=entry.help, rich_markup_mode=None)
         if cmd_name not in self.commands:
             self.commands[cmd_name] = load(cmd_name, entry)
         return self.commands[cmd_name]
@@ -158,7 +148,7 @@ def load(name: str, entry: Entry) -> TyperCommand | TyperGroup:
     if isinstance(made, typer.Typer):
         loaded = typer.main.get_group(made)
     else:
-        alone = typer.Typer(add_completion=False)
+        alone = typer.Typer(add_completion=False, rich_markup_mode=None)
         alone.command(name, cls=_imported(entry.cls))(made)
         loaded = cast(TyperCommand, typer.main.get_command(alone))
     return loaded
@@ -176,6 +166,7 @@ app = typer.Typer(
     cls=LazyCommands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # rich takes longer to import than everything else that help needs
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 

@@ -35,7 +35,10 @@ def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures and the graph go.")] = Path("out"),
     as_json: Json = False,
 ) -> None:
-    """Trace the reference model through a server, check its 43 snapshots, and draw it."""
+    """Trace the reference model through a server, and check it.
+
+    Its 43 snapshots are compared with the known shapes and values, and it is drawn.
+    """
     from fxtrace.cli.known import compare, load_known
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.steps import program

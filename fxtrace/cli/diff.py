@@ -26,7 +26,10 @@ def formulas(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Say which configuration fields each size is made of, found by trying others; kept with the trace."""
+    """Say which configuration fields every size is made of.
+
+    Found by trying other configurations, and kept with the trace.
+    """
     from fxtrace.cli.changes import formula_tables
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.steps import next_step
@@ -83,7 +86,10 @@ def diff(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Compare two traces or models: what changed, and which configuration fields explain each size."""
+    """Compare two traces or models: what changed, and why.
+
+    Every size that changed is explained by the configuration fields that changed it.
+    """
     from fxtrace.cli.changes import diff_tables
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.steps import next_step

@@ -13,7 +13,10 @@ _MARKS = {"ok": ("✓", "green"), "absent": ("–", "yellow"), "broken": ("✗",
 
 
 def doctor(server: Server = None, store: StorePlace = None, as_json: Json = False) -> None:
-    """Check this installation and its store, and a server; the exit code is 1 if something is broken."""
+    """Check this installation and its store, or a server.
+
+    The exit code is 1 if something is broken.
+    """
     from fxtrace.cli.connection import client_of, tls_options
     from fxtrace.cli.output import echo_json
     from fxtrace.doctor import check_installation, check_server

@@ -54,7 +54,9 @@ def export(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Write a trace for another tool: networkx, Graphviz, Model Explorer, pandas, NumPy, safetensors.
+    """Write a trace for another tool, by the file's ending.
+
+    For networkx, Graphviz, Model Explorer, pandas, NumPy and safetensors.
 
     Example: `fxtrace export weights.npy --tensor decoder.0.cross_attention.weights`
     """

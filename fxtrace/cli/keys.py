@@ -11,8 +11,9 @@ import typer
 from fxtrace.cli.common import Commands, Json
 
 keys = typer.Typer(
+    rich_markup_mode=None,
     name="keys",
-    help="Make, list and revoke the keys of a server's callers. A running server takes notice at once.",
+    help="Make, list and revoke the keys of a server's callers.\n\nA running server takes notice at once.",
     cls=Commands,
     no_args_is_help=True,
 )

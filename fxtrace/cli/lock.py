@@ -19,7 +19,10 @@ def lock(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Write what every input, role, output and parameter of a model is made of: dtypes, and sizes as formulas."""
+    """Write what every tensor of a model is made of to a file.
+
+    The dtypes of inputs, roles, outputs and parameters, and their sizes as formulas.
+    """
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.lock import make_lock, write_lock
 
@@ -37,7 +40,10 @@ def check(
     files: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]...", show_default="shapes.lock")] = None,
     as_json: Json = False,
 ) -> None:
-    """Tell what moved since lockfiles were written. Exits with 1 where something did."""
+    """Say what moved since lockfiles were written.
+
+    The exit code is 1 if something moved.
+    """
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.lock import check_lock
 

@@ -42,7 +42,9 @@ def snapshots(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """List the numbered snapshots that a trace has: title, role, shape, node, and the identities that held.
+    """List the numbered snapshots that a trace has.
+
+    Title, role, shape, node, and the identities that held.
 
     There are 43, each defined by roles of an encoder-decoder transformer. Example: `fxtrace snapshots`
     """
@@ -81,7 +83,9 @@ def explain(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Explain a snapshot, a tensor, a block or a named size: what it is, and why it has its shape.
+    """Explain a snapshot, a tensor, a block or a named size.
+
+    What it is, and why it has its shape.
 
     Example: `fxtrace explain decoder.0.cross_attention.weights`
     """
@@ -119,7 +123,9 @@ def graph(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """List the nodes of the labelled graph; with --json, the whole of it.
+    """List the nodes of the labelled graph.
+
+    With --json, the whole graph.
 
     Example: `fxtrace graph --role decoder.0.cross_attention`
     """

@@ -32,7 +32,9 @@ def query(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Find nodes, or paths between them. A NODE is given by its name or by a role's.
+    """Find nodes, or paths between them.
+
+    A NODE is given by its name or by a role's.
 
     An EXPRESSION such as  kind == "matmul" && shape[-1] == src_len  may name
     name op kind target module module_type file line code inputs users

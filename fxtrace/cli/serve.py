@@ -88,7 +88,10 @@ def serve(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Serve the traces of a folder over gRPC, until Ctrl-C or SIGTERM."""
+    """Serve the traces of a folder over gRPC.
+
+    Until Ctrl-C or SIGTERM.
+    """
     from fxtrace.cli.output import echo_json
     from fxtrace.models import Registry
     from fxtrace.service import server

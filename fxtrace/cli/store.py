@@ -9,8 +9,9 @@ import typer
 from fxtrace.cli.common import Json, StorePlace, resolve_trace
 
 store_app = typer.Typer(
+    rich_markup_mode=None,
     name="store",
-    help="Look after the traces that are kept: how much room they take, whether they are whole, which stay.",
+    help="Look after the traces that are kept.\n\nHow much room they take, whether they are whole, and which stay.",
     no_args_is_help=True,
 )
 
@@ -19,7 +20,7 @@ Traces = Annotated[list[str], typer.Argument(metavar="TRACE", help="Ids of trace
 
 @store_app.command("ls")
 def list_stored(store: StorePlace = None, as_json: Json = False) -> None:
-    """List the traces with their size, last use and pin, newest first.
+    """List the traces with their size, last use and pin.
 
     Example: `fxtrace store ls`
     """
@@ -48,7 +49,9 @@ def verify(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Compare every byte with its checksum; exit with 1 where something is damaged.
+    """Compare every byte with its checksum.
+
+    The exit code is 1 if something is damaged.
 
     Example: `fxtrace store verify latest`
     """
@@ -79,7 +82,9 @@ def gc(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Remove what killed processes left, and with --quota traces that are not pinned.
+    """Remove what killed processes left, and old traces.
+
+    With --quota, the least recently used traces that are not pinned.
 
     Example: `fxtrace store gc --quota 20GiB`
     """

@@ -76,7 +76,9 @@ def sweep(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Say what shapes, parameters, activation bytes and FLOPs come to over a grid of configurations.
+    """Count parameters, bytes and FLOPs over configurations.
+
+    Shapes, parameters, activation bytes and FLOPs over a grid of configurations.
 
     By formulas where a sample confirms them, else by propagation; nothing is computed, and nothing is kept.
     """

@@ -71,7 +71,10 @@ def trace(
     store: StorePlace = None,
     as_json: Json = False,
 ) -> None:
-    """Trace a model, or find the trace that such a request made before."""
+    """Trace a model, or give back the trace made of it before.
+
+    The same request finds the same trace, without loading the model.
+    """
     from fxtrace.cli.look import worth_explaining
     from fxtrace.cli.output import echo_json, progress_bar
     from fxtrace.cli.steps import next_step

@@ -30,7 +30,7 @@ def test_help_lists_every_command_and_imports_none(run: Run) -> None:
     code = "import sys\nfrom fxtrace.cli import app\ntry:\n    app(['--help'])\nfinally:\n    print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     help_text, _, imported = done.stdout.rstrip().rpartition("\n")
-    assert [name for name in COMMANDS if not re.search(rf"^│ {name} ", help_text, re.MULTILINE)] == []
+    assert [name for name in COMMANDS if not re.search(rf"^  {name} ", help_text, re.MULTILINE)] == []
     places = {f"fxtrace.cli.{entry.place.partition(':')[0]}" for entry in COMMANDS.values()}
     assert places & set(imported.split()) == set()
     assert not {"numpy", "pydantic", "fxtrace.graph"} & set(imported.split())
