@@ -167,6 +167,9 @@ class Client(Generic[Array]):
         """Closes the connection; calls under way are cancelled."""
         self._connection.close()
 
+    def __repr__(self) -> str:
+        return f"<Client of {self.address}>"
+
     def __enter__(self) -> Self:
         return self
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Self
 from fxtrace import wire
 from fxtrace.errors import OptionInvalid, StoreDamaged
 from fxtrace.frames import DEFAULT_CHUNK_BYTES, chunk_in, crc32
-from fxtrace.graph import TensorSpec
+from fxtrace.graph import TensorSpec, show_shape
 from fxtrace.v1 import trace_service_pb2 as rpc
 
 if TYPE_CHECKING:
@@ -36,6 +36,9 @@ class RemoteTensor:
         self.spec: TensorSpec = wire.SPEC.decode(header.spec)
         self.shape: tuple[int, ...] = tuple(header.shape)
         self.nbytes: int = header.nbytes
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.tensor}: {self.spec.dtype} {show_shape(self.shape)}>"
 
     def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
         """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time. They are read once.

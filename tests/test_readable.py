@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass, replace
 from functools import cache, cached_property
 from importlib import import_module
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 import fxtrace
 from fxtrace.engine.session import session
 from fxtrace.lock import Lock, Locked
+from fxtrace.service.server import serving
 
 ROLE = "decoder.0.cross_attention.weights"
 
@@ -31,9 +33,6 @@ _LIVE |= {"TensorReader"}
 
 NAMES = (fxtrace.Role, fxtrace.Formula, fxtrace.Sized, fxtrace.Ref, fxtrace.SliceArg, fxtrace.Symbol, Locked)
 """Whose text others compute with, so that it is whole and one line."""
-
-_ELSEWHERE = {"Checked", "Move", "Collected", "Origin", "StoredTrace", "TraceOptions"}
-"""Records whose rooms do not show them yet."""
 
 
 # --------------------------------------------------------------------------------------------------- what is returned
@@ -162,6 +161,10 @@ def shown() -> Mapping[type, list[Any]]:
         Lock("reference", {"d_ff": 64}, trace.configuration, {}, ({"d_ff": 8},), {("roles", ROLE): locked}),
         fxtrace.Refusal("attention", "no product"),
     ]
+    move = fxtrace.Move("roles", ROLE, "float32 (4)", "float32 (5)", ("d_model",))
+    roots += [move, fxtrace.Checked((), (move,)), fxtrace.Checked((), ()), fxtrace.TraceOptions(seed=3)]
+    roots += [fxtrace.TraceOptions(), fxtrace.Origin("ab" * 16, trace.id, "mine.py", "cd" * 16)]
+    roots += [fxtrace.StoredTrace(trace.info, 4096, trace.info.created, True, False), fxtrace.Collected((trace.id,), 9)]
     found: dict[type, list[Any]] = {}
     for each in within(roots):
         found.setdefault(type(each), []).append(each)
@@ -198,7 +201,7 @@ def check(value: Any) -> None:
 
 def test_every_type_is_shown(shown: Mapping[type, list[Any]]) -> None:
     names = {each.__name__ for each in shown}
-    assert {each.__name__ for each in returned()} - names == _LIVE | _ELSEWHERE
+    assert {each.__name__ for each in returned()} - names == _LIVE
     assert {Lock, Locked} <= set(shown)
 
 
@@ -208,6 +211,23 @@ def test_what_is_returned_reads_well(shown: Mapping[type, list[Any]]) -> None:
             check(value)
             if kind is not fxtrace.Picture:  # whose text is the file's
                 assert all(len(line) <= 160 for line in str(value).splitlines()), str(value)
+
+
+def test_what_holds_something_open_says_what(tmp_path: Path) -> None:
+    with (
+        fxtrace.Engine.open(tmp_path / "store") as engine,
+        serving(engine) as address,
+        fxtrace.Client(address) as client,
+    ):
+        trace = engine.trace("reference")
+        readers = engine.open_tensor(trace.id, "softmax"), client.open_tensor(trace.id, "softmax")
+        models = fxtrace.Registry.installed()
+        for each in (engine, engine.store, client, models, models.load("reference"), session(), *readers):
+            assert repr(each).startswith(f"<{type(each).__name__}") or isinstance(each, fxtrace.Model)
+            assert len(repr(each)) < 160
+            assert " object at 0x" not in repr(each)
+            if hasattr(each, "close") and each in readers:
+                each.close()
 
 
 def test_the_size_of_the_data_makes_no_difference(shown: Mapping[type, list[Any]]) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from fxtrace.errors import OptionInvalid
+from fxtrace.ir.text import Readable, assigned, facts
 from fxtrace.ir.trace import SYMBOLIC_TIMEOUT, Progress, Rung, TensorData, TraceRequest
 
 
-@dataclass(frozen=True, slots=True)
-class TraceOptions:
+@dataclass(frozen=True, slots=True, repr=False)
+class TraceOptions(Readable):
     """How a model is to be traced; the fields are those of `TraceRequest`, which says what they mean.
 
     Given as `options=` to `fxtrace.trace`, `Engine.trace` and `Client.trace`. It is a type of its own, so that a
@@ -36,6 +37,16 @@ class TraceOptions:
     symbolic: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     symbolic_timeout: float = SYMBOLIC_TIMEOUT
     progress: Callable[[Progress], None] | None = None
+
+    def _lines(self) -> Iterator[str]:
+        defaults = TraceOptions()
+        changed = {
+            each.name: value
+            for each in fields(self)
+            if each.name != "progress" and (value := getattr(self, each.name)) != getattr(defaults, each.name)
+        }
+        yield assigned(changed) or "as fxtrace chooses"
+        yield from facts(("progress", "reported" if self.progress else ""))
 
     def request(self, model: str, configuration: Mapping[str, Any]) -> TraceRequest:
         """The request that traces a model, by its name, under a configuration."""

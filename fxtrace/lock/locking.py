@@ -13,6 +13,7 @@ from fxtrace.diff import FieldChange, changed_fields, put_field
 from fxtrace.dims import Finding, Formulas, integers, replaced
 from fxtrace.errors import CaptureFailed, FxtraceError, InvalidRequest, OptionInvalid
 from fxtrace.graph import Graph, TensorSpec
+from fxtrace.ir.text import Readable
 from fxtrace.ir.trace import Json, Progress
 from fxtrace.lock.lockfile import Lock, Locked, dumps, loads
 from fxtrace.models import Model, Registry
@@ -28,8 +29,8 @@ _TRIALS, _VALUES = 2, 6
 """On how many configurations beside its own a lock is held, and how many values of a field are tried for them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+@dataclass(frozen=True, slots=True, repr=False)
+class Move(Readable):
     """Something that is not as it was locked.
 
     Attributes:
@@ -54,8 +55,8 @@ class Move:
         return f"{self.section[:-1]} {self.name}: {self.before or 'not there'} → {after} ({reason})"
 
 
-@dataclass(frozen=True, slots=True)
-class Checked:
+@dataclass(frozen=True, slots=True, repr=False)
+class Checked(Readable):
     """What came of a check: the configuration's fields that are not as they were, and all that moved."""
 
     fields: tuple[FieldChange, ...]

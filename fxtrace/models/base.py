@@ -25,6 +25,9 @@ class Model(ABC):
     name: str
     digest: str
 
+    def __repr__(self) -> str:
+        return f"<Model {self.name}>"
+
     @abstractmethod
     def info(self) -> ModelInfo:
         """The model's name, a line about it, and its configuration field by field."""

@@ -7,6 +7,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from fxtrace.errors import ModelInvalid, ModelNotFound, unknown
+from fxtrace.ir.text import listed
 from fxtrace.models.base import Model
 from fxtrace.models.references import HUGGING_FACE, digest_unloaded, split_import_path
 
@@ -24,6 +25,9 @@ class Registry:
         self._references: dict[str, str] = {}
         self._entry_points: dict[str, EntryPoint] = {}
         self._every_family = False
+
+    def __repr__(self) -> str:
+        return f"<Registry of {listed(self.names())}>"
 
     @classmethod
     def installed(cls) -> Registry:

@@ -88,6 +88,9 @@ class Engine:
         self._recent_graph = lru_cache(maxsize=_GRAPHS_KEPT)(store.graph)
         self._recent_result = lru_cache(maxsize=_RESULTS_KEPT)(self._find)
 
+    def __repr__(self) -> str:
+        return f"<Engine over {self._store!r}>"
+
     @classmethod
     def open(
         cls, place: str | Path | None = None, models: Registry | None = None, *, quota_bytes: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import OptionInvalid
 from fxtrace.frames import DEFAULT_CHUNK_BYTES
-from fxtrace.graph import TensorSpec
+from fxtrace.graph import TensorSpec, show_shape
 from fxtrace.store import StoredTensor, TraceFile
 from fxtrace.store.memory import MemoryFile, MemoryTensor
 
@@ -30,6 +30,9 @@ class TensorReader:
         self.shape = part.shape
         self.nbytes = part.nbytes
         self._part, self._file = part, file
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.tensor}: {self.spec.dtype} {show_shape(self.shape)}>"
 
     def chunks(self, chunk_bytes: int = DEFAULT_CHUNK_BYTES) -> Iterator[memoryview]:
         """The part's bytes, little-endian and row-major, at most `chunk_bytes` at a time (but a whole element).

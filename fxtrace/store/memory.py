@@ -15,6 +15,7 @@ from zlib_ng.zlib_ng import crc32
 
 from fxtrace.dims import Formulas
 from fxtrace.graph import Graph, Snapshot
+from fxtrace.ir.text import count_text
 from fxtrace.ir.trace import TraceInfo
 from fxtrace.slices import select
 from fxtrace.store.faults import not_found
@@ -73,6 +74,9 @@ class MemoryStore:
         self._holds: dict[str, int] = {}
         self._lock = threading.RLock()
         self._below = below
+
+    def __repr__(self) -> str:
+        return f"<MemoryStore of {count_text(len(self._traces), 'trace')}>"
 
     def close(self) -> None:
         """Closes the store below."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from zlib_ng.zlib_ng import crc32
+
+from fxtrace.ir.text import Readable, facts
 
 SCHEMA_VERSION = 3
 
@@ -43,8 +46,8 @@ class Row:
         return crc32(repr((self.id, self.blob, self.trace, self.nbytes, self.state, self.pinned)).encode())
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+@dataclass(frozen=True, slots=True, repr=False)
+class Origin(Readable):
     """A request that a trace was made or found for.
 
     Attributes:
@@ -61,6 +64,10 @@ class Origin:
     model: str
     model_digest: str
     at: float = field(default_factory=time.time)
+
+    def _lines(self) -> Iterator[str]:
+        yield f"{self.trace[:8]} from {self.model}"
+        yield from facts(("request", self.digest), ("model's digest", self.model_digest))
 
     @property
     def is_local(self) -> bool:

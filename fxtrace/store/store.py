@@ -18,6 +18,7 @@ from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, TensorSpec
+from fxtrace.ir.text import cut
 from fxtrace.ir.trace import Progress, TraceInfo
 from fxtrace.store.blobs import Blobs, new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger("fxtrace.store")
 _SETTLED_AFTER_SECONDS = 3600  # a file of this age is no longer about to get its row
 _NOTE_USE_EVERY_SECONDS = 60
+
+
+_LONGEST_PLACE = 100
 
 
 class Store:
@@ -68,6 +72,10 @@ class Store:
         self._opened: Index | None = None
         self._files = Files(lambda: self._blobs, lambda: self._index)
         self._open()
+
+    def __repr__(self) -> str:
+        place = self.place if "://" not in self.place else str(parse_place(self.place))  # without its password
+        return f"<Store at {cut(place, _LONGEST_PLACE)}>"
 
     def _open(self) -> None:
         from fxtrace.store.index import Index
