@@ -32,6 +32,7 @@ _LIVE |= {"TensorReader"}
 """What holds something open or does work, rather than says something."""
 
 NAMES = (fxtrace.Role, fxtrace.Formula, fxtrace.Sized, fxtrace.Ref, fxtrace.SliceArg, fxtrace.Symbol, Locked)
+NAMES += (fxtrace.Move, fxtrace.Checked)  # a report, line by line
 """Whose text others compute with, so that it is whole and one line."""
 
 
