@@ -10,7 +10,10 @@ def html_table(headings: tuple[str, ...], rows: Iterable[tuple[str, ...]], *, mo
     """Rows under headings, as an HTML table; `more` rows that are not shown are counted below it."""
     head = "".join(f"<th style='text-align:left'>{escape(each)}</th>" for each in headings)
     body = "".join(
-        "<tr>" + "".join(f"<td style='text-align:left'>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
+        "<tr>"
+        + "".join(f"<td style='text-align:left;white-space:pre-wrap'>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for row in rows
     )
     rest = f"<p>… and {more:,} more</p>" if more > 0 else ""
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{rest}"

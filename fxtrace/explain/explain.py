@@ -49,7 +49,8 @@ def explain(
         NodeNotFound: there is no such thing; the nearest is suggested.
     """
     explaining = _Explaining(graph, formulas, read)
-    notes = () if formulas else (f"No formulas of these sizes were found yet: `fxtrace formulas {trace_id[:8]}`.",)
+    ways = f"`Trace.formulas()` or `fxtrace formulas {trace_id[:8]}`"
+    notes = () if formulas else (f"Formulas of these sizes are not known yet; {ways} finds them.",)
     if snapshot is not None:
         title = f"Snapshot {snapshot.number}: {snapshot.title}"
         if not snapshot.found:

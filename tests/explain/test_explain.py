@@ -109,7 +109,8 @@ def test_a_snapshot_is_explained_by_its_number(engine: Engine, trace: str) -> No
 def test_a_trace_without_formulas_says_what_to_do(engine: Engine) -> None:
     trace = engine.create_trace(TraceRequest("reference", {"d_model": 8}))
     explanation = engine.explain(trace.id, "output.logits")
-    assert explanation.notes == (f"No formulas of these sizes were found yet: `fxtrace formulas {trace.id[:8]}`.",)
+    (note,) = explanation.notes
+    assert f"`fxtrace formulas {trace.id[:8]}`" in note
     assert explanation.tensors[0].formula == ("1", "5", "5")
 
 
