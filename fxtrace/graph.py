@@ -6,7 +6,7 @@ Order matters: nodes stand in execution order, so a node's inputs come before it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import prod
@@ -301,6 +301,17 @@ class Graph(Readable):
         for node in self.nodes:
             yield from node.tensors
 
+    def why_absent(self, what: str, name: str, known: Iterable[str]) -> str:
+        """What is said of a name that is not there: why it was refused, where it is a role that was; or the nearest.
+
+        Args:
+            what: what it was taken for, such as `tensor or role`.
+            name: the name.
+            known: the names that there are.
+        """
+        reasons = [each.reason for each in self.refusals if each.role == name]
+        return f"no '{name}' in this graph: {reasons[0]}" if reasons else unknown(what, name, known)
+
     def tensor(self, name: str) -> TensorSpec:
         """The spec of a tensor, by its name or by the name of a role.
 
@@ -321,7 +332,7 @@ class Graph(Readable):
         if node is not None and len(node.tensors) == 1:
             return node.tensors[0][0]
         raise TensorNotFound(
-            unknown("tensor or role", name, (*self._tensors, *self.by_role)), field="tensor", tensor=name
+            self.why_absent("tensor or role", name, (*self._tensors, *self.by_role)), field="tensor", tensor=name
         )
 
     def _lines(self) -> Iterator[str]:

@@ -31,8 +31,10 @@ _LIVE = {"Engine", "Model", "Registry", "RemoteTensor", "Store", "StoredTensor",
 _LIVE |= {"TensorReader"}
 """What holds something open or does work, rather than says something."""
 
-NAMES = (fxtrace.Role, fxtrace.Formula, fxtrace.Sized, fxtrace.Ref, fxtrace.SliceArg, fxtrace.Symbol, Locked)
-NAMES += (fxtrace.Move, fxtrace.Checked)  # a report, line by line
+REPORTS = (fxtrace.Move, fxtrace.Checked)
+"""Line by line, whole."""
+
+NAMES = (fxtrace.Role, fxtrace.Formula, fxtrace.Sized, fxtrace.Ref, fxtrace.SliceArg, fxtrace.Symbol, Locked, *REPORTS)
 """Whose text others compute with, so that it is whole and one line."""
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from fxtrace.api.text import html_table
-from fxtrace.errors import NodeNotFound, unknown
+from fxtrace.errors import NodeNotFound
 from fxtrace.graph import Graph, Node, show_sizes
 from fxtrace.ir.text import aligned
 
@@ -60,13 +60,13 @@ class Roles(Mapping[str, Node]):
     """
 
     def __init__(self, graph: Graph) -> None:
-        self._nodes = graph.by_role
+        self._graph, self._nodes = graph, graph.by_role
 
     def __getitem__(self, name: str) -> Node:
         try:
             return self._nodes[name]
         except KeyError:
-            raise NodeNotFound(unknown("role", name, self._nodes), field="role", role=name) from None
+            raise NodeNotFound(self._graph.why_absent("role", name, self._nodes), field="role", role=name) from None
 
     def __contains__(self, name: object) -> bool:
         return name in self._nodes  # Mapping's own, and its `get`, expect a KeyError

@@ -113,12 +113,13 @@ def facts(info: TraceInfo, graph: Graph) -> Iterator[tuple[str, str]]:
     inputs = (node for node in graph.nodes if node.op == "placeholder" and node.tensors)
     yield "inputs", listed(map(_tensor, inputs)) or "none"
     yield "outputs", listed(map(_tensor, _returned(graph))) or "none"
+    mode = ", in training mode" if info.training else ""
     equal = {True: ", output bit-equal to the model's", False: ", OUTPUT DIFFERS from the model's", None: ""}
-    yield "captured", f"{info.rung}{equal[info.output_equal]}{'' if info.values else ', shapes only'}"
+    yield "captured", f"{info.rung}{equal[info.output_equal]}{'' if info.values else ', shapes only'}{mode}"
     yield "tensors", f"{info.tensor_count:,} of {bytes_text(info.tensor_bytes)} in {info.node_count:,} nodes"
     yield "labelled", labelled(graph)
-    if graph.refusals:
-        yield "refused", f"{count_text(len(graph.refusals), 'role')}, with reasons: graph.refusals"
+    if graph.refusals and graph.by_role:  # where no role is known at all, that is said above
+        yield "refused", f"{count_text(len(graph.refusals), 'role')}, with reasons: .graph.refusals"
 
 
 def module_rows(graph: Graph) -> list[ModuleRow]:

@@ -12,7 +12,7 @@ from fxtrace.api.arrays import as_chosen
 from fxtrace.api.picture import Picture
 from fxtrace.api.protocol import TraceApi
 from fxtrace.api.selection import Nodes, Roles
-from fxtrace.errors import FxtraceError, OptionInvalid, TensorNotFound, Unmet, unknown
+from fxtrace.errors import FxtraceError, OptionInvalid, TensorNotFound, Unmet
 from fxtrace.graph import Graph, Snapshot, refs
 from fxtrace.ir.trace import IMAGE_FORMATS, Direction, ImageFormat, NodeQuery, Progress, RenderOptions, Theme, TraceInfo
 
@@ -204,7 +204,8 @@ class Trace:
         except TensorNotFound:
             pass
         if node := graph.by_name.get(what) or graph.by_role.get(what):
-            return {name: name for name, _ in node.tensors}
+            returned = (tensor for name in node.inputs for tensor, _ in graph.node(name).tensors)
+            return {name: name for name in (returned if node.op == "output" else (name for name, _ in node.tensors))}
         if within := {name: node for name, node in graph.by_role.items() if name.startswith(f"{what}.")}:
             return {role: name for role, node in within.items() for name, _ in node.tensors[:1]}
         if re.fullmatch(r"#\d{1,9}", what):
@@ -213,7 +214,7 @@ class Trace:
         if _CONDITION.search(what):
             return {name: name for node in self.nodes(what) for name, _ in node.tensors}
         known = (*(name for name, _ in graph.tensors()), *graph.by_role)
-        raise TensorNotFound(unknown("tensor, node or role", what, known), field="tensor", tensor=what)
+        raise TensorNotFound(graph.why_absent("tensor, node or role", what, known), field="tensor", tensor=what)
 
     # ------------------------------------------------------------------------------------------------- what it means
 

@@ -71,8 +71,7 @@ def check(module: nn.Module, inputs: Mapping[str, Any], by_position: int) -> Non
     missing = [name for name, p in named.items() if p.default is p.empty and name not in inputs]
     if missing:
         raise InputError(
-            f"{type(module).__name__}.forward needs {', '.join(missing)}, and the inputs give only "
-            f"{', '.join(inputs) or 'nothing'}",
+            f"{type(module).__name__}.forward needs {', '.join(missing)}; got {', '.join(inputs) or 'no inputs'}",
             field="inputs",
             missing=", ".join(missing),
         )

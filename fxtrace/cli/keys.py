@@ -68,6 +68,9 @@ def list_keys(file: KeyFileOption, as_json: Json = False) -> None:
     listed = read_keys(file)
     if as_json:
         echo_json([{"id": k.id, "name": k.name, "scope": k.scope, "created": k.created} for k in listed])
+    elif not listed:
+        typer.echo(f"there are no keys in {file}")
+        next_step("keys", "new", "NAME", "--scope", "read", "--keys", str(file))
     else:
         grid = table(f"Keys in {file}", "id", "scope", Column("created", rank=1), Column("name", prose=True))
         for key in listed:

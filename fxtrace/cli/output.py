@@ -101,13 +101,15 @@ def _progress_bar() -> Iterator[Callable[[Progress], None]]:
 @contextmanager
 def _progress_lines() -> Iterator[Callable[[Progress], None]]:
     stages: set[str] = set()
-    last = time.monotonic()
+    start = last = time.monotonic()
 
     def report(progress: Progress) -> None:
         nonlocal last
         # Stages may take turns by the hundred: only the first time of one is news.
         if progress.stage in stages and time.monotonic() - last < _LINE_SECONDS:
             return
+        if progress.stage == "wait" and time.monotonic() - start < _LINE_SECONDS:
+            return  # so every call begins
         stages.add(progress.stage)
         last = time.monotonic()
         typer.echo(" ".join(filter(None, (f"{_stage(progress)} ...", _count(progress)))), err=True)

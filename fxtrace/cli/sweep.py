@@ -128,7 +128,7 @@ def _tables(swept: Swept, request: SweepRequest) -> Iterator[Block]:
         "Sweep",
         *(Column(name, right=True) for name in swept.fields),
         *(Column(name, rank, right=True) for name, rank in zip(numbers, ranks, strict=True)),
-        *(Column(name, 4 + place) for place, name in enumerate(swept.tensors)),
+        *(Column(name, below=True) for name in swept.tensors),  # what was asked for is never left out
     )
     for row in valid[:_SHOWN]:
         grid.add(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fxtrace.api import Trace, TraceApi
 from fxtrace.dims import Formulas
-from fxtrace.errors import FormulasAbsent
+from fxtrace.errors import FormulasAbsent, OptionInvalid
 from fxtrace.graph import TensorSpec
 from fxtrace.models import Registry
 from fxtrace.store.blobs import SUFFIX
@@ -48,6 +48,14 @@ def save(trace: Trace, place: str | Path) -> Path | str:
 
         write_trace(data_of(trace), Path(place))
         return Path(place)
+    text = str(place)
+    if "://" not in text and not text.endswith("/") and Path(text).suffix and not Path(text).is_dir():
+        raise OptionInvalid(
+            f"expected a file that ends in {SUFFIX}, or a store's folder or URL; got '{text}'. For other formats there "
+            f"is export(); for a folder of that name, write '{text}/'",
+            field="place",
+            place=text,
+        )
     from fxtrace.service.engine import Engine
 
     with Engine.open(place) as engine:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ import fxtrace
 from fxtrace import wire
 from fxtrace.api.options import TraceOptions
 from fxtrace.capture import Capture, capture
+from fxtrace.errors import OptionInvalid
 from fxtrace.extras import needed_for
 from fxtrace.graph import Graph
 from fxtrace.ir.trace import TracedInput, TraceInfo
@@ -47,6 +49,7 @@ def trace_module(
         CaptureFailed: the module raised, or cannot be captured.
     """
     options = options.for_module()
+    _check_keywords(module, kwargs)
     report = options.progress or (lambda _: None)
     start = time.perf_counter()
     with seeded(options.seed):
@@ -68,6 +71,30 @@ def trace_module(
     info = _describe(_name(module), captured, graph, options, seconds)
     info = replace(info, id=_digest(info, graph, tensors))
     return TraceData(info, graph, snapshots, tensors, make_graph_module=captured.make_graph_module)
+
+
+def _check_keywords(module: Callable[..., Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuses an option of fxtrace's that was given as if it were an input, which a forward's `**kwargs` would take."""
+    given = [each.name for each in fields(TraceOptions) if each.name in kwargs]
+    if not given:
+        return
+    try:
+        called = module.forward if isinstance(module, nn.Module) else module
+        parameters = inspect.signature(called).parameters
+    except (TypeError, ValueError):
+        return
+    takes_any = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+    for name in given:
+        if name not in parameters and not (takes_any and name in _MAY_BE_THE_MODELS):
+            raise OptionInvalid(
+                f"{_name(module)} has no parameter '{name}', which is an option of fxtrace's: give it as "
+                f"options=fxtrace.TraceOptions({name}=...)",
+                field=f"options.{name}",
+            )
+
+
+_MAY_BE_THE_MODELS = {"inputs", "values", "training", "seed", "state", "progress"}
+"""Options whose names a forward that takes any keyword may well know itself."""
 
 
 def _name(module: object) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fxtrace.dims import Formula, Formulas
-from fxtrace.errors import NodeNotFound, unknown
+from fxtrace.errors import NodeNotFound
 from fxtrace.explain.explanation import Explanation, Sized
 from fxtrace.explain.rules import rule
 from fxtrace.graph import Graph, Node, Snapshot
@@ -67,7 +67,7 @@ def explain(
         return explaining.size(what, sizes[what], notes)
     known = (*explaining.blocks(), *sizes, *graph.by_role, *graph.by_name)
     raise NodeNotFound(
-        unknown("node, role, block, named size or snapshot number", what, known), field="what", node=what
+        graph.why_absent("node, role, block, named size or snapshot number", what, known), field="what", node=what
     )
 
 

@@ -16,7 +16,9 @@ _SIGNS = {"add": "+", "sub": "-", "mul": "·", "div": "/"}
 
 def rule(graph: Graph, node: Node) -> str:
     """How a node's shape comes from those of its inputs; only `inputs → result` where no rule is known to hold."""
-    result = node.spec.shape if node.spec is not None else ()
+    if node.spec is None:  # several tensors, or none
+        return ""
+    result = node.spec.shape
     shapes = [spec.shape for spec in (graph.by_name[name].spec for name in node.inputs) if spec is not None]
     weights = [graph.parameters[name].shape for name in node.parameters if name in graph.parameters]
     match node.kind:

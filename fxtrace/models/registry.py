@@ -137,7 +137,19 @@ class Registry:
             ModelInvalid: the file or module does not keep the contract.
             DependencyMissing: PyTorch or transformers is not installed.
         """
-        return self.add(reference) if self._leads(reference) else self.get(reference)
+        if self._leads(reference):
+            return self.add(reference)
+        try:
+            return self.get(reference)
+        except ModelNotFound as error:
+            from fxtrace.models.hf_names import architectures  # reads a file of transformers
+
+            ways = [f"{reference}.py"] if Path(f"{reference}.py").is_file() else []
+            ways += [f"{HUGGING_FACE}{reference}"] if reference in architectures() else []
+            if not ways:
+                raise
+            message = f"no model named '{reference}'; did you mean '{ways[0]}'?"
+            raise ModelNotFound(message, field="model", model=reference) from error
 
     def note(self, reference: str) -> None:
         """Offers the model that `load` would give, without running any of it; one that is on offer already stays.

@@ -219,8 +219,9 @@ def _fused(flow: Flow, call: Node) -> Attention | str:
     elif width is not None:
         attention.factors = [("mul", width[-1] ** -0.5)]
     kernel = f"'{call.name}' is one fused kernel: "
-    attention.refused["scores"] = kernel + "no tensor of the graph holds the scores"
-    attention.refused["weights"] = kernel + "no tensor of the graph holds the weights"
+    apart = "; the option `unfused` has it computed step by step"
+    attention.refused["scores"] = f"{kernel}no tensor of the graph holds the scores{apart}"
+    attention.refused["weights"] = f"{kernel}no tensor of the graph holds the weights{apart}"
     attention.refused["masked_scores"] = attention.refused["scores"]
     if attention.causal_flag and not attention.masks:
         attention.refused["mask"] = kernel + "its causal mask is a flag, not a tensor"

@@ -54,7 +54,7 @@ def _attributed(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, Trace
 
 
 def _by_kept_formulas(found: GraphDiff, engine: Engine, traces: tuple[TraceInfo, TraceInfo], problem: str) -> GraphDiff:
-    """The comparison where a model is not here: attributed only by formulas that were found before."""
+    """The comparison where a model cannot be built here: attributed only by formulas that were found before."""
     kept = False
     sizes = dict(integers(traces[0].configuration)), dict(integers(traces[1].configuration))
     for side, trace in enumerate(traces):

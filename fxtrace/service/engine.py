@@ -17,6 +17,7 @@ from fxtrace.errors import (
     InputError,
     ModelInvalid,
     ModelNotFound,
+    NodeNotFound,
     OptionInvalid,
     SnapshotNotFound,
     Unmet,
@@ -372,8 +373,9 @@ class Engine:
             return self._model(trace.model)
         except ModelNotFound as error:
             raise ModelNotFound(
-                f"trace {trace.id[:8]} is of a model that is not here: {error.message} Name the model by its file or "
-                "import path in place of the trace, or have it offered.",
+                f"trace {trace.id[:8]} is of '{trace.model}', which cannot be built here: {error.message} To have it "
+                "built under other configurations, trace a model by its name, its file (mine.py) or its import path "
+                "(package.module:factory).",
                 **error.metadata,
             ) from error
 
@@ -479,14 +481,25 @@ class Engine:
         number = what.removeprefix("#")
         numbered = number.isdecimal() and len(number) <= 18  # Python turns no text of thousands of digits into an int
         snapshot = self.list_snapshots(trace_id, [int(number)])[0] if numbered else None
-        return explain(
-            self._graph(trace_id),
-            what,
-            snapshot=snapshot,
-            formulas=self._store.formulas(trace_id),
-            read=partial(self.read_tensor, trace_id) if self._store.trace(trace_id).values else None,
-            trace_id=trace_id,
-        )
+        trace, formulas = self._store.trace(trace_id), self._store.formulas(trace_id)
+        try:
+            return explain(
+                self._graph(trace_id),
+                what,
+                snapshot=snapshot,
+                formulas=formulas,
+                read=partial(self.read_tensor, trace_id) if trace.values else None,
+                trace_id=trace_id,
+            )
+        except NodeNotFound:
+            if formulas is not None or what not in trace.configuration:
+                raise
+            raise NodeNotFound(
+                f"'{what}' is a field of the configuration; what it makes is known once formulas are found: "
+                f"`Trace.formulas()` or `fxtrace formulas {trace_id[:8]}`",
+                field="what",
+                node=what,
+            ) from None
 
     def query_nodes(self, trace_id: str, query: NodeQuery) -> QueryResult:
         """The nodes of a trace's graph that a query means, and the paths that it asks for.

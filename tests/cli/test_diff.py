@@ -46,7 +46,7 @@ def test_a_model_file_s_traces_are_found_by_the_start_of_their_ids(run: Run, tmp
     assert "4 → 5 explains 8 nodes" in " ".join(result.stdout.split())
     (tmp_path / "store" / "index.sqlite3").rename(tmp_path / "lost")  # and with it, where the model was
     result = run("diff", ids[0], ids[1])
-    assert "Name the model by its file or import path" in " ".join(result.stdout.split())
+    assert "trace a model by its name, its file (mine.py) or its import path" in " ".join(result.stdout.split())
     assert run("diff", ids[0], ids[0]).stdout.splitlines()[0].endswith(" nodes equal, 0 changed, 0 added, 0 removed")
 
 

@@ -100,14 +100,16 @@ def test_without_the_model_everything_but_the_reasons_is_told(engine: Engine, mo
         by_kept = elsewhere.diff_traces(*(trace.id for trace in traces))
         other = engine.create_trace(TraceRequest("tiny", {"width": 4, "scale": 7.0}))
         lacking = elsewhere.diff_traces(other.id, engine.create_trace(TraceRequest("tiny", {"width": 7})).id)
-        with pytest.raises(ModelNotFound, match=r"of a model that is not here: .* Name the model by its file"):
+        with pytest.raises(ModelNotFound, match=r"which cannot be built here: .* trace a model by its name, its file"):
             elsewhere.find_formulas(other.id)
     assert by_kept.explained == whole.explained
     assert by_kept.notes[0].startswith("attributed only by formulas kept with the traces: trace ")
     assert "no model named 'tiny'" in by_kept.notes[0]
     assert lacking.unexplained == len(lacking.sizes) == len(whole.sizes)
     assert [pair.after for pair in lacking.changed] == [pair.after for pair in whole.changed]
-    assert lacking.notes[0].startswith(f"not attributed: trace {other.id[:8]} is of a model that is not here: ")
+    assert lacking.notes[0].startswith(
+        f"not attributed: trace {other.id[:8]} is of 'tiny', which cannot be built here: "
+    )
 
 
 @pytest.mark.parametrize("values", [(True, False), (False, False)])

@@ -73,7 +73,7 @@ def test_the_command(run: Run, file: Path) -> None:  # noqa: F811
     assert f'"id": "{kept.id}"' in run("keys", "ls", "--keys", file, "--json").stdout
     assert run("keys", "revoke", "nobody", "--keys", file).exit_code == 1
     assert run("keys", "revoke", kept.id, "--keys", file).stdout == f"revoked {kept.id}, the key of ci\n"
-    assert run("keys", "ls", "--keys", file).stdout == ""
+    assert run("keys", "ls", "--keys", file).stdout == f"there are no keys in {file}\n"
     assert run("keys", "new", "ci", "--scope", "all", "--keys", file).exit_code == 2
     refused = run("keys", "ls", "--keys", file.with_name("none"))
     assert "cannot read the keys in" in refused.stderr
