@@ -301,6 +301,12 @@ class Graph(Readable):
         for node in self.nodes:
             yield from node.tensors
 
+    @cached_property
+    def returned(self) -> tuple[Node, ...]:
+        """The nodes whose values the model returns, every one once; of a filtered graph, those that are in it."""
+        names = (name for node in self.nodes if node.op == "output" for name in node.inputs)
+        return tuple(self.by_name[name] for name in dict.fromkeys(names) if name in self.by_name)
+
     def why_absent(self, what: str, name: str, known: Iterable[str]) -> str:
         """What is said of a name that is not there: why it was refused, where it is a role that was; or the nearest.
 

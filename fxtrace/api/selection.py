@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from fxtrace.api.text import html_table
 from fxtrace.errors import NodeNotFound
 from fxtrace.graph import Graph, Node, show_sizes
-from fxtrace.ir.text import aligned
+from fxtrace.ir.text import aligned, count_text
 
 _HEADINGS = ("name", "op", "shape", "dtype", "role")
 _MOST_ROWS = 60
@@ -42,7 +42,7 @@ class Nodes(tuple[Node, ...]):
 
     def __repr__(self) -> str:
         shown = ", ".join(self.names[:4]) + (", …" if len(self) > 4 else "")
-        return f"<{len(self)} node{'' if len(self) == 1 else 's'}{': ' if self else ''}{shown}>"
+        return f"<{count_text(len(self), 'node')}{': ' if self else ''}{shown}>"
 
     def __str__(self) -> str:
         return aligned(_HEADINGS, map(_row, self[:_MOST_ROWS]), more=len(self) - _MOST_ROWS)
@@ -82,7 +82,7 @@ class Roles(Mapping[str, Node]):
         return len(self._nodes)
 
     def __repr__(self) -> str:
-        return f"<{len(self)} role{'' if len(self) == 1 else 's'}>"
+        return f"<{count_text(len(self), 'role')}>"
 
     def __str__(self) -> str:
         return aligned(("role", "shape", "node"), self._rows(), more=len(self) - _MOST_ROWS)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from fxtrace.api.selection import shape_text
 from fxtrace.api.text import html_table
-from fxtrace.graph import Graph, Node, refs, show_sizes
+from fxtrace.graph import Graph, Node
 from fxtrace.ir.text import aligned, bytes_text, count_text, listed
 from fxtrace.ir.text import facts as fact_lines
 from fxtrace.ir.trace import TraceInfo
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 __all__ = [
     "HEADINGS",
     "ModuleRow",
-    "count_text",
     "facts",
     "labelled",
     "module_rows",
@@ -112,7 +111,7 @@ def facts(info: TraceInfo, graph: Graph) -> Iterator[tuple[str, str]]:
     """What else is known of the run, as (name, text)."""
     inputs = (node for node in graph.nodes if node.op == "placeholder" and node.tensors)
     yield "inputs", listed(map(_tensor, inputs)) or "none"
-    yield "outputs", listed(map(_tensor, _returned(graph))) or "none"
+    yield "outputs", listed(map(_tensor, graph.returned)) or "none"
     mode = ", in training mode" if info.training else ""
     equal = {True: ", output bit-equal to the model's", False: ", OUTPUT DIFFERS from the model's", None: ""}
     yield "captured", f"{info.rung}{equal[info.output_equal]}{'' if info.values else ', shapes only'}{mode}"
@@ -249,11 +248,6 @@ def labelled(graph: Graph) -> str:
     return f"{with_role:,} of {len(graph.nodes):,} nodes: {', '.join(shown)}{without}"
 
 
-def _returned(graph: Graph) -> Iterator[Node]:
-    names = (name for node in graph.nodes if node.op == "output" for arg in node.args for name in refs(arg))
-    yield from (graph.by_name[name] for name in dict.fromkeys(names) if name in graph.by_name)
-
-
 def _tensor(node: Node) -> str:
     dtypes = dict.fromkeys(spec.dtype for _, spec in node.tensors)
-    return f"{node.name} {', '.join(show_sizes(spec) for _, spec in node.tensors)} {', '.join(dtypes)}"
+    return f"{node.name} {shape_text(node)} {', '.join(dtypes)}"

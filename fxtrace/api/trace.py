@@ -13,7 +13,7 @@ from fxtrace.api.picture import Picture
 from fxtrace.api.protocol import TraceApi
 from fxtrace.api.selection import Nodes, Roles
 from fxtrace.errors import FxtraceError, OptionInvalid, TensorNotFound, Unmet
-from fxtrace.graph import Graph, Snapshot, refs
+from fxtrace.graph import Graph, Snapshot
 from fxtrace.ir.trace import IMAGE_FORMATS, Direction, ImageFormat, NodeQuery, Progress, RenderOptions, Theme, TraceInfo
 
 if TYPE_CHECKING:
@@ -192,9 +192,7 @@ class Trace:
     @property
     def outputs(self) -> dict[str, Any]:
         """The tensors that the model returned, by name."""
-        returned = [node for node in self.graph.nodes if node.op == "output"]
-        names = dict.fromkeys(name for node in returned for arg in node.args for name in refs(arg))
-        return {tensor: self.read(tensor) for name in names for tensor, _ in self.graph.node(name).tensors}
+        return {tensor: self.read(tensor) for node in self.graph.returned for tensor, _ in node.tensors}
 
     def _names(self, what: str) -> str | dict[str, str]:
         """A tensor's name, or several tensors' by the names they are asked for."""
@@ -204,8 +202,8 @@ class Trace:
         except TensorNotFound:
             pass
         if node := graph.by_name.get(what) or graph.by_role.get(what):
-            returned = (tensor for name in node.inputs for tensor, _ in graph.node(name).tensors)
-            return {name: name for name in (returned if node.op == "output" else (name for name, _ in node.tensors))}
+            nodes = graph.returned if node.op == "output" else (node,)
+            return {name: name for each in nodes for name, _ in each.tensors}
         if within := {name: node for name, node in graph.by_role.items() if name.startswith(f"{what}.")}:
             return {role: name for role, node in within.items() for name, _ in node.tensors[:1]}
         if re.fullmatch(r"#\d{1,9}", what):

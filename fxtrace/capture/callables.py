@@ -120,7 +120,7 @@ def _modules_of(function: Any, seen: tuple[object, ...] = ()) -> Iterator[tuple[
         if not inspect.isroutine(function):
             yield from _among(list(getattr(function, "__dict__", {}).items()), seen)
         return
-    closed = [(name, _content(cell)) for name, cell in zip(code.co_freevars, inner.__closure__ or (), strict=True)]
+    closed = [(name, content(cell)) for name, cell in zip(code.co_freevars, inner.__closure__ or (), strict=True)]
     known = [(name, inner.__globals__[name]) for name in code.co_names if name in inner.__globals__]
     yield from _among([*closed, *known], seen)
 
@@ -137,8 +137,9 @@ def _among(named: list[tuple[str, Any]], seen: tuple[object, ...]) -> Iterator[t
             yield from _modules_of(value, seen)
 
 
-def _content(cell: Any) -> Any:
+def content(cell: Any) -> Any:
+    """What a cell of a closure holds; None where it is not filled yet."""
     try:
         return cell.cell_contents
-    except ValueError:  # not filled yet
+    except ValueError:
         return None

@@ -17,6 +17,7 @@ from torch.backends import cuda
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
+from fxtrace.capture.callables import content
 from fxtrace.capture.calls import invoke
 from fxtrace.capture.source import Place, calling_place
 from fxtrace.graph import Source, Value, tensor_name
@@ -352,15 +353,8 @@ def _python_code_of(function: Any) -> FunctionType | None:
             return each if isinstance(each, FunctionType) else None
         left += [value for value in (getattr(each, "__wrapped__", None), getattr(each, "func", None)) if value]
         cells = getattr(each, "__closure__", None) or ()
-        left += [content for cell in cells if callable(content := _content(cell))]
+        left += [inside for cell in cells if callable(inside := content(cell))]
     return None
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None
 
 
 def _attention_taken_apart() -> Callable[..., Any] | None:

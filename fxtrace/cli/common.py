@@ -21,7 +21,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
@@ -196,16 +195,13 @@ def resolve_trace(api: Api, text: str) -> str:
         NameInvalid: it is none of these, or the start of several ids.
         TraceNotFound: there is no such trace.
     """
-    if not is_trace(text, least_digits=1):
+    from fxtrace.store.naming import is_name
+
+    if not is_name(text):
         raise NameInvalid(
             f"expected a trace's id, the start of one, or 'latest'; got '{text}'", field="trace", trace=text
         )
     return text if len(text) == 32 else api.get_trace(text).id
-
-
-def is_trace(text: str, *, least_digits: int = 4) -> bool:
-    """Whether a text has the form of a trace's id, of the start of one, or is `latest`."""
-    return text == "latest" or bool(re.fullmatch(rf"[0-9a-f]{{{least_digits},32}}", text))
 
 
 @contextmanager

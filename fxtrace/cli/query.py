@@ -43,10 +43,10 @@ def query(
 
     Example: `fxtrace query 'kind == "softmax"'`
     """
-    from fxtrace.api.summary import count_text
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.steps import next_step
     from fxtrace.cli.tables import node_table, path_table, show_on_stdout
+    from fxtrace.ir.text import count_text
     from fxtrace.ir.trace import NodeQuery
 
     asked = NodeQuery(expression, ancestors, descendants, depth, path, pattern)

@@ -8,14 +8,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from fxtrace.cli.common import connect, engine_at, is_trace, resolve_trace, settings_of
+from fxtrace.cli.common import connect, engine_at, resolve_trace, settings_of
 from fxtrace.errors import FxtraceError, ModelNotFound, OptionInvalid
 from fxtrace.ir.trace import Json, Progress, TensorData, TraceInfo, TraceRequest
+from fxtrace.store.naming import is_name
 
 if TYPE_CHECKING:
     from fxtrace.cli.common import Api
 
 Report = Callable[[Progress], None]
+
+_LEAST_DIGITS = 4
+"""Of the beginning of an id, for a text to be taken for one before it is taken for a model's name."""
 
 
 class Sides:
@@ -52,7 +56,7 @@ class Sides:
             )
         if not words:
             raise OptionInvalid("expected a trace or a model, got nothing", field="trace")
-        if len(words) == 1 and is_trace(text):
+        if len(words) == 1 and is_name(text, least_digits=_LEAST_DIGITS):
             trace_id = resolve_trace(self.api, text)
             return self._changed(trace_id, changes, report) if changes else trace_id
         model, *rest = words
@@ -63,7 +67,7 @@ class Sides:
         try:
             return self._create(TraceRequest(model, {**settings_of(rest[1::2]), **(changes or {})}), report)
         except ModelNotFound:
-            if not rest and is_trace(text, least_digits=1):  # too short to be taken for a trace's id at once
+            if not rest and is_name(text):  # too short to be taken for a trace's id at once
                 return resolve_trace(self.api, text)
             raise
 

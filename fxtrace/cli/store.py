@@ -92,6 +92,7 @@ def gc(
 
     from fxtrace.cli.output import echo_json
     from fxtrace.cli.steps import next_step
+    from fxtrace.ir.text import count_text
     from fxtrace.service.engine import Engine
 
     try:
@@ -105,8 +106,7 @@ def gc(
     if as_json:
         echo_json(collected)
     else:
-        traces = "1 trace" if len(collected.evicted) == 1 else f"{len(collected.evicted)} traces"
-        typer.echo(f"removed {traces}, {collected.nbytes:,} bytes in all")
+        typer.echo(f"removed {count_text(len(collected.evicted), 'trace')}, {collected.nbytes:,} bytes in all")
         next_step("store", "ls", store=store)
 
 

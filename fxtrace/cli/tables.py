@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from fxtrace.api.summary import count_text, labelled
 from fxtrace.api.summary import facts as run_facts
+from fxtrace.api.summary import labelled
 from fxtrace.api.summary import title as run_title
 from fxtrace.cli.layout import (
     NO_BREAK,
@@ -26,6 +26,7 @@ from fxtrace.cli.layout import (
 )
 from fxtrace.cli.steps import short_ids
 from fxtrace.graph import Check, Graph, Node, Refusal, Snapshot, TensorSpec, show, show_shape, show_sizes
+from fxtrace.ir.text import count_text
 from fxtrace.ir.trace import Json, ModelInfo, QueryResult, TracedInput, TraceInfo
 
 if TYPE_CHECKING:

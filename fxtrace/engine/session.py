@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from fxtrace.errors import OptionInvalid
 from fxtrace.models import Registry
 from fxtrace.service.engine import Engine
 from fxtrace.store.memory import MemoryStore
+from fxtrace.store.naming import is_name
 from fxtrace.store.place import is_store
 
 
@@ -78,7 +78,7 @@ def load(place: str | Path = "latest", trace: str = "latest") -> Trace:
         from fxtrace.store.single import read_trace
 
         return session().adopt(read_trace(path))
-    if not path.exists() and re.fullmatch(r"latest|[0-9a-f]{1,32}", text):
+    if not path.exists() and is_name(text):
         return Engine.open().load(text)
     if "://" not in text and not is_store(path):
         what = (

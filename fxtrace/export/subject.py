@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fxtrace.errors import FormulasAbsent, OptionInvalid, TensorNotFound
-from fxtrace.graph import Graph, TensorSpec, refs
+from fxtrace.graph import Graph, TensorSpec
 from fxtrace.ir.trace import TraceInfo
 
 if TYPE_CHECKING:
@@ -105,7 +105,4 @@ class Subject:
 
     @property
     def _outputs(self) -> dict[str, TensorSpec]:
-        graph = self.graph
-        returned = (node for node in graph.nodes if node.op == "output")
-        names = dict.fromkeys(name for node in returned for arg in node.args for name in refs(arg))
-        return dict(tensor for name in names for tensor in graph.node(name).tensors)
+        return dict(tensor for node in self.graph.returned for tensor in node.tensors)

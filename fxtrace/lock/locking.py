@@ -272,10 +272,9 @@ def _tensors(graph: Graph, formulas: Formulas | None = None) -> Iterator[tuple[K
                 yield ("inputs", node.target + end), spec, found.get(tensor, ())
             for role in node.roles:
                 yield ("roles", f"{role}{end}"), spec, found.get(tensor, ())
-    outputs = (name for node in graph.nodes if node.op == "output" for name in node.inputs)
-    for place, name in enumerate(outputs):
-        for tensor, spec in graph.node(name).tensors:
-            yield ("outputs", f"{place}{tensor.removeprefix(name)}"), spec, found.get(tensor, ())
+    for place, node in enumerate(graph.returned):
+        for tensor, spec in node.tensors:
+            yield ("outputs", f"{place}{tensor.removeprefix(node.name)}"), spec, found.get(tensor, ())
     for parameter in graph.parameters.values():
         shape = parameter.shape
         spec = TensorSpec(shape, parameter.dtype, (), "", True, 0)

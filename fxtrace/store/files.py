@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -198,6 +198,21 @@ def parse(trace_id: str, read: Callable[[bytes], _T], data: bytes) -> _T:
         return read(data)
     except (DecodeError, FxtraceError, ValueError, TypeError, LookupError) as error:
         raise damaged_trace(trace_id, f"its record cannot be read: {error}") from error
+
+
+def sections_of(trace: TraceInfo, graph: Graph, snapshots: Iterable[Snapshot]) -> dict[str, bytes]:
+    """Everything of a trace but its numbers and formulas, serialised, by the sections' names in its file."""
+    listed = trace_service_pb2.ListSnapshotsResponse(snapshots=map(wire.SNAPSHOT.encode, snapshots))
+    return {
+        TRACE: wire.TRACE.encode(trace).SerializeToString(),
+        GRAPH: wire.encode_graph(graph).SerializeToString(),
+        SNAPSHOTS: listed.SerializeToString(),
+    }
+
+
+def formulas_to_bytes(formulas: Formulas) -> bytes:
+    """The bytes of `FORMULAS`."""
+    return wire.encode_formulas(formulas).SerializeToString(deterministic=True)
 
 
 def trace_from_bytes(data: bytes) -> TraceInfo:

@@ -20,6 +20,11 @@ class Names(Protocol):
         """Up to `limit` ids that begin with some digits."""
 
 
+def is_name(text: str, *, least_digits: int = 1) -> bool:
+    """Whether a text has the form of a trace's id, of the beginning of one, or is `latest`."""
+    return text == LATEST or bool(re.fullmatch(rf"[0-9a-f]{{{least_digits},32}}", text))
+
+
 def resolve(names: Names, text: str) -> str:
     """The id of the trace that a text means. An id is given back as it is, whether there is such a trace or not.
 
@@ -32,7 +37,7 @@ def resolve(names: Names, text: str) -> str:
         if latest is None:
             raise TraceNotFound("there are no traces yet; `fxtrace trace reference` makes one", field="trace")
         return latest
-    if not re.fullmatch(r"[0-9a-f]{1,32}", text):
+    if not is_name(text):
         raise NameInvalid(
             f"expected a trace's id, 32 digits of 0-9 and a-f, the beginning of one, or '{LATEST}'; got '{text}'",
             field="trace",

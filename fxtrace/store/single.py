@@ -9,29 +9,20 @@ from typing import Any, NoReturn
 
 from numpy.typing import NDArray
 
-from fxtrace import wire
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, OptionInvalid, StoreDamaged
 from fxtrace.graph import TensorSpec
 from fxtrace.store.blobs import SUFFIX, Folder, Source
-from fxtrace.store.files import formulas_from_bytes, graph_from_bytes, snapshots_from_bytes, trace_from_bytes
+from fxtrace.store.files import (
+    formulas_from_bytes,
+    formulas_to_bytes,
+    graph_from_bytes,
+    sections_of,
+    snapshots_from_bytes,
+    trace_from_bytes,
+)
 from fxtrace.store.memory import TraceData
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, Head, TraceFile
-from fxtrace.v1 import trace_service_pb2
-
-
-def sections_of(data: TraceData) -> dict[str, bytes]:
-    """Everything of a trace but its numbers, serialised, by the sections' names in its file."""
-    sections = {
-        TRACE: wire.TRACE.encode(data.info).SerializeToString(),
-        GRAPH: wire.encode_graph(data.graph).SerializeToString(),
-        SNAPSHOTS: trace_service_pb2.ListSnapshotsResponse(
-            snapshots=map(wire.SNAPSHOT.encode, data.snapshots)
-        ).SerializeToString(),
-    }
-    if data.formulas is not None:
-        sections[FORMULAS] = wire.encode_formulas(data.formulas).SerializeToString(deterministic=True)
-    return sections
 
 
 def write_trace(data: TraceData, path: Path) -> None:
@@ -40,7 +31,10 @@ def write_trace(data: TraceData, path: Path) -> None:
     Raises:
         OptionInvalid: the file cannot be written.
     """
-    encoded = Encoded(data.info.id, sections_of(data), data.tensors if data.info.values else {})
+    sections = sections_of(data.info, data.graph, data.snapshots)
+    if data.formulas is not None:
+        sections[FORMULAS] = formulas_to_bytes(data.formulas)
+    encoded = Encoded(data.info.id, sections, data.tensors if data.info.values else {})
     try:
         if not path.parent.is_dir():
             raise FileNotFoundError(2, f"there is no folder {path.parent}")

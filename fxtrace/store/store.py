@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fxtrace import wire
 from fxtrace.dims import Formulas
 from fxtrace.dtypes import numpy_dtype
 from fxtrace.errors import FxtraceError, StoreDamaged, TooLarge, TraceNotFound, Unmet
@@ -22,13 +21,20 @@ from fxtrace.ir.text import cut
 from fxtrace.ir.trace import Progress, TraceInfo
 from fxtrace.store.blobs import Blobs, new_name, open_blobs
 from fxtrace.store.faults import DiskFull, damaged_row, not_found, reported
-from fxtrace.store.files import Files, graph_from_bytes, parse, snapshots_from_bytes, trace_from_bytes
+from fxtrace.store.files import (
+    Files,
+    formulas_to_bytes,
+    graph_from_bytes,
+    parse,
+    sections_of,
+    snapshots_from_bytes,
+    trace_from_bytes,
+)
 from fxtrace.store.naming import resolve
 from fxtrace.store.place import parse_place
 from fxtrace.store.row import Origin, Row, State
 from fxtrace.store.stored import Collected, StoredTrace, check_trace_id
 from fxtrace.store.tracefile import FORMULAS, GRAPH, SNAPSHOTS, TRACE, Encoded, TraceFile
-from fxtrace.v1 import trace_service_pb2
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,13 +130,7 @@ class Store:
         Raises:
             TooLarge: the trace and what is pinned are more than the quota; nothing is kept, nothing pushed out.
         """
-        sections = {
-            TRACE: wire.TRACE.encode(trace).SerializeToString(),
-            GRAPH: wire.encode_graph(graph).SerializeToString(),
-            SNAPSHOTS: trace_service_pb2.ListSnapshotsResponse(
-                snapshots=map(wire.SNAPSHOT.encode, snapshots)
-            ).SerializeToString(),
-        }
+        sections = sections_of(trace, graph, snapshots)
         encoded = Encoded(check_trace_id(trace.id), sections, tensors if trace.values else {})
         row = Row(trace.id, new_name(trace.id), sections[TRACE], encoded.nbytes, last_used=time.time())
         with self._index.reading() as connection:
@@ -160,8 +160,7 @@ class Store:
             TooLarge: with them the trace and what is pinned are more than the quota; the trace stays as it was.
         """
         old = self._row(trace_id)
-        section = wire.encode_formulas(formulas).SerializeToString(deterministic=True)
-        encoded = self._files.extended(trace_id, old.blob, {FORMULAS: section})
+        encoded = self._files.extended(trace_id, old.blob, {FORMULAS: formulas_to_bytes(formulas)})
         row = replace(old, blob=new_name(trace_id), nbytes=encoded.nbytes)
         with self._index.reading() as connection:
             self._check_quota(connection, row)
