@@ -71,7 +71,7 @@ class Trace:
 
     @property
     def id(self) -> str:
-        """Digest of everything that determines the trace: 32 hexadecimal digits."""
+        """32 hexadecimal digits: a digest of everything that determines the trace; of a module's, of all it shows."""
         return self.info.id
 
     @property
@@ -341,7 +341,7 @@ class Trace:
         Args:
             path: the file; its ending says the format, such as `.graphml`, `.model-explorer.json` or `.parquet`.
             format: the format's name, where the ending does not say it.
-            tensor: for `.npy`, which tensor: its name, or a role's.
+            tensor: for formats of tensors, its name, its node's or a role's, or the beginning of roles' names.
 
         Returns:
             The file.

@@ -47,7 +47,7 @@ def trace(model: Any, /, *args: Any, **kwargs: Any) -> Trace:
 
     Example:
         >>> t = fxtrace.trace(torch.nn.Linear(8, 2), torch.ones(3, 8))
-        >>> t.outputs["output"].shape
+        >>> t.outputs["linear"].shape
         torch.Size([3, 2])
         >>> fxtrace.trace("reference", d_model=64)["decoder.0.cross_attention.weights"].shape
         torch.Size([1, 4, 5, 6])

@@ -59,5 +59,5 @@ def _of_database(error: exc.DBAPIError) -> Unmet | StoreDamaged:
         return damaged_index(error.orig)
     state = getattr(error.orig, "sqlstate", None) or ""  # none where there is no connection
     if state[:2] in _INSIDE and state != _NO_PRIVILEGE:
-        return damaged_index(first_line(error.orig), "the tables stored_traces, requests and schema_version")
+        return damaged_index(first_line(error.orig), "the tables stored_traces, origins and schema_version")
     return unusable(error.orig, full=state == _DISK_FULL)

@@ -194,8 +194,16 @@ def test_a_deleted_trace_is_never_the_latest(place: Path) -> None:
 
 
 def test_the_beginning_of_several_ids(place: Path) -> None:
+    other = 0xA5 << 120  # its id begins as no other does
+    whole = Store(place)
+    put(whole, other)
+    whole.close()
     store = QuickStore(place)
     with pytest.raises(NameInvalid, match=f"such as {trace_id(3)} and {trace_id(2)}; give more digits"):
         store.resolve("0")
     assert store.resolve(trace_id(3)[:32]) == trace_id(3)
+    for digits in (1, 2, 5, 31):
+        assert store.resolve(trace_id(other)[:digits]) == trace_id(other)
+    with pytest.raises(TraceNotFound, match="no trace's id starts with 'a6'"):
+        store.resolve("a6")
     store.close()

@@ -141,6 +141,7 @@ def test_a_server(place: Place, use: Use) -> None:
         finally:
             server.terminate()
             _, said = server.communicate(timeout=60)
+        assert bool(line) == (not use.absent(place.environment.extras)), said
         assert not place.check(use, (server.returncode, line, said))
 
 
